@@ -1,0 +1,400 @@
+"""The controller: settings, connections, journal and bus together, with one method for each thing a user wants.
+
+This is the library's front door as well as what the command line calls::
+
+    async with Controller.open(load()) as controller:
+        await controller.start(spec, on="a")
+        result = await controller.migrate("web1", to="b", downtime_limit_ms=100)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qmp_migrate.errors import (
+    CommandFailed,
+    GuestExists,
+    GuestUnknown,
+    MigrationCancelled,
+    PreflightRefused,
+    QmpMigrateError,
+    TransportError,
+    UsageError,
+)
+from qmp_migrate.fleet import guests
+from qmp_migrate.fleet.guests import Guest
+from qmp_migrate.hosts import Host, HostAddress, make_host
+from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
+from qmp_migrate.migration.phases import ENDS, Phase
+from qmp_migrate.migration.plan import Plan, make_plan
+from qmp_migrate.migration.reporter import Reporter, Reporters
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.side import Side
+from qmp_migrate.settings import HostSettings, Settings
+from qmp_migrate.vm.names import validate_name
+from qmp_migrate.vm.spec import GuestSpec
+
+CANCEL_WAIT_S: Final = 60.0
+FLUSH_S: Final = 1.0
+
+
+def address_of(name: str, settings: HostSettings) -> HostAddress:
+    """Return how a host is reached, from its settings."""
+    return HostAddress(
+        name=name,
+        address=settings.address,
+        port=settings.port,
+        user=settings.user,
+        identity_file=settings.identity_file.expanduser() if settings.identity_file else None,
+        known_hosts=settings.known_hosts.expanduser() if settings.known_hosts else None,
+        jump=settings.jump,
+        local=settings.address == "local",
+    )
+
+
+@dataclass(slots=True)
+class Controller:
+    """See the module. Made by `open`.
+
+    Attributes:
+        settings: What it was opened with.
+        journal: Its journal.
+    """
+
+    settings: Settings
+    journal: Journal
+    _reporters: tuple[Reporter, ...] = ()
+    _hosts: dict[str, Host] = field(default_factory=dict)
+    _running: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: Settings, *, reporters: Sequence[Reporter] = ()) -> AsyncIterator[Controller]:
+        """Open the journal, begin to connect to the broker (never waiting for it), and close all at the end.
+
+        Args:
+            settings: See `qmp_migrate.settings.load`.
+            reporters: Told of every migration, beside the bus.
+
+        Raises:
+            JournalError: The journal cannot be opened.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            journal = await stack.enter_async_context(await Journal.open(settings.controller.state))
+            told = list(reporters)
+            if settings.mqtt.url is not None:
+                told.append(await stack.enter_async_context(_on_the_bus(settings)))
+            controller = cls(settings, journal, tuple(told))
+            stack.push_async_callback(controller._close_hosts)
+            yield controller
+
+    async def _close_hosts(self) -> None:
+        hosts, self._hosts = self._hosts, {}
+        await asyncio.gather(*(host.close() for host in hosts.values()), return_exceptions=True)
+
+    # -- places ---------------------------------------------------------------------------------------------------
+
+    def host(self, name: str) -> Host:
+        """Return the connection to a host (made when first used; shared).
+
+        Raises:
+            HostUnknown, InvalidName: The settings do not have it.
+        """
+        settings = self.settings.host(name)
+        if name not in self._hosts:
+            self._hosts[name] = make_host(address_of(name, settings))
+        return self._hosts[name]
+
+    def side(self, host: str, vm: str) -> Side:
+        """Return one side: a guest's name on a host, nothing asked yet."""
+        return Side(self.host(host), self.settings.host(host), vm)
+
+    async def find(self, vm: str, *, on: str | None = None) -> Side:
+        """Find the host that a guest is on, by asking all of them (or the one named).
+
+        Raises:
+            GuestUnknown: None of those that answered.
+            ConfigError: More than one.
+            TransportError: The host that was named cannot be asked.
+        """
+        validate_name(vm, "guest name")
+        names = [on] if on is not None else list(self.settings.hosts)
+        if on is not None:
+            await self.host(on).connect()
+        found, unreachable = await guests.look_for([self.side(name, vm) for name in names])
+        return guests.one_place(vm, found, unreachable)
+
+    # -- guests ---------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: GuestSpec, *, on: str) -> Guest:
+        """Start a guest on a host; see `guests.start`.
+
+        Raises:
+            GuestExists: A host that answers has one of that name.
+        """
+        names = list(self.settings.hosts)
+        side = self.side(on, spec.name)
+        await side.host.connect()
+        found, _unreachable = await guests.look_for([self.side(name, spec.name) for name in names if name != on])
+        if found:
+            raise GuestExists(
+                f"a guest named {spec.name} is already on {found[0].name}",
+                hint="names are unique in a fleet: choose another one",
+                host=found[0].name,
+            )
+        return await guests.start(side, spec, self.journal)
+
+    async def list_guests(self, *, on: str | None = None) -> tuple[list[Guest], list[str]]:
+        """Return all guests of all hosts (or one), and a line for each host that could not be asked."""
+        names = [on] if on is not None else list(self.settings.hosts)
+        for name in names:
+            self.settings.host(name)
+
+        async def ask(name: str) -> list[Guest] | str:
+            try:
+                return await guests.list_host(lambda vm: self.side(name, vm), name)
+            except (TransportError, CommandFailed) as error:
+                if on is not None:
+                    raise
+                return str(error)
+
+        answers = await asyncio.gather(*(ask(name) for name in names))
+        lost = [answer for answer in answers if isinstance(answer, str)]
+        return [guest for answer in answers if not isinstance(answer, str) for guest in answer], lost
+
+    async def show(self, vm: str, *, on: str | None = None) -> Guest:
+        """Return one guest as it is now. Raises as `find` does."""
+        return await guests.look_at(await self.find(vm, on=on))
+
+    async def stop(self, vm: str, *, on: str | None = None, force: bool = False, timeout: float = 30.0) -> None:
+        """Stop a guest; see `guests.stop`. One whose QEMU has ended already is only cleaned up."""
+        validate_name(vm, "guest name")
+        try:
+            side = await self.find(vm, on=on)
+        except GuestUnknown:
+            listed, _ = await self.list_guests(on=on)
+            ended = [guest for guest in listed if guest.name == vm]
+            if not ended:
+                raise
+            side = self.side(ended[0].host, vm)
+        await guests.stop(side, force=force, timeout=timeout)
+
+    # -- migrations -----------------------------------------------------------------------------------------------
+
+    async def plan(self, request: MigrationRequest) -> tuple[Plan, Side, Side]:
+        """Look at everything that a migration would need; changes nothing.
+
+        Raises:
+            UsageError: The guest is on the destination already.
+            NotFound, TransportError, MonitorError, RemoteError: Something is not there or cannot be asked.
+        """
+        self.settings.host(request.destination)
+        destination = self.side(request.destination, request.vm)
+        connecting = asyncio.create_task(destination.host.connect())
+        try:
+            source = await self.find(request.vm, on=request.source)
+        except QmpMigrateError:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            raise
+        if source.name == request.destination:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            raise UsageError(
+                f"{request.vm} is already on {request.destination}",
+                hint="name another host with --to",
+                host=source.name,
+            )
+        await connecting
+        try:
+            return await make_plan(request, source, destination, self.journal), source, destination
+        except BaseException:
+            await source.detach()
+            raise
+
+    async def check(self, request: MigrationRequest) -> Plan:
+        """Preflight only; changes nothing. Raises as `plan` does."""
+        plan, source, _destination = await self.plan(request)
+        await source.detach()
+        return plan
+
+    async def migrate(
+        self,
+        vm: str | MigrationRequest,
+        *,
+        to: str | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
+        **options: Any,
+    ) -> MigrationResult:
+        """Move a guest.
+
+        Args:
+            vm: The guest's name, or a whole request.
+            to: The destination, with a name.
+            on_plan: Called with the plan before anything is touched.
+            options: Further fields of `MigrationRequest`, for example ``downtime_limit_ms=100``.
+
+        Returns:
+            The result: the guest runs at the destination.
+
+        Raises:
+            PreflightRefused: A check failed; nothing was touched.
+            LockBusy: Another controller holds the guest.
+            MigrationCancelled, NotConverging, MigrationFailed: It runs on at the source where the error says so.
+            OutcomeUnknown: Parked for a person.
+            QmpMigrateError: See `plan`. Every error has the result document in its ``result``.
+        """
+        request = vm if isinstance(vm, MigrationRequest) else MigrationRequest(vm, to or "", **options)
+        reporter = Reporters(self._reporters)
+        cancel = self._running[request.id] = asyncio.Event()
+        result = MigrationResult(
+            id=request.id,
+            vm=request.vm,
+            source=request.source or "",
+            destination=request.destination,
+            mode=request.mode,
+        )
+        try:
+            plan, source, destination = await self.plan(request)
+            result.source = source.name
+            try:
+                return await self._migrate(request, plan, source, destination, result, reporter, cancel, on_plan)
+            finally:
+                await source.detach()
+                await destination.detach()
+        except QmpMigrateError as error:
+            result.error = result.error or error.to_dict()
+            error.result = result
+            raise
+        finally:
+            del self._running[request.id]
+
+    async def _migrate(
+        self,
+        request: MigrationRequest,
+        plan: Plan,
+        source: Side,
+        destination: Side,
+        result: MigrationResult,
+        reporter: Reporter,
+        cancel: asyncio.Event,
+        on_plan: Callable[[Plan], None] | None,
+    ) -> MigrationResult:
+        if on_plan is not None:
+            on_plan(plan)
+        if plan.refused:
+            raise PreflightRefused(
+                f"{request.vm} cannot be moved to {request.destination}: {plan.refused[0]}"
+                + (f" (and {len(plan.refused) - 1} more)" if len(plan.refused) > 1 else ""),
+                failures=plan.refused,
+                hint="nothing was touched; see: qmp-migrate check",
+                host=request.destination,
+            )
+        result.warnings += [check.text for check in plan.checks if check.status == "warn"]
+        if cancel.is_set():
+            raise MigrationCancelled("cancelled before anything was touched", host=source.name)
+        await self.journal.begin(
+            id=request.id,
+            vm=request.vm,
+            source=source.name,
+            destination=destination.name,
+            mode=request.mode,
+            request={
+                "downtime_limit_ms": request.downtime_limit_ms,
+                "bandwidth_bytes_per_s": request.bandwidth_bytes_per_s,
+                "encrypt": request.encrypt,
+                "source_process": source.process.words if source.process else None,
+                "source_directory": source.directory,
+                "destination_directory": destination.directory,
+            },
+        )
+        await self.journal.enter(request.id, Phase.PREFLIGHT)
+        engine = Engine(
+            request=request,
+            source=source,
+            destination=destination,
+            argv=tuple(plan.derived.command.argv()),
+            running=plan.running,
+            journal=self.journal,
+            reporter=reporter,
+            result=result,
+            cancel=cancel,
+        )
+        reporter.phase(engine.view())
+        await engine.run()
+        if engine.error is not None:
+            raise engine.error
+        return result
+
+    def cancel_here(self) -> int:
+        """Cancel every migration that this controller drives (Ctrl-C). Returns how many."""
+        for event in self._running.values():
+            event.set()
+        return len(self._running)
+
+    async def cancel(self, migration: str) -> MigrationRecord:
+        """Ask the controller that drives a migration to cancel it, and wait until it has ended.
+
+        Args:
+            migration: Its id, or a unique beginning of it.
+
+        Returns:
+            The record as it ended; it may have completed before the cancel was seen.
+
+        Raises:
+            MigrationUnknown: No such migration.
+            UsageError: It has ended already, or its controller is gone.
+        """
+        record = await self.journal.get(migration)
+        if record.phase in ENDS or record.outcome is not None:
+            raise UsageError(
+                f"migration {record.id} has ended already: {record.outcome}", hint="see: qmp-migrate history"
+            )
+        if controller_lives(record.controller) is False:
+            raise UsageError(
+                f"the controller of migration {record.id} is gone (pid {record.controller.get('pid')})",
+                hint=f"QEMU goes on by itself; see what is known: qmp-migrate status {record.id}",
+            )
+        await self.journal.request_cancel(record.id)
+        try:
+            async with asyncio.timeout(CANCEL_WAIT_S):
+                while (record := await self.journal.get(record.id)).outcome is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise UsageError(
+                f"migration {record.id} has not obeyed the cancel within {CANCEL_WAIT_S:g} s (phase {record.phase})",
+                hint="it is still asked to; look again with: qmp-migrate status",
+            ) from None
+        return record
+
+
+@contextlib.asynccontextmanager
+async def _on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
+    """Publish this controller and its migrations for as long as the block lasts; never waits for the broker."""
+    from qmp_migrate.bus.address import BrokerAddress
+    from qmp_migrate.bus.reporter import MqttReporter, controller_client
+    from qmp_migrate.bus.topics import Topics
+
+    mqtt = settings.mqtt
+    assert mqtt.url is not None
+    address = BrokerAddress.parse(
+        mqtt.url,
+        username=mqtt.username,
+        password_file=mqtt.password_file,
+        ca_file=mqtt.ca_file,
+        cert_file=mqtt.cert_file,
+        key_file=mqtt.key_file,
+    )
+    name = f"ctl-{secrets.token_hex(4)}"
+    client = controller_client(address, Topics(mqtt.root), name)
+    client.start()
+    try:
+        yield MqttReporter(client, name)
+    finally:
+        await client.close(FLUSH_S)

@@ -1,0 +1,289 @@
+"""Guests on hosts: find, list, start, stop. A guest is found by asking the hosts, never by remembering."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid as uuids
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from qmp_migrate.errors import (
+    CommandFailed,
+    ConfigError,
+    FileFailed,
+    GuestExists,
+    GuestUnknown,
+    LaunchFailed,
+    MigrationFailed,
+    MonitorBusy,
+    QmpMigrateError,
+    TransportError,
+)
+from qmp_migrate.hosts.process import ProcessId, identify, launch, list_all, wait_gone
+from qmp_migrate.migration import locks
+from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_host, probe_binary
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.rollback import remove_guest_directory
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import migration as qmp
+from qmp_migrate.qemu import states
+from qmp_migrate.vm.argv import build_argv
+from qmp_migrate.vm.spec import DiskSpec, GuestSpec
+
+QUIT_S: Final = 20.0
+_GOES_ON: Final = 0.1
+
+# $1 path  $2 format  $3 bytes  $4 qemu-img beside the QEMU binary
+_MAKE_DISK: Final = """
+set -eu
+[ -e "$1" ] && exit 0
+img=$4; [ -x "$img" ] || img=qemu-img
+umask 077
+"$img" create -q -f "$2" -- "$1" "$3"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest as it is now.
+
+    Attributes:
+        state: QEMU's run state; ``busy`` where another client holds the monitor, ``ended`` where its QEMU has ended,
+            ``unknown`` where it does not answer.
+        migration: ``query-migrate`` status while a migration is under way, else None.
+        memory_bytes, vcpus: 0 where QEMU could not be asked.
+    """
+
+    name: str
+    host: str
+    state: str
+    pid: int | None
+    migration: str | None = None
+    memory_bytes: int = 0
+    vcpus: int = 0
+    uuid: str | None = None
+    directory: str = ""
+
+
+async def look_for(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
+    """Return the sides on which the guest's QEMU lives, and one line for each host that could not be asked."""
+
+    async def ask(side: Side) -> Side | str | None:
+        try:
+            await side.host.connect()
+            side.process = await identify(side.host, side.directory)
+        except (TransportError, CommandFailed) as error:
+            return str(error)
+        return side if side.process is not None else None
+
+    answers = await asyncio.gather(*(ask(side) for side in sides))
+    return [a for a in answers if isinstance(a, Side)], [a for a in answers if isinstance(a, str)]
+
+
+def one_place(name: str, found: Sequence[Side], unreachable: Sequence[str]) -> Side:
+    """Return the one side where a guest is.
+
+    A destination in the middle of a migration is a QEMU of that name too: the source is told by its run state later.
+
+    Raises:
+        GuestUnknown: On none of the hosts that answered.
+        ConfigError: On more than one: two guests share a name, which is shown and never merged.
+    """
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        hint = "see: qmp-migrate vm list"
+        if unreachable:
+            hint = f"these hosts could not be asked: {'; '.join(unreachable)}"
+        raise GuestUnknown(f"no host has a guest named {name!r}", hint=hint)
+    hosts = ", ".join(sorted(side.name for side in found))
+    raise ConfigError(
+        f"{name!r} is on more than one host: {hosts}",
+        hint="say which one with --from HOST; if a migration of it was interrupted, see: qmp-migrate status",
+    )
+
+
+async def list_host(side_of: Any, host_name: str) -> list[Guest]:
+    """Return all guests of one host.
+
+    Args:
+        side_of: Makes a `Side` for a guest's name on this host.
+        host_name: The host.
+
+    Raises:
+        TransportError, CommandFailed: It cannot be asked.
+    """
+    any_side: Side = side_of("any")
+    await any_side.host.connect()
+    found = await list_all(any_side.host, any_side.settings.run_dir)
+
+    async def describe(name: str, process: ProcessId | None) -> Guest:
+        side: Side = side_of(name)
+        side.process = process
+        return await look_at(side)
+
+    guests = await asyncio.gather(*(describe(name, process) for name, process in sorted(found.items())))
+    return list(guests)
+
+
+async def look_at(side: Side) -> Guest:
+    """Ask one guest's QEMU what it is. Never raises: what cannot be learnt is said in `Guest.state`."""
+    base: dict[str, Any] = {"name": side.vm, "host": side.name, "directory": side.directory}
+    if side.process is None:
+        return Guest(**base, state="ended", pid=None)
+    base["pid"] = side.process.pid
+    try:
+        monitor = await side.attach()
+        status = await qmp.run_status(monitor, timeout=2)
+        info = await qmp.query(monitor, timeout=2)
+        memory = await monitor.execute("query-memory-size-summary", timeout=2)
+        vcpus = await monitor.execute("query-cpus-fast", timeout=2)
+        uuid = await monitor.execute("query-uuid", timeout=2)
+        return Guest(
+            **base,
+            state=status.status,
+            migration=info.status if states.under_way(info.status) else None,
+            memory_bytes=int(memory.get("base-memory", 0)) + int(memory.get("plugged-memory", 0)),
+            vcpus=len(vcpus),
+            uuid=str(uuid.get("UUID")),
+        )
+    except MonitorBusy:
+        return Guest(**base, state="busy")
+    except (QmpMigrateError, AttributeError, TypeError, ValueError):
+        return Guest(**base, state="unknown")
+    finally:
+        await side.detach()
+
+
+async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
+    """Start a guest on a host.
+
+    Raises:
+        GuestExists: One of that name is there.
+        LaunchFailed: QEMU did not start; carries its standard error.
+        ConfigError, FileFailed: Something the spec asks for is not on the host.
+    """
+    host, settings = side.host, side.settings
+    await host.connect()
+    facts = await gather_host(host, settings, spec.name)
+    if not facts.qemu_stamp:
+        raise LaunchFailed(
+            f"{settings.qemu} is not an executable file",
+            hint="install QEMU on that host (Debian: apt-get install qemu-system-x86), or correct its `qemu` setting",
+            host=side.name,
+        )
+    if facts.run_dir in {"unwritable", "uncreatable"}:
+        raise FileFailed(
+            f"{settings.run_dir} cannot be written",
+            hint=f"as root there: install -d -m 700 -o {settings.user or 'USER'} {settings.run_dir}",
+            host=side.name,
+        )
+    accel, binary = await _choose_accel(side, spec, facts, journal)
+    machine = binary.machines.get(spec.machine)
+    if machine is None:
+        raise LaunchFailed(
+            f"QEMU {binary.version} does not know the machine type {spec.machine!r}",
+            hint=f"see: {settings.qemu} -machine help",
+            host=side.name,
+        )
+    spec = spec.model_copy(update={"machine": machine, "cpu": _pin_cpu(spec.cpu, binary)})
+    lock = await locks.hold(side, "vm start")
+    try:
+        if (await identify(host, side.directory)) is not None:
+            raise GuestExists(
+                f"a guest named {spec.name} is already there",
+                hint="choose another name, or stop that one: qmp-migrate vm stop",
+                host=side.name,
+            )
+        for disk in spec.disk:
+            await _make_disk(side, disk)
+        command = build_argv(
+            spec,
+            binary=settings.qemu,
+            directory=side.directory,
+            accel=accel,
+            uuid=spec.uuid or str(uuids.uuid4()),
+        )
+        side.process = await launch(host, directory=side.directory, argv=command.argv())
+        return await look_at(side)
+    finally:
+        with contextlib.suppress(QmpMigrateError):
+            await lock.release()
+
+
+def _pin_cpu(cpu: str, binary: BinaryFacts) -> str:
+    """Replace a CPU model's alias by what it stands for here; features behind it stay."""
+    model, comma, features = cpu.partition(",")
+    return binary.cpu_aliases.get(model, model) + comma + features
+
+
+async def _choose_accel(
+    side: Side, spec: GuestSpec, facts: HostFacts, journal: Journal
+) -> tuple[Literal["kvm", "tcg"], BinaryFacts]:
+    """Choose the accelerator: what the spec says, or KVM where a QEMU really starts with it, else TCG."""
+    if spec.accel == "tcg" or (spec.accel == "auto" and not facts.kvm):
+        return "tcg", await probe_binary(side.host, side.settings, facts, "tcg", journal)
+    try:
+        return "kvm", await probe_binary(side.host, side.settings, facts, "kvm", journal)
+    except LaunchFailed:
+        if spec.accel == "kvm":
+            raise
+        return "tcg", await probe_binary(side.host, side.settings, facts, "tcg", journal)
+
+
+async def _make_disk(side: Side, disk: DiskSpec) -> None:
+    if disk.size is None:
+        return
+    beside = side.settings.qemu.rpartition("/")[0] + "/qemu-img"
+    try:
+        await side.host.script(_MAKE_DISK, [disk.path, disk.image_format, str(disk.size), beside], timeout=60)
+    except CommandFailed as error:
+        raise FileFailed(
+            f"the disk {disk.path} could not be made: {error.stderr.strip() or error.message}",
+            hint="is its directory there and writable, and is qemu-img installed (Debian: qemu-utils)?",
+            host=side.name,
+        ) from error
+
+
+async def stop(side: Side, *, force: bool, timeout: float) -> None:
+    """Stop a guest and remove its directory.
+
+    Args:
+        side: Where it is.
+        force: End its QEMU at once; else ask the guest to power off and wait.
+        timeout: Seconds the guest has to power off.
+
+    Raises:
+        LockBusy: It is being migrated.
+        MigrationFailed: It did not power off in time; it runs on.
+    """
+    lock = await locks.hold(side, "vm stop")
+    try:
+        if side.process is not None and not await _end(side, force=force, timeout=timeout):
+            raise MigrationFailed(
+                f"{side.vm} did not power off within {timeout:g} s and runs on",
+                safe_at_source=False,
+                code="not_stopped",
+                hint="it may not listen to the power button: --force ends it at once",
+                host=side.name,
+            )
+        await remove_guest_directory(side)
+    finally:
+        with contextlib.suppress(QmpMigrateError):
+            await lock.release()
+
+
+async def _end(side: Side, *, force: bool, timeout: float) -> bool:
+    assert side.process is not None
+    try:
+        monitor = await side.attach()
+        await monitor.execute("quit" if force else "system_powerdown")
+    except QmpMigrateError:
+        if not force:
+            raise
+    await side.detach()
+    if await wait_gone(side.host, side.process, QUIT_S if force else timeout):
+        return True
+    return force and await side.kill()

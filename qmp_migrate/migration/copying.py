@@ -1,0 +1,290 @@
+"""From ``migrate`` to the source's ``completed``: events for transitions, ``query-migrate`` for numbers.
+
+Both monitors' events and the poll's answers go through one queue, in order of arrival, so that nothing here ever waits
+for a QEMU whose main loop is busy switching. Polling is at 4 Hz, ten times as fast when the end is near, and slow once
+the guest is stopped: between STOP and RESUME there is one thing of ours, the ``cont``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qmp_migrate.errors import MigrationFailed, MonitorError, MonitorLost, NotConverging
+from qmp_migrate.migration import convergence
+from qmp_migrate.migration.convergence import Sample
+from qmp_migrate.migration.progress import ProgressMeter
+from qmp_migrate.migration.reporter import Progress
+from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import migration as qmp
+from qmp_migrate.qemu import states
+from qmp_migrate.qemu.migration import MigrationInfo
+from qmp_migrate.qemu.monitor import Event, Monitor
+
+POLL_S: Final = 0.25
+NEAR_END_POLL_S: Final = 0.025
+STOPPED_POLL_S: Final = 2.0
+NEAR_END_S: Final = 0.5
+"""What is left takes less than this: poll faster, and make the journal ready for the commit."""
+
+EVENTS: Final = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED")
+
+
+class CancelRequested(Exception):
+    """Somebody asked for a cancel; the engine rolls back."""
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What happened when, on the controller's monotonic clock, seconds; None: not yet.
+
+    Attributes:
+        stopped: STOP at the source.
+        completed: The source's ``completed``.
+        loaded: The destination's ``completed``.
+        resumed: RESUME at the destination.
+        resets: How often the guest reset itself on the way.
+    """
+
+    started: float = 0.0
+    stopped: float | None = None
+    completed: float | None = None
+    loaded: float | None = None
+    resumed: float | None = None
+    resets: int = 0
+
+    @property
+    def blackout_ms(self) -> float:
+        """STOP at the source to RESUME at the destination, milliseconds; 0 before both are known."""
+        if self.stopped is None or self.resumed is None:
+            return 0.0
+        return round((self.resumed - self.stopped) * 1000, 1)
+
+
+@dataclass(slots=True)
+class Copying:
+    """One run of the passes.
+
+    Attributes:
+        timeline: What happened when.
+        last: The latest ``query-migrate`` of the source that had numbers.
+        connected: Set when the first bytes have travelled: connection and handshake are done.
+        steps: What the convergence policy did, with reasons.
+    """
+
+    source: Side
+    destination: Side
+    request: MigrationRequest
+    cancel: asyncio.Event
+    on_progress: Callable[[Progress], None]
+    on_step: Callable[[str], None]
+    on_near_end: Callable[[], None]
+    on_stopped: Callable[[], None]
+    timeline: Timeline = field(default_factory=Timeline)
+    last: MigrationInfo = field(default_factory=MigrationInfo)
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+    steps: list[str] = field(default_factory=list)
+    _limit_ms: int = 0
+    _samples: list[Sample] = field(default_factory=list)
+    _pass_began: asyncio.Event = field(default_factory=asyncio.Event)
+    _queue: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Listen to both monitors; opened before ``migrate`` is sent, closed after the destination runs."""
+        source, destination = await self.source.attach(), await self.destination.attach()
+        with source.events(*EVENTS) as of_source, destination.events(*EVENTS) as of_destination:
+            tasks = [
+                asyncio.create_task(self._forward("source", of_source)),
+                asyncio.create_task(self._forward("destination", of_destination)),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _forward(self, side: str, stream: AsyncIterator[Event]) -> None:
+        async for event in stream:
+            if side == "destination" and event.name == "RESUME":
+                self.timeline.resumed = event.at
+            self._queue.put_nowait((side, event))
+        self._queue.put_nowait((side, None))
+
+    async def run(self, address: str, port: int) -> None:
+        """Start the migration and return when the source is ``completed`` and the destination has loaded.
+
+        Raises:
+            CancelRequested: The guest may still run on at the source.
+            MigrationFailed: QEMU gave up, or the guest ended itself.
+            NotConverging: The policy gave up.
+            MonitorLost: A monitor is gone: the state is unknown until both sides are asked again.
+        """
+        self._limit_ms = convergence.first_limit_ms(self.request.downtime_limit_ms)
+        self.timeline.started = time.monotonic()
+        source = await self.source.attach()
+        await qmp.start(source, address, port)
+        meter = ProgressMeter(self.request.id)
+        poller = asyncio.create_task(self._poll(source))
+        cancelled = asyncio.create_task(self._await_cancel())
+        try:
+            while self.timeline.completed is None or self.timeline.loaded is None:
+                origin, item = await self._queue.get()
+                if origin == "cancel":
+                    raise CancelRequested
+                if isinstance(item, MigrationInfo):
+                    await self._on_numbers(item, meter, source)
+                elif isinstance(item, MonitorError):
+                    raise item
+                elif item is None:
+                    raise MonitorLost(f"the {origin}'s monitor closed during the migration", host=self._host(origin))
+                else:
+                    self._on_event(origin, item)
+        finally:
+            for task in (poller, cancelled):
+                task.cancel()
+            await asyncio.gather(poller, cancelled, return_exceptions=True)
+
+    def _host(self, origin: str) -> str:
+        return self.source.name if origin == "source" else self.destination.name
+
+    async def _await_cancel(self) -> None:
+        await self.cancel.wait()
+        self._queue.put_nowait(("cancel", None))
+
+    async def _poll(self, source: Monitor) -> None:
+        """Put numbers into the queue, as often as they are of use."""
+        while True:
+            try:
+                info = await qmp.query(source)
+            except MonitorLost:
+                return  # the event stream tells
+            except MonitorError as error:
+                self._queue.put_nowait(("source", error))
+                return
+            self._queue.put_nowait(("source", info))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval(info)):
+                    await self._pass_began.wait()
+            self._pass_began.clear()
+
+    def _interval(self, info: MigrationInfo) -> float:
+        if self.timeline.stopped is not None:
+            return STOPPED_POLL_S
+        ram = info.ram
+        if ram and ram.throughput_bytes_per_s and ram.remaining < ram.throughput_bytes_per_s * NEAR_END_S:
+            return NEAR_END_POLL_S if ram.passes <= 1 else NEAR_END_POLL_S * 2
+        return POLL_S
+
+    def _on_event(self, origin: str, event: Event) -> None:
+        if origin == "source":
+            self._on_source_event(event)
+        elif event.name == "MIGRATION" and event.data.get("status") == "completed":
+            self.timeline.loaded = event.at
+        elif event.name in {"RESUME", "SHUTDOWN"} and self.timeline.completed is None:
+            raise MigrationFailed(
+                f"the destination reports {event.name} before the source was completed",
+                safe_at_source=False,
+                code="unexpected_event",
+                host=self.destination.name,
+            )
+
+    def _on_source_event(self, event: Event) -> None:
+        match event.name:
+            case "MIGRATION":
+                self._on_status(str(event.data.get("status")), event.at)
+            case "MIGRATION_PASS":
+                self._pass_began.set()  # what remains is known best when a pass begins
+            case "STOP":
+                self.timeline.stopped = event.at
+                self.on_stopped()
+            case "RESUME":
+                self.timeline.stopped = None
+            case "RESET":
+                self.timeline.resets += 1
+            case "SHUTDOWN" if self.timeline.completed is None:
+                by_guest = bool(event.data.get("guest"))
+                raise MigrationFailed(
+                    "the guest powered itself off while it was being moved"
+                    if by_guest
+                    else f"the source QEMU was told to end ({event.data.get('reason', 'unknown')}) during the migration",
+                    safe_at_source=False,
+                    code="guest_shutdown" if by_guest else "source_ended",
+                    hint="start it again where you want it; nothing is left at the destination",
+                    host=self.source.name,
+                )
+            case "GUEST_PANICKED":
+                raise MigrationFailed(
+                    "the guest panicked while it was being moved; it is left at the source as it is",
+                    safe_at_source=False,
+                    code="guest_panicked",
+                    hint="look at its serial log, dump it, or reset it there",
+                    host=self.source.name,
+                )
+
+    def _on_status(self, status: str, at: float) -> None:
+        if status == "completed":
+            self.timeline.completed = at
+        elif status in {"failed", "cancelled"}:
+            raise MigrationFailed(
+                f"QEMU ended the migration: {status}" + (f": {self.last.error_desc}" if self.last.error_desc else ""),
+                safe_at_source=True,
+                host=self.source.name,
+            )
+
+    async def _on_numbers(self, info: MigrationInfo, meter: ProgressMeter, source: Monitor) -> None:
+        if info.status in states.TERMINAL:
+            # The event was lost or has not come yet: the state itself counts.
+            self.last = info if info.ram else self.last.model_copy(update={"error_desc": info.error_desc})
+            if self.timeline.completed is None:
+                self._on_status(info.status, time.monotonic())
+            if self.timeline.loaded is None:
+                await self._ask_destination()
+            return
+        if info.ram is None or info.status in states.IDLE:
+            return
+        self.last = info
+        if info.ram.transferred > 0:
+            self.connected.set()
+        if self.timeline.stopped is not None:
+            return
+        self.on_progress(meter.read(info, elapsed_ms=int((time.monotonic() - self.timeline.started) * 1000)))
+        left_s = info.ram.remaining / info.ram.throughput_bytes_per_s if info.ram.throughput_bytes_per_s else None
+        if info.ram.passes > 1 or (left_s is not None and left_s < 2 * NEAR_END_S):
+            self.on_near_end()
+        await self._converge(info, source)
+
+    async def _ask_destination(self) -> None:
+        monitor = await self.destination.attach()
+        if (await qmp.query(monitor)).status == "completed":
+            self.timeline.loaded = time.monotonic()
+
+    async def _converge(self, info: MigrationInfo, source: Monitor) -> None:
+        ram = info.ram
+        if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s:
+            return
+        if self._samples and self._samples[-1].pass_number == ram.passes:
+            return
+        self._samples.append(Sample(ram.passes, ram.remaining, ram.throughput_bytes_per_s, self._limit_ms))
+        step = convergence.next_step(self._samples, allowed_ms=self.request.downtime_limit_ms)
+        if step.kind == "raise-downtime-limit":
+            await source.execute("migrate-set-parameters", {"downtime-limit": step.limit_ms})
+            self._limit_ms = step.limit_ms
+            self._tell(step.reason)
+        elif step.kind == "give-up":
+            self._tell(step.reason)
+            raise NotConverging(
+                f"the guest dirties memory faster than it can be moved: {step.reason}",
+                hint="allow a longer pause (--downtime-limit), more --bandwidth, or make the guest quieter",
+                host=self.source.name,
+            )
+
+    def _tell(self, reason: str) -> None:
+        self.steps.append(reason)
+        self.on_step(reason)

@@ -1,0 +1,378 @@
+"""The journal: what a migration intends and what came of it, on disk before it happens.
+
+SQLAlchemy Core on SQLite (write-ahead log, ``synchronous=FULL``: a commit is on the disk when the call returns), or on
+PostgreSQL by URL. All access runs in one thread of its own, so that the event loop never waits for a disk, and in one
+order: a result that is written "soon" is on disk before the next intent is.
+
+Two kinds of write:
+
+* `Journal.intent` returns when the record is durable. It goes *before* each act that cannot be taken back by itself.
+* `Journal.result` returns at once; it is written with the next intent. Losing it to a crash costs a question to QEMU,
+  nothing else, since recovery asks both sides anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+
+from qmp_migrate.errors import JournalError, MigrationUnknown
+from qmp_migrate.migration.phases import Phase
+
+SCHEMA: Final = 1
+_T = TypeVar("_T")
+
+_metadata = sa.MetaData()
+_meta = sa.Table("meta", _metadata, sa.Column("schema", sa.Integer, primary_key=True))
+_migrations = sa.Table(
+    "migrations",
+    _metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("vm", sa.String, nullable=False, index=True),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("destination", sa.String, nullable=False),
+    sa.Column("mode", sa.String, nullable=False),
+    sa.Column("phase", sa.String, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False, default=0),
+    sa.Column("rev", sa.Integer, nullable=False, default=0),
+    sa.Column("outcome", sa.String),
+    sa.Column("owner", sa.String),
+    sa.Column("may_have_run", sa.Boolean, nullable=False, default=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
+    sa.Column("controller", sa.JSON, nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+_entries = sa.Table(
+    "entries",
+    _metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("migration", sa.String, nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("act", sa.String, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+_probes = sa.Table(
+    "probes",
+    _metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRecord:
+    """One row of the journal's migrations, as it is on disk.
+
+    Attributes:
+        phase: The last phase that was entered.
+        epoch: The guest's fencing number that this migration holds.
+        may_have_run: The destination may have executed the guest (written before ``cont`` is sent).
+        controller: Who drives it: ``host``, ``pid``, ``start_time``, ``boot_id``.
+        started_at: Seconds since the epoch; ``updated_at`` likewise.
+        result: The result document once it has ended.
+    """
+
+    id: str
+    vm: str
+    source: str
+    destination: str
+    mode: str
+    phase: Phase
+    epoch: int
+    rev: int
+    outcome: str | None
+    owner: str | None
+    may_have_run: bool
+    cancel_requested: bool
+    controller: dict[str, Any]
+    request: dict[str, Any]
+    result: dict[str, Any] | None
+    started_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a migration's story: ``kind`` is intent, result, phase or note."""
+
+    seq: int
+    at: float
+    kind: str
+    act: str
+    data: dict[str, Any]
+
+
+class Journal:
+    """The journal behind one URL. Use as ``async with await Journal.open(url) as journal``."""
+
+    def __init__(self, engine: sa.Engine, executor: ThreadPoolExecutor, url: str) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._url = url
+        self._pending: list[dict[str, Any]] = []
+
+    @classmethod
+    async def open(cls, url: str) -> Journal:
+        """Open (and where it is new, create) a journal.
+
+        Raises:
+            JournalError: The place cannot be written, the file is not a journal, or is of a newer version.
+        """
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        try:
+            engine = await asyncio.get_running_loop().run_in_executor(executor, _open_engine, url)
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            executor.shutdown(wait=False)
+            raise JournalError(
+                f"cannot open the journal {url}: {_short(error)}",
+                hint='set [controller] state = "sqlite:////path/you/may/write" in the settings',
+            ) from error
+        except JournalError:
+            executor.shutdown(wait=False)
+            raise
+        return cls(engine, executor, url)
+
+    async def __aenter__(self) -> Journal:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Write what is pending and close."""
+        if self._pending:
+            await self._run(self._write, [])
+        await self._run(lambda _connection: None)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.dispose)
+        self._executor.shutdown(wait=False)
+
+    async def _run(self, work: Callable[..., _T], *args: Any) -> _T:
+        def call() -> _T:
+            with self._engine.begin() as connection:
+                return work(connection, *args)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except sa.exc.SQLAlchemyError as error:
+            raise JournalError(
+                f"the journal {self._url} failed: {_short(error)}",
+                hint="is its disk full, or its file system read-only?",
+            ) from error
+
+    def _take_pending(self) -> list[dict[str, Any]]:
+        pending, self._pending = self._pending, []
+        return pending
+
+    @staticmethod
+    def _write(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            connection.execute(_entries.insert(), rows)
+
+    @staticmethod
+    def _row(migration: str, kind: str, act: str, data: dict[str, Any]) -> dict[str, Any]:
+        return {"migration": migration, "at": time.time(), "kind": kind, "act": act, "data": data}
+
+    async def begin(
+        self, *, id: str, vm: str, source: str, destination: str, mode: str, request: dict[str, Any]
+    ) -> None:
+        """Record that a migration was requested. Durable on return."""
+        now = time.time()
+        row = {
+            "id": id,
+            "vm": vm,
+            "source": source,
+            "destination": destination,
+            "mode": mode,
+            "phase": Phase.REQUESTED.value,
+            "controller": this_controller(),
+            "request": request,
+            "started_at": now,
+            "updated_at": now,
+        }
+        await self._run(lambda connection: connection.execute(_migrations.insert(), row))
+
+    async def intent(self, migration: str, act: str, **data: Any) -> None:
+        """Record what is about to be done. Durable on return, together with all results so far.
+
+        Raises:
+            JournalError: It could not be written; then the act must not happen.
+        """
+        rows = [*self._take_pending(), self._row(migration, "intent", act, data)]
+        await self._run(self._write, rows)
+
+    def result(self, migration: str, act: str, **data: Any) -> None:
+        """Record what came of an act; durable with the next intent, phase or close."""
+        self._pending.append(self._row(migration, "result", act, data))
+
+    def note(self, migration: str, act: str, **data: Any) -> None:
+        """Record something worth telling later; durable like a `result`."""
+        self._pending.append(self._row(migration, "note", act, data))
+
+    async def enter(self, migration: str, phase: Phase, **columns: Any) -> None:
+        """Record that a phase was entered. Durable on return.
+
+        Args:
+            migration: Its id.
+            phase: The phase.
+            columns: Columns to change with it: ``epoch``, ``outcome``, ``owner``, ``result``, ``may_have_run``.
+        """
+        rows = [*self._take_pending(), self._row(migration, "phase", phase.value, {})]
+        values = {"phase": phase.value, "updated_at": time.time(), "rev": _migrations.c.rev + 1, **columns}
+
+        def work(connection: sa.Connection) -> None:
+            self._write(connection, rows)
+            connection.execute(_migrations.update().where(_migrations.c.id == migration).values(values))
+
+        await self._run(work)
+
+    async def arm_commit(self, migration: str) -> None:
+        """Record that from now on the destination may run the guest (DESIGN rule 4). Durable on return."""
+        rows = [*self._take_pending(), self._row(migration, "intent", "commit", {})]
+
+        def work(connection: sa.Connection) -> None:
+            self._write(connection, rows)
+            connection.execute(_migrations.update().where(_migrations.c.id == migration).values(may_have_run=True))
+
+        await self._run(work)
+
+    async def request_cancel(self, migration: str) -> None:
+        """Ask the controller that drives a migration to cancel it.
+
+        Raises:
+            MigrationUnknown: No such migration.
+        """
+        statement = _migrations.update().where(_migrations.c.id == migration).values(cancel_requested=True)
+        if (await self._run(lambda connection: connection.execute(statement).rowcount)) == 0:
+            raise _unknown(migration)
+
+    async def cancel_requested(self, migration: str) -> bool:
+        """Tell whether somebody asked for a cancel."""
+        statement = sa.select(_migrations.c.cancel_requested).where(_migrations.c.id == migration)
+        return bool(await self._run(lambda connection: connection.execute(statement).scalar()))
+
+    async def get(self, migration: str) -> MigrationRecord:
+        """Return one migration; a unique beginning of its id is enough.
+
+        Raises:
+            MigrationUnknown: None, or more than one, begins so.
+        """
+        rows = await self._select(_migrations.c.id.startswith(migration, autoescape=True), limit=2)
+        if len(rows) != 1:
+            raise _unknown(migration)
+        return rows[0]
+
+    async def migrations(self, *, vm: str | None = None, limit: int = 50) -> list[MigrationRecord]:
+        """Return the latest migrations, newest first."""
+        return await self._select(_migrations.c.vm == vm if vm is not None else sa.true(), limit=limit)
+
+    async def _select(self, condition: sa.ColumnElement[bool], *, limit: int) -> list[MigrationRecord]:
+        statement = sa.select(_migrations).where(condition).order_by(_migrations.c.started_at.desc()).limit(limit)
+
+        def work(connection: sa.Connection) -> list[MigrationRecord]:
+            return [
+                MigrationRecord(**{**row, "phase": Phase(row["phase"])})
+                for row in connection.execute(statement).mappings()
+            ]
+
+        return await self._run(work)
+
+    async def entries(self, migration: str) -> list[Entry]:
+        """Return the story of one migration, oldest first."""
+        await self._run(self._write, self._take_pending())
+        columns = [_entries.c[name] for name in ("seq", "at", "kind", "act", "data")]
+        statement = sa.select(*columns).where(_entries.c.migration == migration).order_by(_entries.c.seq)
+        return await self._run(lambda c: [Entry(**row) for row in c.execute(statement).mappings()])
+
+    async def probe(self, key: str) -> Any | None:
+        """Return what was remembered under a key (what a QEMU binary can do), or None."""
+        statement = sa.select(_probes.c.value).where(_probes.c.key == key)
+        return await self._run(lambda connection: connection.execute(statement).scalar())
+
+    async def remember_probe(self, key: str, value: Any) -> None:
+        """Remember a probe's answer; the key must change whenever the answer may."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(_probes.delete().where(_probes.c.key == key))
+            connection.execute(_probes.insert(), {"key": key, "value": value, "at": time.time()})
+
+        await self._run(work)
+
+
+def this_controller() -> dict[str, Any]:
+    """Return the identity of this process: who drives a migration."""
+    stat = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start_time": int(stat[19]),
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+    }
+
+
+def controller_lives(controller: dict[str, Any]) -> bool | None:
+    """Tell whether the controller of a record still runs: True/False with proof, None from another machine."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    if controller.get("boot_id") != boot_id:
+        return False if controller.get("host") == socket.gethostname() else None
+    try:
+        stat = Path(f"/proc/{int(controller['pid'])}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except (OSError, KeyError, ValueError):
+        return False
+    return stat[0] not in {"Z", "X"} and int(stat[19]) == controller.get("start_time")
+
+
+def _unknown(migration: str) -> MigrationUnknown:
+    return MigrationUnknown(f"the journal has no migration {migration!r}", hint="see: qmp-migrate history")
+
+
+def _short(error: BaseException) -> str:
+    original = getattr(error, "orig", None)
+    return str(original or error).splitlines()[0]
+
+
+def _open_engine(url: str) -> sa.Engine:
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = sa.create_engine(url, connect_args={"timeout": 10.0}, json_serializer=_dump)
+        sa_event.listen(engine, "connect", _sqlite_pragmas)
+    else:
+        engine = sa.create_engine(url, json_serializer=_dump)
+    with engine.begin() as connection:
+        _metadata.create_all(connection)
+        known = connection.execute(sa.select(_meta.c.schema)).scalar()
+        if known is None:
+            connection.execute(_meta.insert(), {"schema": SCHEMA})
+        elif known != SCHEMA:
+            raise JournalError(
+                f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
+            )
+    return engine
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _sqlite_pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()

@@ -1,0 +1,128 @@
+"""From a wish to a plan: look at both hosts, derive the destination's command line, judge. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qmp_migrate.errors import GuestUnknown, QmpMigrateError
+from qmp_migrate.hosts.process import identify
+from qmp_migrate.migration import preflight
+from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_all, gather_host, path_states, probe_binary
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.preflight import Check, Situation
+from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import migration as qmp
+from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
+from qmp_migrate.settings import HostSettings
+from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.derive import Derived, derive_destination
+from qmp_migrate.vm.paths import required_paths
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be done, and whether it may be.
+
+    Attributes:
+        checks: Every check, in the order in which they are shown.
+        derived: The destination's command line and what is different about it.
+        running: The guest runs now.
+        ram_bytes: The guest's memory.
+    """
+
+    checks: list[Check]
+    derived: Derived
+    running: bool
+    ram_bytes: int
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """The failed checks, one line each; empty: it may be done."""
+        return preflight.failures(self.checks)
+
+
+async def make_plan(request: MigrationRequest, source: Side, destination: Side, journal: Journal) -> Plan:
+    """Look at everything and judge it.
+
+    Raises:
+        GuestUnknown: No QEMU of that name runs on the source.
+        MonitorError, TransportError, RemoteError: Something could not be asked; nothing was touched.
+    """
+    if source.process is None:
+        source.process = await identify(source.host, source.directory)
+    if source.process is None:
+        raise GuestUnknown(
+            f"no guest {request.vm!r} runs on {source.name}", hint="see: qmp-migrate vm list", host=source.name
+        )
+    there, here, other, (run, info, version) = await gather_all(
+        gather_host(destination.host, destination.settings, request.vm),
+        gather_host(source.host, source.settings, request.vm, pid=source.process.pid),
+        identify(destination.host, destination.directory),
+        _ask(source),
+    )
+    command = CommandLine.parse(here.cmdline)
+    accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
+    source_binary = await probe_binary(source.host, source.settings, here, accel, journal)
+    destination_binary = await _try_probe(destination, there, accel, journal)
+    machine, cpu = command.machine, command.cpu
+    derived = derive_destination(
+        command,
+        binary=destination.settings.qemu,
+        source_dir=source.directory,
+        dest_dir=destination.directory,
+        path_map=join_path_maps(source.settings, destination.settings),
+        machine=source_binary.machines.get(machine) if machine else None,
+        cpu=source_binary.cpu_aliases.get(cpu) if cpu else None,
+        address_map={source.migration_address: destination.migration_address},
+    )
+    paths = await path_states(destination.host, [use.path for use in required_paths(derived.command)])
+    situation = Situation(
+        request=request,
+        source=source.settings,
+        destination=destination.settings,
+        source_facts=here,
+        destination_facts=there,
+        source_binary=source_binary,
+        destination_binary=destination_binary,
+        command=command,
+        derived=derived,
+        run_state=run.status,
+        info=info,
+        source_version=version,
+        paths=paths,
+        guest_at_destination=other is not None,
+    )
+    return Plan(preflight.judge(situation), derived, run.running, command.memory_bytes)
+
+
+async def _ask(side: Side) -> tuple[RunStatus, MigrationInfo, str]:
+    monitor = await side.attach()
+    version = (await monitor.execute("query-version"))["qemu"]
+    return (
+        await qmp.run_status(monitor),
+        await qmp.query(monitor),
+        f"{version['major']}.{version['minor']}.{version['micro']}",
+    )
+
+
+async def _try_probe(
+    side: Side, facts: HostFacts, accel: str, journal: Journal
+) -> BinaryFacts | QmpMigrateError | None:
+    if not facts.qemu_stamp:
+        return None
+    try:
+        return await probe_binary(side.host, side.settings, facts, accel, journal)
+    except QmpMigrateError as error:
+        return error
+
+
+def join_path_maps(source: HostSettings, destination: HostSettings) -> dict[str, str]:
+    """Return the map from the source's paths to the destination's.
+
+    A host's ``path_map`` says ``{path elsewhere = path here}``; what the source maps is first taken back to "elsewhere".
+    """
+    joined = dict(destination.path_map)
+    for elsewhere, here in source.path_map.items():
+        joined[here] = destination.path_map.get(elsewhere, elsewhere)
+    return joined

@@ -1,0 +1,282 @@
+"""Everything that can be known before a guest is touched. Gathering is in `facts`; judging is here, and is pure.
+
+A FAIL refuses the migration (exit code 3), a WARN is told and goes into the result. QEMU itself compares next to
+nothing: an extra device or another CPU model on one side completes "successfully", so what is not checked here is not
+checked at all.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from qmp_migrate.errors import ConfigError, QmpMigrateError
+from qmp_migrate.migration.facts import BinaryFacts, HostFacts
+from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.qemu import states
+from qmp_migrate.qemu.migration import MigrationInfo
+from qmp_migrate.settings import HostSettings
+from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.derive import Derived
+from qmp_migrate.vm.names import check_socket_path
+from qmp_migrate.vm.paths import required_paths
+from qmp_migrate.vm.units import format_size
+
+Status = Literal["ok", "warn", "fail"]
+
+MEMORY_RESERVE: Final = 64 << 20
+"""Bytes that a QEMU needs beside the guest's memory, at least."""
+
+SAME_CPU_ONLY: Final = frozenset({"host", "max"})
+"""CPU models that are whatever the host has: not migration-safe between different hosts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of ``qmp-migrate check``.
+
+    Attributes:
+        id: Stable, for programs.
+        status: ``ok``, ``warn`` or ``fail``.
+        text: What was found.
+        hint: What to do about it, ``""`` where nothing needs doing.
+        host: The host it concerns, or None.
+    """
+
+    id: str
+    status: Status
+    text: str
+    hint: str = ""
+    host: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return it for ``--json``."""
+        return {"id": self.id, "status": self.status, "text": self.text, "hint": self.hint, "host": self.host}
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that was gathered about one wish.
+
+    Attributes:
+        command: The source's argv, from ``/proc``.
+        derived: What the destination would be started with.
+        run_state: The guest's.
+        info: The source's ``query-migrate``.
+        paths: For each path of the derived command: its state on the destination.
+        guest_at_destination: A live QEMU is in the destination's directory for that name.
+    """
+
+    request: MigrationRequest
+    source: HostSettings
+    destination: HostSettings
+    source_facts: HostFacts
+    destination_facts: HostFacts
+    source_binary: BinaryFacts
+    destination_binary: BinaryFacts | QmpMigrateError | None
+    command: CommandLine
+    derived: Derived
+    run_state: str
+    info: MigrationInfo
+    source_version: str
+    paths: Mapping[str, str]
+    guest_at_destination: bool
+
+
+def judge(s: Situation) -> list[Check]:
+    """Return all checks of a situation, in the order in which they are shown."""
+    return [
+        Check("ssh-source", "ok", f"{s.source_facts.name} answers", host=s.source_facts.name),
+        Check("ssh-destination", "ok", f"{s.destination_facts.name} answers", host=s.destination_facts.name),
+        *_guest(s),
+        *_binary(s),
+        *_derivation(s),
+        *_memory(s),
+        *_files(s),
+        *_places(s),
+    ]
+
+
+def failures(checks: list[Check]) -> tuple[str, ...]:
+    """Return the failed checks as lines."""
+    return tuple(f"{c.text}" + (f" ({c.hint})" if c.hint else "") for c in checks if c.status == "fail")
+
+
+def _guest(s: Situation) -> list[Check]:
+    name, where = s.request.vm, s.source_facts.name
+    checks = []
+    if s.run_state in states.RUNNING_STATES:
+        checks.append(Check("guest", "ok", f"{name} runs on {where} (QEMU {s.source_version})", host=where))
+    elif s.run_state in {"paused", "suspended"}:
+        checks.append(
+            Check("guest", "warn", f"{name} is {s.run_state} on {where}: it will arrive {s.run_state}", host=where)
+        )
+    else:
+        hint = "cont it, or start it anew" if s.run_state == "postmigrate" else "start it again first"
+        checks.append(Check("guest", "fail", f"{name} is {s.run_state} on {where}", hint, where))
+    if states.under_way(s.info.status):
+        text = f"a migration of {name} is already under way ({s.info.status})"
+        checks.append(Check("idle", "fail", text, "wait for it, or cancel it", where))
+    else:
+        checks.append(Check("idle", "ok", "no migration of it is under way", host=where))
+    locked = {f.name: f.locked_by for f in (s.source_facts, s.destination_facts) if f.locked_by}
+    for host, who in locked.items():
+        checks.append(
+            Check("lock", "fail", f"another controller holds {name} on {host}: {who}", "try again later", host)
+        )
+    if s.info.blocked_reasons:
+        checks += [
+            Check("blocked", "fail", f"QEMU refuses to migrate it: {reason}", "remove or replace that device", where)
+            for reason in s.info.blocked_reasons
+        ]
+    else:
+        checks.append(Check("blocked", "ok", "every device of it can be migrated", host=where))
+    return checks
+
+
+def _binary(s: Situation) -> list[Check]:
+    where, path = s.destination_facts.name, s.destination.qemu
+    if not s.destination_facts.qemu_stamp:
+        hint = "install QEMU there, or correct the host's `qemu` setting"
+        return [Check("qemu", "fail", f"{path} is not an executable file on {where}", hint, where)]
+    if not isinstance(s.destination_binary, BinaryFacts):
+        error = s.destination_binary
+        text = error.message if error else "unknown"
+        return [Check("qemu", "fail", f"{path} on {where}: {text}", (error.hint or "") if error else "", where)]
+    binary = s.destination_binary
+    checks = [Check("qemu", "ok", f"QEMU {binary.version} at {path} on {where}", host=where)]
+    if _numbers(binary.version) < _numbers(s.source_version):
+        text = f"{where} has the older QEMU ({binary.version} after {s.source_version})"
+        checks.append(Check("version", "warn", text, "newer to older is best effort only", where))
+    return [*checks, *_machine(s, binary), *_cpu(s, binary)]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _machine(s: Situation, binary: BinaryFacts) -> list[Check]:
+    where = s.destination_facts.name
+    wanted = s.derived.command.machine
+    if wanted is None or wanted not in binary.machines:
+        versions = ", ".join(sorted(name for name in binary.machines.values() if name.startswith("pc-q35"))[-3:])
+        return [
+            Check(
+                "machine",
+                "fail",
+                f"QEMU {binary.version} on {where} does not know the machine type {wanted}",
+                f"a guest keeps its machine type until it is powered off; the newest there: {versions}",
+                where,
+            )
+        ]
+    if wanted in binary.deprecated:
+        return [Check("machine", "warn", f"machine type {wanted} is deprecated on {where}", "it will go there", where)]
+    return [Check("machine", "ok", f"machine type {wanted} is known on {where}", host=where)]
+
+
+def _cpu(s: Situation, binary: BinaryFacts) -> list[Check]:
+    where = s.destination_facts.name
+    model = s.derived.command.cpu
+    if model is None:
+        return [Check("cpu", "ok", "the machine type's default CPU model", host=where)]
+    if model in SAME_CPU_ONLY:
+        lacking = s.source_facts.cpu_flags - s.destination_facts.cpu_flags
+        if "kvm" in s.command.accelerators and (lacking or s.source_facts.cpu_model != s.destination_facts.cpu_model):
+            text = f"-cpu {model} is the CPU of {s.source_facts.name} ({s.source_facts.cpu_model}); {where} has another"
+            if lacking:
+                text += f" that lacks {_some(sorted(lacking))}"
+            return [Check("cpu", "fail", text, "start the guest with a named CPU model that both hosts have", where)]
+        return [Check("cpu", "ok", f"CPU model {model}: both hosts have the same CPU", host=where)]
+    if model not in binary.cpus:
+        text = f"QEMU on {where} does not know the CPU model {model}"
+        return [Check("cpu", "fail", text, "a newer QEMU there may", where)]
+    lacking_there = set(binary.cpus[model]) - set(s.source_binary.cpus.get(model, ()))
+    if lacking_there:
+        text = f"CPU model {model}: {where} cannot give {_some(sorted(lacking_there))}, which the guest may use now"
+        hint = "the guest may crash there: choose a model that both hosts have, and restart it once"
+        return [Check("cpu", "fail", text, hint, where)]
+    if s.source_binary.cpus.get(model):
+        text = f"CPU model {model} is incomplete on both hosts ({_some(list(binary.cpus[model]))})"
+        return [Check("cpu", "ok", text, host=where)]
+    return [Check("cpu", "ok", f"CPU model {model} is complete on {where}", host=where)]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _derivation(s: Situation) -> list[Check]:
+    where = s.destination_facts.name
+    checks = [Check("argv", "fail", text, host=where) for text in s.derived.refusals]
+    checks += [Check("argv", "warn", text, host=where) for text in s.derived.warnings]
+    accel = s.command.accelerators
+    if "kvm" in accel and not s.destination_facts.kvm:
+        hint = "load the kvm module there and let the SSH user open /dev/kvm"
+        checks.append(Check("accel", "fail", f"/dev/kvm cannot be used on {where}", hint, where))
+    return checks or [Check("argv", "ok", "its command line can be taken over", host=where)]
+
+
+def _memory(s: Situation) -> list[Check]:
+    where, free = s.destination_facts.name, s.destination_facts.mem_available
+    try:
+        need = s.command.memory_bytes + MEMORY_RESERVE
+    except ConfigError as error:
+        return [Check("memory", "warn", f"its memory size is not understood: {error.message}", host=where)]
+    text = f"{format_size(need)} needed on {where}, {format_size(free)} free"
+    if need > free:
+        return [Check("memory", "fail", f"not enough memory: {text}", "free some there, or choose another host", where)]
+    return [Check("memory", "ok", f"memory: {text}", host=where)]
+
+
+def _files(s: Situation) -> list[Check]:
+    where = s.destination_facts.name
+    checks = []
+    for use in required_paths(s.derived.command):
+        state = s.paths.get(use.path, "absent")
+        if state == "absent":
+            hint = "put it there, share the storage, or map it with the host's path_map"
+            checks.append(Check("files", "fail", f"{use.kind} {use.path} is not on {where}", hint, where))
+        elif state == "unreadable" or (use.writable and state != "writable"):
+            what = "read" if state == "unreadable" else "written"
+            hint = "give the SSH user of that host access to it"
+            checks.append(Check("files", "fail", f"{use.kind} {use.path} cannot be {what} on {where}", hint, where))
+    return checks or [Check("files", "ok", f"all its images and files are on {where}", host=where)]
+
+
+def _places(s: Situation) -> list[Check]:
+    where, settings = s.destination_facts.name, s.destination
+    checks = []
+    match s.destination_facts.run_dir:
+        case "writable":
+            checks.append(Check("run-dir", "ok", f"{settings.run_dir} on {where} can be written", host=where))
+        case "absent":
+            checks.append(Check("run-dir", "ok", f"{settings.run_dir} on {where} can be made", host=where))
+        case _:
+            hint = f"make it and give it to the SSH user: install -d -m 700 -o USER {shlex.quote(settings.run_dir)}"
+            checks.append(Check("run-dir", "fail", f"{settings.run_dir} on {where} cannot be written", hint, where))
+    try:
+        check_socket_path(f"{settings.run_dir}/{s.request.vm}/agent.sock")
+        checks.append(Check("sockets", "ok", "socket paths are short enough", host=where))
+    except ConfigError as error:
+        checks.append(Check("sockets", "fail", error.message, error.hint or "", where))
+    if s.guest_at_destination:
+        hint = "stop that guest, or give this one another name"
+        checks.append(Check("name", "fail", f"{where} already runs a guest named {s.request.vm}", hint, where))
+    else:
+        checks.append(Check("name", "ok", f"{where} runs no guest named {s.request.vm}", host=where))
+    address = (settings.migration_address or settings.address).strip("[]")
+    match s.destination_facts.has_address(address):
+        case True:
+            checks.append(Check("address", "ok", f"{where} can receive on {address}", host=where))
+        case False:
+            hint = "set migration_address of the host to one of its own addresses"
+            checks.append(Check("address", "fail", f"{address} is not an address of {where}", hint, where))
+        case None:
+            text = f"{address} is a name: whether {where} can receive on it shows when it does"
+            checks.append(Check("address", "ok", text, host=where))
+    if not s.request.encrypt:
+        text = "the guest's memory will travel in the clear, for everyone on the way to read"
+        checks.append(Check("encryption", "warn", text, "leave --no-encrypt out", where))
+    return checks

@@ -1,0 +1,62 @@
+"""From ``query-migrate`` samples to numbers a person can follow: percent that never goes back, ETA only when it is one."""
+
+from __future__ import annotations
+
+from qmp_migrate.migration.reporter import Progress
+from qmp_migrate.qemu.migration import MigrationInfo
+
+
+class ProgressMeter:
+    """Turns the samples of one migration into `Progress` reports."""
+
+    def __init__(self, migration_id: str) -> None:
+        self._id = migration_id
+        self._seq = 0
+        self._percent = 0.0
+
+    def read(self, info: MigrationInfo, *, elapsed_ms: int) -> Progress:
+        """Return the report for one sample.
+
+        Percent is what has been sent of what will have been sent, ``sent / (sent + remaining)``. Pages dirtied again
+        lower it; then the highest value so far stands. 100 is kept for the end.
+
+        Args:
+            info: The sample.
+            elapsed_ms: Since ``migrate`` was sent.
+        """
+        ram = info.ram
+        self._seq += 1
+        transferred = ram.transferred if ram else 0
+        remaining = ram.remaining if ram else 0
+        total = ram.total if ram else 0
+        # Zero pages travel as a few bytes: progress over the guest's memory, not over the bytes on the wire.
+        done = max(0, total - remaining) if ram and ram.passes <= 1 else transferred
+        if info.status == "completed":
+            self._percent = 100.0
+        elif done + remaining > 0:
+            self._percent = max(self._percent, min(99.9, 100.0 * done / (done + remaining)))
+        rate = ram.throughput_bytes_per_s if ram else 0
+        dirty = ram.dirty_bytes_per_s if ram else 0
+        return Progress(
+            id=self._id,
+            seq=self._seq,
+            status=info.status,
+            percent=round(self._percent, 1),
+            transferred_bytes=transferred,
+            remaining_bytes=remaining,
+            total_bytes=total,
+            throughput_bytes_per_s=rate,
+            dirty_bytes_per_s=dirty,
+            pass_number=ram.passes if ram else 0,
+            throttle_percent=info.throttle_percent,
+            expected_blackout_ms=info.expected_downtime_ms,
+            eta_ms=_eta_ms(remaining, rate, dirty),
+            elapsed_ms=elapsed_ms,
+        )
+
+
+def _eta_ms(remaining: int, rate: int, dirty: int) -> int | None:
+    """Time until nothing remains: the geometric series of passes, ``remaining / (rate - dirty)``; None if it diverges."""
+    if rate <= 0 or dirty >= rate:
+        return None
+    return int(remaining * 1000 / (rate - dirty))

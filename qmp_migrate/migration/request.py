@@ -1,0 +1,112 @@
+"""What is asked of a migration, and the document that tells how it ended."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from qmp_migrate.errors import InvalidQuantity, UsageError
+from qmp_migrate.vm.names import validate_name
+
+MAX_DOWNTIME_MS: Final = 2_000_000
+"""QEMU refuses a larger ``downtime-limit``."""
+
+MIN_BANDWIDTH: Final = 64 * 1024
+"""Bytes per second; less than this never ends and is surely a typo."""
+
+Outcome = Literal["completed", "rolled_back", "cancelled", "failed", "unknown"]
+Owner = Literal["destination", "source", "none", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRequest:
+    """One migration that somebody wants.
+
+    Attributes:
+        vm: The guest.
+        destination: Host to move it to.
+        source: Host it runs on; None: it is looked for.
+        mode: ``live``.
+        downtime_limit_ms: The longest blackout the user allows, milliseconds.
+        bandwidth_bytes_per_s: Rate limit; 0: as fast as the link goes.
+        encrypt: TLS with a key of this migration's own.
+        id: Made here; names the migration in the journal and on the bus.
+
+    Raises:
+        UsageError: Destination equals source.
+        InvalidName, InvalidQuantity: See `qmp_migrate.errors`.
+    """
+
+    vm: str
+    destination: str
+    source: str | None = None
+    mode: Literal["live"] = "live"
+    downtime_limit_ms: int = 300
+    bandwidth_bytes_per_s: int = 0
+    encrypt: bool = True
+    id: str = field(default_factory=lambda: new_id())
+
+    def __post_init__(self) -> None:
+        validate_name(self.vm, "guest name")
+        validate_name(self.destination, "host name")
+        if self.source is not None:
+            validate_name(self.source, "host name")
+            if self.source == self.destination:
+                raise UsageError(
+                    f"{self.vm} is already on {self.destination}", hint="name another host with --to", host=self.source
+                )
+        if not 1 <= self.downtime_limit_ms <= MAX_DOWNTIME_MS:
+            raise InvalidQuantity(
+                f"a downtime limit of {self.downtime_limit_ms} ms is not possible",
+                hint=f"QEMU takes 1ms to {MAX_DOWNTIME_MS // 1000}s, for example --downtime-limit 300ms",
+            )
+        if self.bandwidth_bytes_per_s != 0 and self.bandwidth_bytes_per_s < MIN_BANDWIDTH:
+            raise InvalidQuantity(
+                f"a bandwidth of {self.bandwidth_bytes_per_s} bytes per second would never end",
+                hint="for example --bandwidth 1Gbit or --bandwidth 80MiB",
+            )
+
+
+def new_id() -> str:
+    """Return a new migration id: sortable by time, safe as a topic level, file name and QEMU object id."""
+    return f"m{time.strftime('%y%m%d%H%M%S', time.gmtime())}{secrets.token_hex(3)}"
+
+
+@dataclass(slots=True)
+class MigrationResult:
+    """``migration.result/1`` (DESIGN §6): how a migration ended. Milliseconds and bytes as the names say.
+
+    Attributes:
+        blackout_ms: STOP at the source to RESUME at the destination, on the controller's clock.
+        qemu: QEMU's own ``total_ms``, ``downtime_ms``, ``setup_ms``.
+        steps: What the convergence policy did, with reasons.
+        error: None when it completed; else code, message, hint, host.
+    """
+
+    id: str
+    vm: str
+    source: str
+    destination: str
+    mode: str
+    outcome: Outcome = "failed"
+    owner: Owner = "source"
+    total_ms: int = 0
+    blackout_ms: float = 0.0
+    qemu: dict[str, int] = field(default_factory=lambda: {"total_ms": 0, "downtime_ms": 0, "setup_ms": 0})
+    ram_bytes: int = 0
+    transferred_bytes: int = 0
+    disk_bytes: int = 0
+    passes: int = 0
+    throughput_bytes_per_s: int = 0
+    encrypted: bool = False
+    channels: int = 1
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    error: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document."""
+        return {"schema": "migration.result/1", **asdict(self)}

@@ -1,0 +1,178 @@
+"""Back to one proven owner: observe both sides, ask `handover.decide`, do the one thing it says, and again.
+
+Used for a cancel, for every failure after the destination was launched, and (next) by recovery. It ends when a state is
+proven, or parks with an account of what is known once patience is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from qmp_migrate.errors import JournalError, QmpMigrateError
+from qmp_migrate.migration import handover
+from qmp_migrate.migration.handover import Action, Destination, Facts, Goal, Source
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.side import Observation, Side
+from qmp_migrate.qemu import migration as qmp
+
+PATIENCE_S: Final = 10.0
+"""How long a state that may settle by itself is waited for, before it is acted upon."""
+
+LIMIT_S: Final = 45.0
+"""After this, what is not proven is parked."""
+
+LOOK_AGAIN_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Where it ended.
+
+    Attributes:
+        action: ``FINISHED_AT_SOURCE``, ``FINISHED_AT_DESTINATION``, ``COMMIT``, ``RELEASE_SOURCE`` (the caller goes
+            forward), ``GUEST_GONE``, ``SPLIT_BRAIN`` or ``PARK``.
+        source, destination: The last look at both.
+        source_state: The source's, sorted.
+        reason: In words.
+    """
+
+    action: Action
+    source: Observation
+    destination: Observation
+    source_state: Source
+    destination_state: Destination
+    reason: str
+
+
+async def look(source: Side, destination: Side) -> tuple[Observation, Observation, Source, Destination]:
+    """Observe both sides at once and sort what is seen."""
+    of_source, of_destination = await asyncio.gather(source.observe(), destination.observe())
+    return (
+        of_source,
+        of_destination,
+        handover.classify_source(alive=of_source.alive, run_state=of_source.run_state, status=of_source.status),
+        handover.classify_destination(
+            alive=of_destination.alive, run_state=of_destination.run_state, status=of_destination.status
+        ),
+    )
+
+
+async def settle(
+    source: Side,
+    destination: Side,
+    *,
+    goal: Goal,
+    facts: Callable[[bool], Facts],
+    journal: Journal,
+    migration_id: str,
+) -> Settled:
+    """Act until one owner is proven.
+
+    Args:
+        source: The source.
+        destination: The destination.
+        goal: Where to, as long as there is a choice.
+        facts: Gives the journal's facts; its argument says whether patience is left.
+        journal: Every act is written there before it is done.
+        migration_id: For the journal.
+    """
+    begun = time.monotonic()
+    while True:
+        of_source, of_destination, source_state, destination_state = await look(source, destination)
+        waited = time.monotonic() - begun
+        decision = handover.decide(source_state, destination_state, facts(waited < PATIENCE_S), goal)
+        settled = Settled(decision.action, of_source, of_destination, source_state, destination_state, decision.reason)
+        match decision.action:
+            case (
+                Action.FINISHED_AT_SOURCE
+                | Action.FINISHED_AT_DESTINATION
+                | Action.GUEST_GONE
+                | Action.SPLIT_BRAIN
+                | Action.COMMIT
+                | Action.RELEASE_SOURCE
+            ):
+                return settled
+            case Action.PARK if waited > PATIENCE_S:
+                return settled
+            case Action.PARK | Action.WAIT:
+                pass
+            case action:
+                # The way back starts no second copy: it is taken even where the journal's disk is full.
+                with contextlib.suppress(JournalError):
+                    await journal.intent(
+                        migration_id, action.value, source=str(of_source), destination=str(of_destination)
+                    )
+                outcome = await _act(action, source, destination)
+                journal.result(migration_id, action.value, outcome=outcome)
+        if time.monotonic() - begun > LIMIT_S:
+            return Settled(
+                Action.PARK,
+                of_source,
+                of_destination,
+                source_state,
+                destination_state,
+                f"no proven state within {LIMIT_S:g} s; last: {decision.reason}",
+            )
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def _act(action: Action, source: Side, destination: Side) -> str:
+    """Do one thing. What it brought about is observed next, so an error here is a word for the journal only."""
+    try:
+        match action:
+            case Action.CANCEL_SOURCE:
+                await qmp.cancel(await source.attach())
+            case Action.CONTINUE_SOURCE:
+                await (await source.attach()).execute("migrate-continue", {"state": "pre-switchover"})
+            case Action.YANK_SOURCE:
+                monitor = await source.attach()
+                await monitor.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
+            case Action.RESUME_SOURCE:
+                await (await source.attach()).execute("cont")
+            case Action.KILL_DESTINATION:
+                return "proven gone" if await destination.kill() else "not proven gone"
+    except QmpMigrateError as error:
+        return str(error)
+    return "done"
+
+
+async def remove_guest_directory(side: Side) -> None:
+    """Remove what a guest left in its host's ``RUN_DIR/NAME``; only files of ours, never a subdirectory's content.
+
+    Raises:
+        RemoteError, TransportError: It could not be removed.
+    """
+    await side.host.script(_REMOVE, [side.directory])
+
+
+_REMOVE: Final = """
+set -eu
+[ -d "$1" ] || exit 0
+cd -- "$1"
+rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1 ./tls-*/keys.psk
+for d in ./tls-*; do [ -d "$d" ] && rmdir -- "$d"; done
+cd /
+rmdir -- "$1"
+"""
+
+
+async def discard_destination(side: Side) -> list[str]:
+    """Remove a destination's files after its QEMU is proven gone.
+
+    Returns:
+        What could not be removed, one line each.
+    """
+    if side.process is None:
+        return []
+    with contextlib.suppress(QmpMigrateError):
+        await side.detach()
+    try:
+        await remove_guest_directory(side)
+    except QmpMigrateError as error:
+        return [f"{side.directory} on {side.name} could not be removed: {error}"]
+    return []

@@ -1,0 +1,178 @@
+"""One side of a migration: a host, the QEMU on it, and the monitor between them. Asks, and never guesses.
+
+`Side.observe` is the only place where "dead", "alive" and "unknown" are told apart: a QEMU that answers is alive, a
+process that is proven gone (pid, start time, boot id, from that host) is dead, and everything else is unknown
+(DESIGN rule 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from qmp_migrate.errors import (
+    ChannelRefused,
+    MonitorBusy,
+    MonitorError,
+    MonitorLost,
+    MonitorTimeout,
+    QmpMigrateError,
+    RemoteError,
+    TransportError,
+)
+from qmp_migrate.hosts import Host
+from qmp_migrate.hosts.process import ProcessId, is_alive, kill
+from qmp_migrate.qemu.migration import MigrationInfo, query, run_status
+from qmp_migrate.qemu.monitor import Monitor
+from qmp_migrate.settings import HostSettings
+
+OBSERVE_S: Final = 2.0
+"""How long one question to a QEMU may take before its state counts as unknown for now."""
+
+LOG_TAIL_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one look at a QEMU gave.
+
+    Attributes:
+        alive: True/False with proof; None: unknown.
+        run_state: ``query-status``; None: no answer.
+        info: ``query-migrate``; None: no answer.
+        problem: Why something is unknown, for people.
+    """
+
+    alive: bool | None
+    run_state: str | None = None
+    info: MigrationInfo | None = None
+    problem: str = ""
+
+    @property
+    def status(self) -> str | None:
+        """``query-migrate`` status, None when there was no answer."""
+        return self.info.status if self.info else None
+
+    def __str__(self) -> str:
+        if self.alive is False:
+            return "proven gone"
+        if self.run_state is None:
+            return f"unknown ({self.problem})"
+        return f"{self.run_state}, migration {self.status}"
+
+
+GONE: Final = Observation(alive=False)
+
+
+@dataclass(slots=True)
+class Side:
+    """A host and the guest's QEMU there.
+
+    Attributes:
+        host: The connection to the host.
+        settings: The host's settings.
+        vm: The guest's name.
+        process: The QEMU's identity; None: none was started there.
+        monitor: The monitor in use; None before `attach`.
+    """
+
+    host: Host
+    settings: HostSettings
+    vm: str
+    process: ProcessId | None = None
+    monitor: Monitor | None = None
+    _attaching: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.name
+
+    @property
+    def directory(self) -> str:
+        """``RUN_DIR/NAME`` on the host."""
+        return f"{self.settings.run_dir}/{self.vm}"
+
+    @property
+    def migration_address(self) -> str:
+        """Where guest memory is received on this host."""
+        return (self.settings.migration_address or self.settings.address).strip("[]")
+
+    async def attach(self) -> Monitor:
+        """Return the monitor; connect it where there is none or it was lost.
+
+        Raises:
+            MonitorBusy: Another client holds it.
+            MonitorError, TransportError: It cannot be reached.
+        """
+        async with self._attaching:
+            if self.monitor is not None and not self.monitor.closed.is_set():
+                return self.monitor
+            if self.monitor is not None:
+                await self.monitor.close()
+            await self.host.connect()
+            sock = await self.host.open_unix(f"{self.directory}/qmp.sock")
+            self.monitor = await Monitor.connect(sock, label=f"{self.vm}@{self.name}", host=self.name)
+            return self.monitor
+
+    async def detach(self) -> None:
+        """Close the monitor; the QEMU goes on."""
+        monitor, self.monitor = self.monitor, None
+        if monitor is not None:
+            await monitor.close()
+
+    async def observe(self) -> Observation:
+        """Look at the QEMU now. Never raises: what cannot be learnt is unknown, with the reason."""
+        if self.process is None:
+            return GONE
+        problem = ""
+        for _attempt in range(2):
+            try:
+                monitor = await self.attach()
+                status, info = await asyncio.gather(
+                    run_status(monitor, timeout=OBSERVE_S), query(monitor, timeout=OBSERVE_S)
+                )
+                return Observation(True, status.status, info)
+            except (MonitorTimeout, MonitorBusy) as error:
+                return Observation(await self._alive(), problem=str(error))
+            except (MonitorLost, ChannelRefused) as error:
+                problem = str(error)
+                alive = await self._alive()
+                if alive is not True:
+                    return Observation(alive, problem=problem)
+            except (TransportError, MonitorError, OSError) as error:
+                problem = str(error)
+        return Observation(await self._alive(), problem=problem)
+
+    async def _alive(self) -> bool | None:
+        if self.process is None:
+            return False
+        try:
+            await self.host.connect()
+            return await is_alive(self.host, self.process)
+        except (TransportError, RemoteError):
+            return None
+
+    async def kill(self) -> bool:
+        """End the QEMU and prove that it is gone.
+
+        Returns:
+            True with proof; False where it could not be proven.
+        """
+        await self.detach()
+        if self.process is None:
+            return True
+        try:
+            await self.host.connect()
+            return await kill(self.host, self.process)
+        except QmpMigrateError:
+            return False
+
+    async def stderr_tail(self) -> str:
+        """Return the end of what QEMU wrote to its standard error, ``""`` where it cannot be read."""
+        with contextlib.suppress(QmpMigrateError):
+            data = await self.host.read_file(f"{self.directory}/qemu.log")
+            return data[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
+        return ""

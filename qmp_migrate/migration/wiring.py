@@ -1,0 +1,158 @@
+"""Make two QEMUs ready for each other: capabilities, parameters, encryption, a port to listen on.
+
+Everything is set on both sides and read back. What an earlier attempt left is cleared, since leftovers break the next
+migration (a capability that stays on, a key object of yesterday).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qmp_migrate.errors import QmpMigrateError
+from qmp_migrate.migration.convergence import first_limit_ms
+from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import encryption, features
+from qmp_migrate.qemu import migration as qmp
+from qmp_migrate.qemu.features import Features
+
+ALWAYS: Final = {"events": True, "return-path": True}
+"""On both sides, in every migration (DESIGN rule 3)."""
+
+RESTORED: Final = ("max-bandwidth", "downtime-limit", "tls-creds", "tls-hostname")
+"""Parameters that are put back as they were when the guest stays at the source."""
+
+
+@dataclass(slots=True)
+class Wires:
+    """What was set up, and what must be undone.
+
+    Attributes:
+        source, destination: What the two QEMUs can do, and what their parameters were before.
+        credentials: Id of the TLS object on both sides; None where the stream is not encrypted.
+        source_credentials: The object exists at the source, where it must be removed.
+        key_directories: Directories that hold this migration's key, until `remove_keys`.
+        port: Where the destination listens.
+    """
+
+    source: Features | None = None
+    destination: Features | None = None
+    credentials: str | None = None
+    source_credentials: bool = False
+    key_directories: tuple[tuple[Side, str], ...] = ()
+    port: int = 0
+
+    def key_directory(self, side: Side) -> str:
+        """Return where this migration's key is on a side's host."""
+        return next(directory for other, directory in self.key_directories if other is side)
+
+
+async def wire(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
+    """Wire both sides; `wires` says at any moment what has been set up, also when this raises.
+
+    Raises:
+        MonitorError: A capability is lacking, a value did not take, the address cannot be bound.
+        FileFailed: The key could not be written.
+    """
+    if request.encrypt:
+        await _place_keys(source, destination, request, wires)
+    await asyncio.gather(_wire_source(source, request, wires), _wire_destination(destination, request, wires))
+
+
+async def _place_keys(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
+    """Put one fresh key on both hosts, beside the guest's sockets (0700), where only QEMU's own user reads it."""
+    content = encryption.make_key_file()
+    wires.key_directories = tuple((side, f"{side.directory}/tls-{request.id}") for side in (source, destination))
+
+    async def place(side: Side, directory: str) -> None:
+        await side.host.script('umask 077; mkdir -p -- "$1"', [directory])
+        await side.host.write_file(f"{directory}/{encryption.KEY_FILE}", content, mode=0o600)
+
+    await asyncio.gather(*(place(side, directory) for side, directory in wires.key_directories))
+    wires.credentials = f"tls-{request.id}"
+
+
+def _capabilities(known: Features) -> dict[str, bool]:
+    wanted = dict(ALWAYS)
+    # Until 9.2 a destination takes the images' locks before `cont` unless told not to; later it is always so.
+    for name in ("late-block-activate", "validate-uuid"):
+        if known.has_capability(name):
+            wanted[name] = True
+    return wanted
+
+
+async def _wire_source(side: Side, request: MigrationRequest, wires: Wires) -> None:
+    monitor = await side.attach()
+    wires.source = known = await features.probe(monitor)
+    await qmp.set_capabilities(monitor, known, _capabilities(known))
+    parameters: dict[str, Any] = {
+        "max-bandwidth": request.bandwidth_bytes_per_s,
+        "downtime-limit": first_limit_ms(request.downtime_limit_ms),
+        "tls-creds": "",
+        "tls-hostname": "",
+    }
+    if wires.credentials is not None:
+        directory = wires.key_directory(side)
+        await encryption.add_credentials(monitor, wires.credentials, directory, "client")
+        wires.source_credentials = True
+        parameters["tls-creds"] = wires.credentials
+    await qmp.set_parameters(monitor, parameters)
+    if wires.credentials is not None:
+        await encryption.verify(monitor, wires.credentials)
+
+
+async def _wire_destination(side: Side, request: MigrationRequest, wires: Wires) -> None:
+    monitor = await side.attach()
+    wires.destination = known = await features.probe(monitor)
+    await qmp.set_capabilities(monitor, known, _capabilities(known))
+    if wires.credentials is not None:
+        directory = wires.key_directory(side)
+        await encryption.add_credentials(monitor, wires.credentials, directory, "server")
+        await qmp.set_parameters(monitor, {"tls-creds": wires.credentials})
+        await encryption.verify(monitor, wires.credentials)
+    wires.port = await qmp.listen(monitor, side.migration_address, side.settings.ports)
+
+
+async def remove_keys(wires: Wires) -> list[str]:
+    """Remove the key files from both hosts; they have done their work once copying has begun.
+
+    Returns:
+        One line per host where a file could not be removed.
+    """
+    directories, wires.key_directories = wires.key_directories, ()
+
+    async def remove(side: Side, directory: str) -> str | None:
+        try:
+            await side.host.script('rm -f -- "$1/$2" && rmdir -- "$1"', [directory, encryption.KEY_FILE])
+        except QmpMigrateError as error:
+            return f"the key file in {directory} on {side.name} could not be removed: {error}"
+        return None
+
+    lines = await asyncio.gather(*(remove(side, directory) for side, directory in directories))
+    return [line for line in lines if line]
+
+
+async def unwire_source(side: Side, wires: Wires) -> list[str]:
+    """Put the source's capabilities and parameters back, so that the next migration finds a clean QEMU.
+
+    Returns:
+        One line per thing that could not be undone.
+    """
+    known = wires.source
+    if known is None:
+        return []
+    try:
+        monitor = await side.attach()
+        before: dict[str, object] = {name: known.parameters[name] for name in RESTORED if name in known.parameters}
+        before["tls-creds"] = ""
+        await qmp.set_parameters(monitor, before)
+        await qmp.set_capabilities(monitor, known, {})
+        if wires.source_credentials and wires.credentials is not None:
+            with contextlib.suppress(QmpMigrateError):
+                await encryption.remove_credentials(monitor, wires.credentials)
+    except QmpMigrateError as error:
+        return [f"the source's migration settings could not be put back: {error}"]
+    return []

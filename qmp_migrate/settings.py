@@ -1,0 +1,311 @@
+"""One settings model: a TOML file, then the environment (``QMP_MIGRATE_*``), then what flags say.
+
+The file is ``--config FILE``, else ``./qmp-migrate.toml``, else ``$XDG_CONFIG_HOME/qmp-migrate/config.toml``, else
+``/etc/qmp-migrate/config.toml`` (DESIGN §6). An unknown key is an error that names the key, its line and the nearest
+known one: a typo in a bandwidth limit must not be silently no limit.
+
+Environment names follow the file's: ``QMP_MIGRATE_CONTROLLER__STATE``, ``QMP_MIGRATE_MQTT__URL``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from qmp_migrate.errors import ConfigError, HostUnknown, InvalidName, InvalidQuantity
+from qmp_migrate.vm.names import validate_name
+from qmp_migrate.vm.units import parse_rate, parse_time_ms
+
+ENV_PREFIX: Final = "QMP_MIGRATE_"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def default_state() -> str:
+    """Return the default journal: under ``/var/lib`` for root, else under ``$XDG_STATE_HOME``."""
+    if os.geteuid() == 0:
+        return "sqlite:////var/lib/qmp-migrate/journal.sqlite"
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    return f"sqlite:///{base}/qmp-migrate/journal.sqlite"
+
+
+class ControllerSettings(_Section):
+    """``[controller]``.
+
+    Attributes:
+        state: SQLAlchemy URL of the journal: ``sqlite:///…`` or ``postgresql+psycopg://…``.
+    """
+
+    state: str = Field(default_factory=default_state)
+
+    @field_validator("state")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        if not value.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("must start with sqlite:/// or postgresql+psycopg://")
+        return value
+
+
+class MqttSettings(_Section):
+    """``[mqtt]``: the broker that is told what happens. Without a ``url`` nothing is published.
+
+    Attributes:
+        url: ``mqtt://HOST:PORT`` or ``mqtts://HOST:PORT``.
+        root: First levels of every topic.
+        username: User name for the broker.
+        password_file: File that holds the password (never in the URL, never on the command line).
+        ca_file, cert_file, key_file: TLS material for ``mqtts``.
+    """
+
+    url: str | None = None
+    root: str = "qmp-migrate/v1"
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("mqtt://", "mqtts://")):
+            raise ValueError("must start with mqtt:// or mqtts://")
+        return value
+
+
+class MigrationSettings(_Section):
+    """``[migration]``: what `migrate` does unless its flags say otherwise.
+
+    Attributes:
+        downtime_limit: The longest blackout the user allows, for example ``300ms``.
+        bandwidth: Rate limit, for example ``1Gbit``; absent: as fast as the link goes.
+    """
+
+    downtime_limit: str = "300ms"
+    bandwidth: str | None = None
+
+    @field_validator("downtime_limit")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        parse_time_ms(value)
+        return value
+
+    @field_validator("bandwidth")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_rate(value)
+        return value
+
+
+class HostSettings(_Section):
+    """``[hosts.NAME]``: how a host is reached and where things are there.
+
+    Attributes:
+        address: SSH address; ``local`` means this machine, without SSH.
+        port: SSH port.
+        user: SSH user; default: the one who runs the controller.
+        identity_file: Private key; default: the SSH agent and the usual files.
+        known_hosts: Host keys; default ``~/.ssh/known_hosts``. Always verified.
+        jump: ``[USER@]HOST[:PORT]`` to go through.
+        migration_address: Where guest memory travels; default: ``address``.
+        migration_ports: ``FIRST-LAST``, both included, for firewalls; default: a free port of the system's choice.
+        run_dir: Where guests' files are on the host.
+        qemu: The QEMU binary on the host.
+        path_map: Where this host's paths differ: ``{"/path/elsewhere" = "/path/here"}``.
+    """
+
+    address: str
+    port: int = Field(default=22, ge=1, le=65535)
+    user: str | None = None
+    identity_file: Path | None = None
+    known_hosts: Path | None = None
+    jump: str | None = None
+    migration_address: str | None = None
+    migration_ports: str | None = None
+    run_dir: str = "/run/qmp-migrate"
+    qemu: str = "/usr/bin/qemu-system-x86_64"
+    path_map: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("address", "migration_address")
+    @classmethod
+    def _plain_address(cls, value: str | None) -> str | None:
+        # It becomes a part of a QMP URI: typed fields only (DESIGN rule 10).
+        if value is not None and not re.fullmatch(
+            r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,252}[A-Za-z0-9])?", value.strip("[]")
+        ):
+            raise ValueError("is not a host name or an IP address")
+        return value
+
+    @field_validator("run_dir", "qemu")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not value.startswith("/") or "\n" in value or "\0" in value:
+            raise ValueError("must be an absolute path")
+        return value.rstrip("/") or "/"
+
+    @field_validator("migration_ports")
+    @classmethod
+    def _range(cls, value: str | None) -> str | None:
+        if value is not None:
+            match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", value)
+            if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
+                raise ValueError("must be FIRST-LAST, for example 49152-49215")
+        return value
+
+    @property
+    def ports(self) -> tuple[int, int] | None:
+        """First and last migration port, or ``None`` for any free one."""
+        if self.migration_ports is None:
+            return None
+        first, last = self.migration_ports.split("-")
+        return int(first), int(last)
+
+
+class Settings(_Section):
+    """All settings. Made by `load`; see the sections for what each key means."""
+
+    controller: ControllerSettings = Field(default_factory=ControllerSettings)
+    mqtt: MqttSettings = Field(default_factory=MqttSettings)
+    migration: MigrationSettings = Field(default_factory=MigrationSettings)
+    hosts: dict[str, HostSettings] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _host_names(self) -> Settings:
+        for name in self.hosts:
+            try:
+                validate_name(name, "host name")
+            except InvalidName as error:
+                raise ValueError(str(error)) from error
+        return self
+
+    def host(self, name: str) -> HostSettings:
+        """Return one host's settings.
+
+        Raises:
+            InvalidName: The name is not a host name at all.
+            HostUnknown: No such section; the hint names the nearest one.
+        """
+        validate_name(name, "host name")
+        try:
+            return self.hosts[name]
+        except KeyError:
+            near = get_close_matches(name, self.hosts, n=1)
+            known = ", ".join(sorted(self.hosts)) or "none"
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise HostUnknown(
+                f"host {name!r} is not in the settings", hint=f"{hint}known hosts: {known} ([hosts.NAME] sections)"
+            ) from None
+
+
+def find_file(explicit: Path | None) -> Path | None:
+    """Return the settings file to use, or ``None`` where there is none.
+
+    Raises:
+        ConfigError: A file was named (by flag or ``QMP_MIGRATE_CONFIG``) and is not there.
+    """
+    named = explicit or (Path(os.environ["QMP_MIGRATE_CONFIG"]) if os.environ.get("QMP_MIGRATE_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigError(f"settings file {named} is not there", hint="check --config, or run: qmp-migrate rig up")
+        return named
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    places = (Path("qmp-migrate.toml"), home / "qmp-migrate/config.toml", Path("/etc/qmp-migrate/config.toml"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def load(explicit: Path | None = None) -> Settings:
+    """Read the settings: file, then environment.
+
+    Args:
+        explicit: What ``--config`` says.
+
+    Raises:
+        ConfigError: Absent (where named), unreadable, not TOML, an unknown key, a bad value. Says which key and line.
+    """
+    path = find_file(explicit)
+    text = ""
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {error}", hint="is it a text file that you may read?") from error
+    return parse(text, source=str(path) if path else "settings", environment=os.environ)
+
+
+def parse(text: str, *, source: str, environment: Any = None) -> Settings:
+    """Parse settings text and lay the environment over it.
+
+    Raises:
+        ConfigError: See `load`.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{source}: not TOML: {error}", hint="see docs/reference/settings.md for an example"
+        ) from None
+    for key, value in (environment or {}).items():
+        if key.startswith(ENV_PREFIX) and "__" in key:
+            section, _, name = key.removeprefix(ENV_PREFIX).lower().partition("__")
+            if section in {"controller", "mqtt", "migration"} and isinstance(data.setdefault(section, {}), dict):
+                data[section][name] = value
+    try:
+        return Settings.model_validate(data)
+    except InvalidQuantity as error:
+        raise ConfigError(f"{source}: {error.message}", hint=error.hint) from error
+    except ValidationError as error:
+        raise _explain(error, text, source) from None
+
+
+def _explain(error: ValidationError, text: str, source: str) -> ConfigError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "settings"
+    line = _line_of(text, location)
+    where = f"{source}:{line}" if line else source
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
+    reason = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{where}: {key}: {reason}", hint=f"correct {key} in {source}")
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    match section:
+        case []:
+            return list(Settings.model_fields)
+        case ["hosts", _, *_]:
+            return list(HostSettings.model_fields)
+        case [name, *_] if name in Settings.model_fields:
+            model = Settings.model_fields[name].annotation
+            return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return []
+
+
+def _line_of(text: str, location: list[str]) -> int | None:
+    """Return the 1-based line of a key: the key under its section header, else the header itself."""
+    header = re.compile(r"\s*\[\[?\s*(?P<name>[^\]]+?)\s*\]\]?")
+    section: list[str] = []
+    found: int | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = header.match(line)
+        if match:
+            section = [part.strip().strip("\"'") for part in match["name"].split(".")]
+            if location[: len(section)] == section:
+                found = number
+            continue
+        key = line.partition("=")[0].strip().strip("\"'")
+        if key and [*section, *key.split(".")] == location[: len(section) + len(key.split("."))] != section:
+            return number
+    return found
