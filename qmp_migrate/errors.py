@@ -73,8 +73,10 @@ class QmpMigrateError(Exception):
         return f"{self.host}: {self.message}" if self.host else self.message
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the ``error`` member of ``migration.result/1``: code, message, hint, host."""
-        return {"code": self.code, "message": self.message, "hint": self.hint, "host": self.host}
+        """Return the ``error`` member of ``migration.result/1``: code, message, hint, host; ``stderr`` where there is one."""
+        stderr = getattr(self, "stderr", "")
+        told = {"code": self.code, "message": self.message, "hint": self.hint, "host": self.host}
+        return told | {"stderr": stderr} if stderr else told
 
 
 class UsageError(QmpMigrateError):
@@ -218,9 +220,7 @@ class LaunchFailed(RemoteError):
 
     code = "launch_failed"
 
-    def __init__(
-        self, message: str, *, stderr: str = "", hint: str | None = None, host: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, stderr: str = "", hint: str | None = None, host: str | None = None) -> None:
         super().__init__(message, hint=hint, host=host)
         self.stderr = stderr
 
@@ -327,6 +327,7 @@ class MigrationFailed(MigrationError):
         message: What failed.
         safe_at_source: True where the guest was proven to run on at the source (exit code 4, else 1).
         code: A stable code that is finer than ``migration_failed``, for example ``guest_shutdown``.
+        stderr: What the destination's QEMU wrote to its standard error, if anything.
     """
 
     code = "migration_failed"
@@ -337,10 +338,12 @@ class MigrationFailed(MigrationError):
         *,
         safe_at_source: bool,
         code: str | None = None,
+        stderr: str = "",
         hint: str | None = None,
         host: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, host=host)
+        self.stderr = stderr
         self.safe_at_source = safe_at_source
         self.exit_code = 4 if safe_at_source else 1
         if code is not None:

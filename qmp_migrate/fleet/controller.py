@@ -29,6 +29,7 @@ from qmp_migrate.errors import (
 from qmp_migrate.fleet import guests
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.hosts import Host, HostAddress, make_host
+from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import ENDS, Phase
@@ -315,18 +316,17 @@ class Controller:
             },
         )
         await self.journal.enter(request.id, Phase.PREFLIGHT)
+        chronicle = Chronicle(request, self.journal, reporter, result)
+        reporter.phase(chronicle.view())
         engine = Engine(
             request=request,
             source=source,
             destination=destination,
             argv=tuple(plan.derived.command.argv()),
             running=plan.running,
-            journal=self.journal,
-            reporter=reporter,
-            result=result,
+            chronicle=chronicle,
             cancel=cancel,
         )
-        reporter.phase(engine.view())
         await engine.run()
         if engine.error is not None:
             raise engine.error

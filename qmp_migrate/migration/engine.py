@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -26,14 +26,14 @@ from qmp_migrate.errors import (
     QmpCommandFailed,
     QmpMigrateError,
 )
-from qmp_migrate.hosts.process import identify, launch, wait_gone
-from qmp_migrate.migration import locks, rollback, wiring
+from qmp_migrate.hosts.process import identify, launch
+from qmp_migrate.migration import locks, release, rollback, wiring
+from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import CancelRequested, Copying
 from qmp_migrate.migration.handover import Action, Destination, Facts, Goal, Source
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import AFTER_COMMIT, Phase, check_step
-from qmp_migrate.migration.reporter import MigrationView, Reporter
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Outcome, Owner
+from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.phases import AFTER_COMMIT, Phase
+from qmp_migrate.migration.request import MigrationRequest, Outcome, Owner
 from qmp_migrate.migration.rollback import Settled
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.wiring import Wires
@@ -43,9 +43,6 @@ log = structlog.get_logger(__name__)
 
 CANCEL_POLL_S: Final = 0.25
 VERIFY_RUNNING_S: Final = 10.0
-RELEASE_S: Final = 20.0
-CONSOLE_LOG_BYTES: Final = 1 << 20
-"""So much of a guest's serial log moves along with it, as ``serial.log.1``."""
 
 
 @dataclass(slots=True)
@@ -58,8 +55,7 @@ class Engine:
         destination: Where it goes; nothing is started there yet.
         argv: The destination's command line, derived and checked by preflight.
         running: The guest runs now; a paused one arrives paused.
-        journal: Written before each act.
-        reporter: Told of everything.
+        chronicle: Written before each act, and told of everything.
         cancel: Set it to cancel; obeyed until the commit.
         error: What went wrong, once it has ended; None: the guest runs at the destination.
     """
@@ -69,14 +65,10 @@ class Engine:
     destination: Side
     argv: tuple[str, ...]
     running: bool
-    journal: Journal
-    reporter: Reporter
-    result: MigrationResult
-    cancel: asyncio.Event = field(default_factory=asyncio.Event)
-    phase: Phase = Phase.PREFLIGHT
+    chronicle: Chronicle
+    cancel: asyncio.Event
     error: QmpMigrateError | None = None
-    _rev: int = 1
-    _started_at: float = field(default_factory=time.time)
+    _lock: GuestLock | None = None
     _wires: Wires = field(default_factory=Wires)
     _copying: Copying | None = None
     _arming: asyncio.Task[None] | None = None
@@ -84,38 +76,29 @@ class Engine:
     _cont_sent: bool = False
     _cont_refused: bool = False
 
-    async def run(self) -> MigrationResult:
-        """Drive the migration to its end.
-
-        Returns:
-            The result; its ``error`` is None only when the guest runs at the destination and the source is released.
+    async def run(self) -> None:
+        """Drive the migration to its end; `error` then tells whether the guest runs at the destination.
 
         Raises:
             asyncio.CancelledError: The caller was cancelled; the guest was brought to a proven state first.
         """
         task = asyncio.create_task(self._run(), name=f"migration {self.request.id}")
         try:
-            return await asyncio.shield(task)
+            await asyncio.shield(task)
         except asyncio.CancelledError:
             self.cancel.set()
             await asyncio.shield(task)
             raise
 
-    async def _run(self) -> MigrationResult:
+    async def _run(self) -> None:
         structlog.contextvars.bind_contextvars(migration=self.request.id, vm=self.request.vm)
-        begun = time.monotonic()
         try:
             async with self._locked(), self._cancel_watched():
                 self.error = await self._drive()
-        except QmpMigrateError as failure:  # before anything was launched
+        except QmpMigrateError as failure:  # before anything was launched, or the journal failed
             self.error = failure
-            if self.phase not in {Phase.DONE, Phase.ROLLED_BACK, Phase.PARKED}:
-                await self._end(Phase.ROLLED_BACK, "failed", "source", failure)
-        self.result.total_ms = int((time.monotonic() - begun) * 1000)
-        self.result.error = self.error.to_dict() if self.error else None
-        await self.journal.enter(self.request.id, self.phase, result=self.result.to_dict())
-        self._event("done", outcome=self.result.outcome, owner=self.result.owner)
-        return self.result
+            if not self.chronicle.ended:
+                await self.chronicle.end(Phase.ROLLED_BACK, "failed", "source", failure)
 
     # -- the way forward ------------------------------------------------------------------------------------------
 
@@ -129,15 +112,16 @@ class Engine:
             return await self._back(MigrationCancelled("the migration was cancelled", hint=None, host=self.source.name))
         except QmpMigrateError as error:
             return await self._back(error)
-        return await self._release()
+        await self._release()
+        return None
 
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         self._checkpoint_quietly()
-        await self.journal.intent(self.request.id, "lock")
-        lock = await locks.take(self.source, self.destination, self.request.id)
+        await self.chronicle.intent("lock")
+        self._lock = lock = await locks.take(self.source, self.destination, self.request.id)
         try:
-            await self._enter(Phase.LOCKED, epoch=lock.epoch)
+            await self.chronicle.enter(Phase.LOCKED, epoch=lock.epoch)
             yield
         finally:
             await lock.release()
@@ -149,7 +133,7 @@ class Engine:
         async def watch() -> None:
             while not self.cancel.is_set():
                 with contextlib.suppress(QmpMigrateError):
-                    if await self.journal.cancel_requested(self.request.id):
+                    if await self.chronicle.journal.cancel_requested(self.request.id):
                         self.cancel.set()
                 await asyncio.sleep(CANCEL_POLL_S)
 
@@ -171,7 +155,7 @@ class Engine:
     async def _launch(self) -> None:
         self._checkpoint()
         side = self.destination
-        await self.journal.intent(self.request.id, "launch-destination", host=side.name, argv=list(self.argv))
+        await self.chronicle.intent("launch-destination", host=side.name, argv=list(self.argv))
         try:
             side.process = await launch(side.host, directory=side.directory, argv=self.argv)
         except ConnectionLost:
@@ -180,25 +164,24 @@ class Engine:
             side.process = await identify(side.host, side.directory)
             if side.process is None:
                 raise
-        self.journal.result(
-            self.request.id,
+        self.chronicle.did(
             "launch-destination",
             pid=side.process.pid,
             start_time=side.process.start_time,
             boot_id=side.process.boot_id,
         )
-        await self._enter(Phase.DESTINATION_LAUNCHED)
+        await self.chronicle.enter(Phase.DESTINATION_LAUNCHED)
 
     async def _wire(self) -> None:
         self._checkpoint()
-        await self.journal.intent(self.request.id, "wire", encrypt=self.request.encrypt)
+        await self.chronicle.intent("wire", encrypt=self.request.encrypt)
         try:
             await wiring.wire(self.source, self.destination, self.request, self._wires)
         except QmpMigrateError as error:
             raise await self._with_stderr(error) from error
-        self.result.encrypted = self._wires.credentials is not None
-        self.journal.result(self.request.id, "wire", port=self._wires.port, encrypted=self.result.encrypted)
-        await self._enter(Phase.WIRED)
+        self.chronicle.result.encrypted = self._wires.credentials is not None
+        self.chronicle.did("wire", port=self._wires.port, encrypted=self.chronicle.result.encrypted)
+        await self.chronicle.enter(Phase.WIRED)
         self._checkpoint()
 
     async def _copy_and_commit(self) -> None:
@@ -207,16 +190,14 @@ class Engine:
             destination=self.destination,
             request=self.request,
             cancel=self.cancel,
-            on_progress=self.reporter.progress,
-            on_step=lambda reason: self._event("step", reason=reason),
+            on_progress=self.chronicle.reporter.progress,
+            on_step=lambda reason: self.chronicle.event("step", reason=reason),
             on_near_end=self._arm,
             on_stopped=self._arm,
         )
         async with copying.watching():
-            await self.journal.intent(
-                self.request.id, "migrate", address=self.destination.migration_address, port=self._wires.port
-            )
-            await self._enter(Phase.COPYING)
+            await self.chronicle.intent("migrate", address=self.destination.migration_address, port=self._wires.port)
+            await self.chronicle.enter(Phase.COPYING)
             keys = asyncio.create_task(self._remove_keys_when_used(copying))
             try:
                 await copying.run(self.destination.migration_address, self._wires.port)
@@ -230,13 +211,13 @@ class Engine:
         await copying.connected.wait()
         # Not in the way of a switchover that is only milliseconds away: a small guest is copied in less than one poll.
         if copying.timeline.stopped is None:
-            self.result.warnings += await wiring.remove_keys(self._wires)
+            self.chronicle.result.warnings += await wiring.remove_keys(self._wires)
 
     def _arm(self) -> None:
         """Begin to write the commit down, while the last pass runs: the fsync is off the blackout (rule 4)."""
         if self._arming is None:
             self._armed = True
-            self._arming = asyncio.create_task(self.journal.arm_commit(self.request.id))
+            self._arming = asyncio.create_task(self.chronicle.journal.arm_commit(self.request.id))
 
     async def _commit(self, copying: Copying) -> None:
         """The hand-over: the source is proven completed, the destination loaded. One command, then look."""
@@ -244,6 +225,13 @@ class Engine:
         assert self._arming is not None
         await self._arming
         self._checkpoint()
+        if self._lock is not None and self._lock.lost:
+            raise MigrationFailed(
+                "the guest's lock was lost: another controller may hold it",
+                safe_at_source=True,
+                code="lock_lost",
+                hint="the connection to a host was cut; try again",
+            )
         monitor = await self.destination.attach()
         if self.running:
             self._cont_sent = True
@@ -252,10 +240,10 @@ class Engine:
             except QmpCommandFailed as error:
                 self._cont_refused = True
                 raise await self._with_stderr(error) from error
-        self._enter_quietly(Phase.SWITCHING)
-        await self._enter(Phase.COMMITTED)
-        self._event("switchover", blackout_ms=copying.timeline.blackout_ms)
-        self._event("committed", owner="destination")
+        self.chronicle.pass_through(Phase.SWITCHING)
+        await self.chronicle.enter(Phase.COMMITTED)
+        self.chronicle.event("switchover", blackout_ms=copying.timeline.blackout_ms)
+        self.chronicle.event("committed", owner="destination")
         await self._verify(copying)
 
     async def _verify(self, copying: Copying) -> None:
@@ -266,7 +254,7 @@ class Engine:
             if status.running or not self.running:
                 break
             if status.status in {"shutdown", "guest-panicked", "io-error", "internal-error", "suspended"}:
-                self._warn(f"the guest is {status.status} at the destination")
+                self.chronicle.warn(f"the guest is {status.status} at the destination")
                 break
             if time.monotonic() > deadline:
                 raise MigrationFailed(
@@ -280,88 +268,27 @@ class Engine:
         if copying.timeline.resumed is None and self.running:
             # The event comes on the same connection before the answer above, so it is only waiting to be read.
             await asyncio.sleep(0)
-        with self._tolerated("the guest's network addresses were not announced again"):
+        with self.chronicle.tolerate("the guest's network addresses were not announced again"):
             await qmp.announce(await self.destination.attach())
-        await self._enter(Phase.RUNNING_AT_DESTINATION)
+        await self.chronicle.enter(Phase.RUNNING_AT_DESTINATION)
 
-    async def _release(self) -> QmpMigrateError | None:
-        """The guest runs at the destination: end the source and remove what is left of it."""
+    async def _release(self) -> None:
+        """The guest runs at the destination: take the numbers, end the source, clean up."""
         copying = self._copying
         assert copying is not None
-        with self._tolerated("the source's last numbers are missing"):
-            await self._take_numbers(copying)
-        await self.journal.intent(self.request.id, "release-source", host=self.source.name)
-        gone = await self._end_source()
-        if gone:
-            with self._tolerated("the guest's serial log stayed behind"):
-                await self._carry_console_log()
-            self.result.warnings += await wiring.remove_keys(self._wires)
-            with self._tolerated(f"{self.source.directory} on {self.source.name} could not be removed"):
-                await rollback.remove_guest_directory(self.source)
-        else:
-            self._warn(
-                f"the source QEMU on {self.source.name} could not be proven gone; it is stopped for good, and must not "
-                f"be continued: end it (pid {self.source.process.pid if self.source.process else '?'})"
-            )
-        self.journal.result(self.request.id, "release-source", gone=gone)
-        with self._tolerated("the destination's TLS key object stays until the guest ends"):
-            if self._wires.credentials is not None:
-                from qmp_migrate.qemu.encryption import remove_credentials
-
-                await remove_credentials(await self.destination.attach(), self._wires.credentials)
-        await self._enter(Phase.SOURCE_RELEASED)
-        await self._end(Phase.DONE, "completed", "destination", None)
-        return None
-
-    async def _end_source(self) -> bool:
-        assert self.source.process is not None
-        try:
-            with contextlib.suppress(QmpMigrateError):
-                await (await self.source.attach()).execute("quit")
-            await self.source.detach()
-            await self.source.host.connect()
-            if await wait_gone(self.source.host, self.source.process, RELEASE_S):
-                return True
-        except QmpMigrateError as error:
-            log.warning("source-release", error=str(error))
-        return await self.source.kill()
-
-    async def _take_numbers(self, copying: Copying) -> None:
-        """QEMU's own figures, asked until they are there: right after `completed` 7.2 may still say 0."""
-        monitor = await self.source.attach()
-        for _ in range(20):
-            info = await qmp.query(monitor)
-            if info.total_ms and (info.downtime_ms or not self.running):
-                break
-            await asyncio.sleep(0.01)
-        ram = info.ram or copying.last.ram
-        self.result.qemu = {"total_ms": info.total_ms, "downtime_ms": info.downtime_ms, "setup_ms": info.setup_ms}
-        if ram is not None:
-            self.result.ram_bytes = ram.total
-            self.result.transferred_bytes = ram.transferred
-            self.result.passes = ram.passes
-            busy_ms = max(1, info.total_ms - info.setup_ms)
-            self.result.throughput_bytes_per_s = ram.transferred * 1000 // busy_ms
+        with self.chronicle.tolerate("the source's last numbers are missing"):
+            await release.take_numbers(self.source, copying, self.chronicle.result, running=self.running)
         self._take_timeline(copying)
+        await release.release_source(self.source, self.destination, self._wires, self.chronicle)
+        await self.chronicle.enter(Phase.SOURCE_RELEASED)
+        await self.chronicle.end(Phase.DONE, "completed", "destination", None)
 
     def _take_timeline(self, copying: Copying) -> None:
-        self.result.blackout_ms = copying.timeline.blackout_ms
-        self.result.steps = list(copying.steps)
+        result = self.chronicle.result
+        result.blackout_ms = copying.timeline.blackout_ms
+        result.steps = list(copying.steps)
         if copying.timeline.resets:
-            self._warn(f"the guest reset itself {copying.timeline.resets} time(s) during the migration")
-
-    async def _carry_console_log(self) -> None:
-        """Move the guest's serial output so far along with it, like a rotated log: ``serial.log.1``."""
-        parts = []
-        for name in ("serial.log.1", "serial.log"):
-            path = f"{self.source.directory}/{name}"
-            done = await self.source.host.script(
-                '[ -f "$1" ] || exit 0; tail -c "$2" -- "$1"', [path, str(CONSOLE_LOG_BYTES)]
-            )
-            parts.append(done.stdout)
-        text = b"".join(parts)[-CONSOLE_LOG_BYTES:]
-        if text:
-            await self.destination.host.write_file(f"{self.destination.directory}/serial.log.1", text, mode=0o600)
+            self.chronicle.warn(f"the guest reset itself {copying.timeline.resets} time(s) during the migration")
 
     # -- the way back ---------------------------------------------------------------------------------------------
 
@@ -374,7 +301,7 @@ class Engine:
 
     async def _back(self, error: QmpMigrateError) -> QmpMigrateError | None:
         """Something failed, or a cancel was asked for: bring the guest to one proven owner, and say which."""
-        log.info("settling", because=str(error), phase=self.phase)
+        log.info("settling", because=str(error), phase=self.chronicle.phase)
         if self._copying is not None:
             self._take_timeline(self._copying)
         if self._arming is not None:
@@ -383,14 +310,14 @@ class Engine:
         stderr = await self.destination.stderr_tail() if self.destination.process else ""
         # Once `cont` was sent and not refused, forward is the only safe way (rule 4).
         goal = Goal.FORWARD if self._cont_sent and not self._cont_refused else Goal.BACK
-        if self.phase not in {Phase.LOCKED, *AFTER_COMMIT} or goal is Goal.BACK:
-            await self._enter(Phase.ROLLING_BACK, strict=False)
+        if self.chronicle.phase not in AFTER_COMMIT or goal is Goal.BACK:
+            await self.chronicle.turn_back()
         settled = await rollback.settle(
             self.source,
             self.destination,
             goal=goal,
             facts=self._facts,
-            journal=self.journal,
+            journal=self.chronicle.journal,
             migration_id=self.request.id,
         )
         match settled.action:
@@ -404,23 +331,24 @@ class Engine:
                 return await self._parked(error, settled)
 
     async def _ended_at_source(self, error: QmpMigrateError, settled: Settled, stderr: str) -> QmpMigrateError:
-        self.result.warnings += await wiring.unwire_source(self.source, self._wires)
-        self.result.warnings += await wiring.remove_keys(self._wires)
-        self.result.warnings += await rollback.discard_destination(self.destination)
+        self.chronicle.result.warnings += await wiring.unwire_source(self.source, self._wires)
+        self.chronicle.result.warnings += await wiring.remove_keys(self._wires)
+        self.chronicle.result.warnings += await rollback.discard_destination(self.destination)
         running = settled.source_state is Source.RUNS
         state = "runs on" if running else f"is {settled.source.run_state}"
-        tail = f"\n{stderr}" if stderr and not isinstance(error, MigrationCancelled | LaunchFailed) else ""
-        said = f"{error.message}; the guest {state} at {self.source.name}"
-        if tail:
-            said += f"\nthe destination's QEMU said:{tail}"
-        final = _retold(error, said, safe=running or not self.running)
+        final = _retold(
+            error,
+            f"{error.message}; the guest {state} at {self.source.name}",
+            safe=running or not self.running,
+            stderr=getattr(error, "stderr", "") or stderr,
+        )
         outcome: Outcome = "cancelled" if isinstance(error, MigrationCancelled) else "rolled_back"
-        await self._end(Phase.ROLLED_BACK, outcome, "source", final)
-        self._event("rolled-back", owner="source", reason=error.message)
+        await self.chronicle.end(Phase.ROLLED_BACK, outcome, "source", final)
+        self.chronicle.event("rolled-back", owner="source", reason=error.message)
         return final
 
     async def _ended_nowhere(self, error: QmpMigrateError) -> QmpMigrateError:
-        self.result.warnings += await rollback.discard_destination(self.destination)
+        self.chronicle.result.warnings += await rollback.discard_destination(self.destination)
         if isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
             final: QmpMigrateError = error
         else:
@@ -431,26 +359,28 @@ class Engine:
                 hint=f"see {self.source.directory}/qemu.log on {self.source.name}, then start the guest again",
                 host=self.source.name,
             )
-        await self._end(Phase.ROLLED_BACK, "failed", "none", final)
+        await self.chronicle.end(Phase.ROLLED_BACK, "failed", "none", final)
         return final
 
     async def _forward_after_all(self, error: QmpMigrateError, settled: Settled) -> QmpMigrateError | None:
         """It had been handed over, or only the destination still holds it: finish there."""
-        self._warn(f"went on after: {error.message}")
+        self.chronicle.warn(f"went on after: {error.message}")
         if settled.action is Action.COMMIT and self.running:
-            await self.journal.arm_commit(self.request.id)
+            await self.chronicle.journal.arm_commit(self.request.id)
             self._armed = self._cont_sent = True
             try:
                 await (await self.destination.attach()).execute("cont")
             except QmpMigrateError as failure:
                 return await self._parked(failure, settled)
-        if self.phase not in AFTER_COMMIT:
-            await self._enter(Phase.COMMITTED, strict=False)
-        if self.phase is Phase.COMMITTED:
-            await self._enter(Phase.RUNNING_AT_DESTINATION)
-        with self._tolerated("the guest's network addresses were not announced again"):
+        if self.chronicle.phase not in AFTER_COMMIT:
+            await self.chronicle.enter(Phase.PARKED)  # the graph's only way forward from a roll-back
+            await self.chronicle.enter(Phase.COMMITTED)
+        if self.chronicle.phase is Phase.COMMITTED:
+            await self.chronicle.enter(Phase.RUNNING_AT_DESTINATION)
+        with self.chronicle.tolerate("the guest's network addresses were not announced again"):
             await qmp.announce(await self.destination.attach())
-        return await self._release()
+        await self._release()
+        return None
 
     async def _parked(self, error: QmpMigrateError, settled: Settled) -> QmpMigrateError:
         """Nothing that is surely right is left to do. Say exactly what is known."""
@@ -466,14 +396,14 @@ class Engine:
                 f"its QEMU for {self.request.vm} may be left there, paused, and must be ended",
                 safe=True,
             )
-            await self._end(Phase.PARKED, "rolled_back", "source", final)
+            await self.chronicle.end(Phase.PARKED, "rolled_back", "source", final)
             return final
         final = OutcomeUnknown(
             f"{error.message}; who owns the guest cannot be proven ({settled.reason}). Known: {known}",
             hint="do nothing by hand that starts or continues a copy; when both hosts answer again, look at "
             f"`qmp-migrate status {self.request.id}`",
         )
-        await self._end(Phase.PARKED, "unknown", owner, final)
+        await self.chronicle.end(Phase.PARKED, "unknown", owner, final)
         return final
 
     # -- telling --------------------------------------------------------------------------------------------------
@@ -491,66 +421,10 @@ class Engine:
             )
         return error
 
-    def _enter_quietly(self, phase: Phase) -> None:
-        """Tell of a phase that lasted no longer than the blackout: no disk write of its own."""
-        check_step(self.phase, phase)
-        self.phase = phase
-        self.journal.note(self.request.id, phase.value)
 
-    async def _enter(self, phase: Phase, *, strict: bool = True, **columns: Any) -> None:
-        if strict:
-            check_step(self.phase, phase)
-        self.phase = phase
-        self._rev += 1
-        await self.journal.enter(self.request.id, phase, **columns)
-        self.reporter.phase(self.view())
-
-    async def _end(self, phase: Phase, outcome: Outcome, owner: Owner, error: QmpMigrateError | None) -> None:
-        self.result.outcome, self.result.owner = outcome, owner
-        self.phase = phase
-        self._rev += 1
-        await self.journal.enter(self.request.id, phase, outcome=outcome, owner=owner)
-        self.reporter.phase(self.view(error))
-
-    def view(self, error: QmpMigrateError | None = None) -> MigrationView:
-        """Return the migration as others see it now."""
-        ended = self.phase in {Phase.DONE, Phase.ROLLED_BACK, Phase.PARKED}
-        owner = "destination" if self.phase in AFTER_COMMIT else "source"
-        return MigrationView(
-            id=self.request.id,
-            vm=self.request.vm,
-            source=self.source.name,
-            destination=self.destination.name,
-            mode=self.request.mode,
-            phase=self.phase.value,
-            rev=self._rev,
-            started_at=self._started_at,
-            outcome=self.result.outcome if ended else None,
-            owner=self.result.owner if ended else owner,
-            error=error.to_dict() if error else None,
-        )
-
-    def _event(self, kind: str, **data: Any) -> None:
-        payload: Mapping[str, Any] = {"id": self.request.id, "vm": self.request.vm, **data}
-        self.journal.note(self.request.id, kind, **data)
-        self.reporter.event(kind, payload)
-
-    def _warn(self, text: str) -> None:
-        self.result.warnings.append(text)
-        self._event("warning", text=text)
-
-    @contextlib.contextmanager
-    def _tolerated(self, what: str) -> Any:
-        """What fails here harms nobody: the guest is where it belongs. It becomes a warning."""
-        try:
-            yield
-        except QmpMigrateError as error:
-            self._warn(f"{what}: {error}")
-
-
-def _retold(error: QmpMigrateError, message: str, *, safe: bool) -> QmpMigrateError:
+def _retold(error: QmpMigrateError, message: str, *, safe: bool, stderr: str = "") -> QmpMigrateError:
     """Return the error with a message that says where the guest is now, as the kind that has the right exit code."""
     if isinstance(error, MigrationCancelled | NotConverging) and safe:
         return type(error)(message, hint=error.hint, host=error.host)
     code = error.code if not isinstance(error, MigrationError) or error.code != "cancelled" else None
-    return MigrationFailed(message, safe_at_source=safe, code=code, hint=error.hint, host=error.host)
+    return MigrationFailed(message, safe_at_source=safe, code=code, stderr=stderr, hint=error.hint, host=error.host)

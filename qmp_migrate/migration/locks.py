@@ -47,6 +47,11 @@ class GuestLock:
     held: list[HeldLock]
     epoch: int
 
+    @property
+    def lost(self) -> bool:
+        """Whether a lock ended without `release`: the connection to its host was cut."""
+        return any(lock.lost.is_set() for lock in self.held)
+
     async def release(self) -> None:
         """Give both locks back. Never raises: a lock whose channel died is free already."""
         for lock in reversed(self.held):

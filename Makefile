@@ -1,0 +1,67 @@
+# Everything a developer or a CI does; `make help` explains. Two commands suffice on a fresh machine: make demo, make test.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: packages
+packages: ## Install missing system packages (apt, as root or with sudo), or print the line to run
+	@contrib/packages.sh
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml | packages
+	@py="$(PYTHON)"; [ -n "$$py" ] || py=python3; echo "setting up $(VENV) with $$py"; [ -x $(BIN)/python ] || "$$py" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.installed ## Set up the virtual environment (hash-pinned)
+
+.PHONY: images
+images: packages ## Build the test guest: distribution kernel, busybox, own workload
+	@vm-images/build.sh
+
+.PHONY: demo
+demo: venv images ## Show one live migration end to end, with proof that the guest survived
+	@$(BIN)/qmp-migrate rig demo
+
+.PHONY: test
+test: venv images check ## Run everything that CI runs: lint, types, unit, component and system tests
+	@$(PYTEST) tests/component tests/system
+
+.PHONY: check
+check: venv ## Lint, types and unit tests (under a minute)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(PYTEST) tests/unit
+
+.PHONY: bench
+bench: venv images ## Measure against raw QEMU (and virsh where installed): table, build/bench.json
+	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: docs
+docs: venv ## Build the documentation into docs/_build
+	@$(BIN)/sphinx-build -W -q -b html docs docs/_build/html && echo "docs/_build/html/index.html"
+
+.PHONY: dist
+dist: venv ## Build wheel and sdist into dist/
+	@$(BIN)/python -m build --no-isolation
+
+.PHONY: lock
+lock: ## Renew the hash-pinned requirements from pyproject.toml
+	@$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --all-extras --no-header --upgrade -o requirements/dev.txt pyproject.toml requirements/build.in
+
+.PHONY: clean
+clean: ## Remove what was built (not the virtual environment)
+	@rm -rf build dist docs/_build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,60 @@
+"""``qmp-migrate``: live migration of plain QEMU guests, without libvirt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qmp_migrate.cli import bus, migrations, rig, vms
+from qmp_migrate.cli.context import Context, fail, set_up_logging
+from qmp_migrate.errors import QmpMigrateError
+
+app = typer.Typer(
+    name="qmp-migrate",
+    help="Move running QEMU guests between hosts over QMP and SSH. No libvirt.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 preflight refused, 4 failed but safe at the source, 5 unknown, "
+    "6 cancelled, 69 unreachable, 75 busy, 78 settings, 130 interrupted.",
+)
+app.add_typer(rig.app, name="rig")
+app.add_typer(vms.app, name="vm")
+migrations.register(app)
+bus.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"qmp-migrate {version('qmp-migrate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings file.", envvar="QMP_MIGRATE_CONFIG", dir_okay=False)
+    ] = None,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Tell more; twice: everything.")] = 0,
+    _show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
+    context.obj = Context(config=config, verbose=verbose)
+    if context.invoked_subcommand is not None:
+        set_up_logging(verbose)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the distribution."""
+    try:
+        app()
+    except QmpMigrateError as error:
+        fail(error)

@@ -1,0 +1,238 @@
+"""How things look: progress while it runs, a summary at the end, checks and tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from qmp_migrate.migration.journal import Entry, MigrationRecord, controller_lives
+from qmp_migrate.migration.plan import Plan
+from qmp_migrate.migration.preflight import Check
+from qmp_migrate.migration.reporter import MigrationView, Progress
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+
+LINE_EVERY_S: Final = 2.0
+"""Without a terminal: one line of numbers at most this often."""
+
+_SHOWN: Final = {
+    "locked": "locked on both hosts",
+    "destination-launched": "destination QEMU waits",
+    "wired": "wired: capabilities, parameters and encryption set and read back",
+    "copying": "copying memory",
+    "committed": "handed over",
+    "running-at-destination": "runs at the destination",
+    "source-released": "source ended and cleaned",
+    "rolling-back": "bringing the guest back to one proven owner",
+    "rolled-back": "runs on at the source; the destination is cleaned",
+    "parked": "parked: a person is needed",
+}
+
+
+def size(value: float) -> str:
+    """Return bytes as people read them: ``512.0 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def duration(milliseconds: float) -> str:
+    """Return a time as people read it: ``42 ms``, ``1.3 s``, ``2 m 05 s``."""
+    if milliseconds < 1000:
+        return f"{milliseconds:.0f} ms"
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:.1f} s"
+    minutes, seconds = divmod(round(milliseconds / 1000), 60)
+    return f"{minutes} m {seconds:02d} s"
+
+
+class ProgressView:
+    """A reporter that shows one migration on a console: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, request: MigrationRequest) -> None:
+        self._console = console
+        self._request = request
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+        self._last_line = 0.0
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the live display."""
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Print one line above the bar."""
+        elapsed = time.monotonic() - self._begun
+        self._console.print(Text(f"{elapsed:7.2f}s ", style="dim") + Text(text))
+
+    def plan(self, plan: Plan) -> None:
+        """Show what is about to happen."""
+        lines = sum(check.status == "ok" for check in plan.checks)
+        self.note(f"preflight: {lines} checks passed, {size(plan.ram_bytes)} of memory to move")
+        for check in plan.checks:
+            if check.status == "warn":
+                self.note(f"warning: {check.text}")
+
+    def phase(self, view: MigrationView) -> None:
+        """See `Reporter.phase`."""
+        if view.phase in _SHOWN and (view.outcome is None or view.phase == "rolled-back"):
+            text = _SHOWN[view.phase]
+            if view.phase == "rolled-back" and view.owner != "source":
+                text = "ended; nothing is left at the destination"
+            self.note(text)
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """See `Reporter.event`."""
+        if kind == "step":
+            self.note(f"policy: {data.get('reason')}")
+        elif kind == "warning":
+            self.note(f"warning: {data.get('text')}")
+        elif kind == "switchover":
+            self.note(f"blackout {data.get('blackout_ms')} ms")
+
+    def progress(self, progress: Progress) -> None:
+        """See `Reporter.progress`."""
+        if self._live is not None:
+            self._live.update(_bar(progress), refresh=True)
+        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.note(f"{progress.percent:5.1f} %  {_numbers(progress)}")
+
+
+def _numbers(p: Progress) -> str:
+    parts = [
+        f"{size(p.transferred_bytes)} sent of {size(p.total_bytes)}",
+        f"{size(p.throughput_bytes_per_s)}/s",
+        f"pass {p.pass_number}",
+    ]
+    if p.dirty_bytes_per_s:
+        parts.append(f"dirtied {size(p.dirty_bytes_per_s)}/s")
+    if p.throttle_percent:
+        parts.append(f"throttled {p.throttle_percent} %")
+    if p.expected_blackout_ms is not None:
+        parts.append(f"blackout about {p.expected_blackout_ms} ms")
+    parts.append(f"{duration(p.eta_ms)} left" if p.eta_ms is not None else "not converging yet")
+    return ", ".join(parts)
+
+
+def _bar(progress: Progress) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(
+        ProgressBar(total=100, completed=progress.percent, width=32), Text(f"{progress.percent:5.1f} %", style="bold")
+    )
+    return Group(grid, Text(_numbers(progress), style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def summary(result: MigrationResult) -> RenderableType:
+    """Return the summary of a completed migration."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    qemu = result.qemu
+    rows = [
+        ("guest", Text(f"{result.vm}   {result.source} -> {result.destination}", style="bold")),
+        ("owner now", Text(f"{result.destination} (the source is ended and cleaned)")),
+        ("total", Text(f"{duration(result.total_ms)}   (QEMU itself: {duration(qemu['total_ms'])})")),
+        ("blackout", Text(f"{result.blackout_ms:.1f} ms   (QEMU's own downtime: {qemu['downtime_ms']} ms)")),
+        (
+            "memory",
+            Text(
+                f"{size(result.ram_bytes)}, {size(result.transferred_bytes)} sent in {result.passes} passes "
+                f"at {size(result.throughput_bytes_per_s)}/s"
+            ),
+        ),
+        ("encrypted", Text("yes, TLS with a key of its own") if result.encrypted else Text("NO", style="bold yellow")),
+    ]
+    rows += [("policy", Text(step)) for step in result.steps]
+    rows += [("warning", Text(warning, style="yellow")) for warning in result.warnings]
+    for name, value in rows:
+        table.add_row(name, value)
+    return Panel(table, title=f"migration {result.id} completed", border_style="green", expand=False)
+
+
+_MARKS: Final = {"ok": ("[ OK ]", "green"), "warn": ("[WARN]", "yellow"), "fail": ("[FAIL]", "bold red")}
+
+
+def check_lines(checks: Sequence[Check]) -> list[Text]:
+    """Return one line per check, and a last one with the verdict."""
+    lines = []
+    for check in checks:
+        mark, style = _MARKS[check.status]
+        line = Text(mark, style=style) + Text(f" {check.text}", style="not bold default")
+        if check.hint and check.status != "ok":
+            line += Text(f" ({check.hint})", style="dim not bold")
+        lines.append(line)
+    failed = sum(check.status == "fail" for check in checks)
+    verdict = f"Preflight: {failed} blocker{'s' if failed != 1 else ''}." if failed else "Preflight: no blockers."
+    return [*lines, Text(verdict, style="bold")]
+
+
+def migrations_table(records: Sequence[MigrationRecord]) -> RenderableType:
+    """Return migrations as a table."""
+    if not records:
+        return Text("no migrations")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("ID", "GUEST", "FROM", "TO", "PHASE", "OUTCOME", "OWNER", "STARTED", "TOTAL", "BLACKOUT"):
+        table.add_column(heading, justify="right" if heading in {"TOTAL", "BLACKOUT"} else "left", no_wrap=True)
+    for record in records:
+        result = record.result or {}
+        outcome = record.outcome or "under way"
+        if record.outcome is None and controller_lives(record.controller) is False:
+            outcome = "controller gone"
+        started = datetime.fromtimestamp(record.started_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(
+            record.id,
+            record.vm,
+            record.source,
+            record.destination,
+            record.phase.value,
+            outcome,
+            record.owner or "-",
+            started,
+            duration(result["total_ms"]) if result.get("total_ms") else "-",
+            f"{result['blackout_ms']:.1f} ms" if result.get("blackout_ms") else "-",
+        )
+    return table
+
+
+def story(record: MigrationRecord, entries: Sequence[Entry]) -> RenderableType:
+    """Return a migration's journal as a person reads it."""
+    lines: list[RenderableType] = [
+        Text(f"{record.id}: {record.vm} {record.source} -> {record.destination} ({record.mode})", style="bold")
+    ]
+    for entry in entries:
+        text = f"{(entry.at - record.started_at) * 1000:9.1f} ms  {entry.kind:<7} {entry.act}"
+        data = {key: value for key, value in entry.data.items() if key != "argv"}
+        if data:
+            text += "  " + " ".join(f"{key}={value}" for key, value in data.items())
+        lines.append(Text(text, style="bold" if entry.kind == "phase" else ""))
+    if record.outcome is None:
+        lines.append(Text("not ended", style="yellow"))
+    else:
+        lines.append(Text(f"outcome: {record.outcome}, owner: {record.owner}", style="bold"))
+        error = (record.result or {}).get("error")
+        if error:
+            lines.append(Text(f"error: {error['message']}"))
+    return Group(*lines)

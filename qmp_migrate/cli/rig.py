@@ -1,0 +1,133 @@
+"""``qmp-migrate rig``: a lab of several hosts on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qmp_migrate.cli.context import put, run, say
+
+if TYPE_CHECKING:
+    from qmp_migrate.rig.lab import RigStatus
+    from qmp_migrate.rig.state import RigState
+
+app = typer.Typer(
+    help="A lab on this machine: hosts with an sshd each, a broker, agents, a test guest.", no_args_is_help=True
+)
+
+Dir = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="Where it is; default: in $XDG_RUNTIME_DIR or /tmp.", file_okay=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+
+
+def _directory(given: Path | None) -> Path:
+    from qmp_migrate.rig.layout import default_directory
+
+    return given if given is not None else default_directory()
+
+
+@app.command()
+def up(
+    directory: Dir = None,
+    hosts: Annotated[int, typer.Option(min=1, max=26, help="How many hosts.")] = 2,
+    json: Json = False,
+) -> None:
+    """Bring the lab up and write its settings and a guest's spec."""
+
+    async def work() -> RigState:
+        from qmp_migrate.rig import lab
+
+        return await lab.up(_directory(directory), hosts)
+
+    state = run(work(), as_json=json)
+    if json:
+        put(
+            {
+                "schema": "rig/1",
+                "directory": str(state.directory),
+                "settings": str(state.settings_file),
+                "guest": str(state.guest_file),
+                "broker": state.broker_url,
+                "hosts": [host.name for host in state.hosts],
+            }
+        )
+        return
+    console = say()
+    console.print(f"[bold]rig is up[/] in {state.directory}: hosts {', '.join(host.name for host in state.hosts)}")
+    console.print(f"try:  export QMP_MIGRATE_CONFIG={state.settings_file}")
+    console.print(f"      qmp-migrate vm start {state.guest_file} --on a")
+    console.print("      qmp-migrate migrate web1 --to b")
+    console.print("      qmp-migrate rig down")
+
+
+@app.command()
+def down(directory: Dir = None, json: Json = False) -> None:
+    """Take the lab down: its guests, its processes, its files."""
+
+    async def work() -> tuple[str, ...] | None:
+        from qmp_migrate.rig import lab
+
+        return await lab.down(_directory(directory))
+
+    ended = run(work(), as_json=json)
+    if json:
+        put({"schema": "rig-down/1", "ended": list(ended) if ended is not None else None})
+    elif ended is None:
+        say().print(f"there is no rig in {_directory(directory)}")
+    else:
+        say().print(f"rig is down: {', '.join(ended) or 'nothing was running any more'}")
+
+
+@app.command()
+def status(directory: Dir = None, json: Json = False) -> None:
+    """Tell which parts of the lab are alive."""
+
+    async def work() -> RigStatus | None:
+        from qmp_migrate.rig import lab
+
+        return await lab.status(_directory(directory))
+
+    found = run(work(), as_json=json)
+    if found is None:
+        if json:
+            put({"schema": "rig-status/1", "directory": str(_directory(directory)), "parts": {}, "guests": []})
+        say().print(f"there is no rig in {_directory(directory)}")
+        raise typer.Exit(1)
+    if json:
+        put(
+            {
+                "schema": "rig-status/1",
+                "directory": str(found.state.directory),
+                "settings": str(found.state.settings_file),
+                "parts": found.alive,
+                "guests": sorted(found.guests),
+            }
+        )
+    else:
+        typer.echo(f"rig in {found.state.directory}")
+        for name, alive in found.alive.items():
+            typer.echo(f"  {name:<10} {'alive' if alive else 'DEAD'}")
+        for name in sorted(found.guests):
+            typer.echo(f"  guest {name} pid {found.guests[name].pid}")
+    if not all(found.alive.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    directory: Dir = None,
+    no_encrypt: Annotated[bool, typer.Option("--no-encrypt", help="Send the guest's memory in the clear.")] = False,
+) -> None:
+    """Show one live migration from end to end in a lab of its own, and leave nothing behind."""
+
+    async def work() -> bool:
+        from qmp_migrate.cli.demo import show
+
+        return await show(directory, encrypt=not no_encrypt)
+
+    if not run(work()):
+        raise typer.Exit(1)
