@@ -1,0 +1,122 @@
+"""qmp-migrate: move running QEMU guests between hosts over QMP and SSH, without libvirt.
+
+The public API is what `__all__` names; everything else may change. All of it is asynchronous::
+
+    from qmp_migrate import Controller, load_settings, parse_spec
+
+    async with Controller.open(load_settings()) as controller:
+        guest = await controller.start(parse_spec(text, source="web1.toml", base_dir="/srv"), on="a")
+        plan = await controller.check(MigrationRequest("web1", "b"))
+        result = await controller.migrate("web1", to="b", downtime_limit_ms=100)
+        print(result.blackout_ms, result.owner)
+
+Every failure is a `QmpMigrateError` with a ``code`` for programs, a ``hint`` for people, and, where a migration had been
+asked for, its ``result``. `qmp_migrate.errors` draws the tree.
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qmp_migrate.errors import (
+    ConfigError,
+    GuestExists,
+    GuestUnknown,
+    HostKeyError,
+    HostUnknown,
+    HostUnreachable,
+    InvalidName,
+    InvalidQuantity,
+    LaunchFailed,
+    LockBusy,
+    MigrationCancelled,
+    MigrationError,
+    MigrationFailed,
+    NotConverging,
+    OutcomeUnknown,
+    PreflightRefused,
+    QmpMigrateError,
+    SpecError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from qmp_migrate.fleet.controller import Controller
+    from qmp_migrate.fleet.guests import Guest
+    from qmp_migrate.migration.plan import Plan
+    from qmp_migrate.migration.preflight import Check
+    from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter
+    from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+    from qmp_migrate.settings import HostSettings, Settings
+    from qmp_migrate.settings import load as load_settings
+    from qmp_migrate.vm.spec import GuestSpec, parse_spec
+
+_HOMES = {
+    "Check": "qmp_migrate.migration.preflight",
+    "Controller": "qmp_migrate.fleet.controller",
+    "Guest": "qmp_migrate.fleet.guests",
+    "GuestSpec": "qmp_migrate.vm.spec",
+    "HostSettings": "qmp_migrate.settings",
+    "MigrationRequest": "qmp_migrate.migration.request",
+    "MigrationResult": "qmp_migrate.migration.request",
+    "MigrationView": "qmp_migrate.migration.reporter",
+    "Plan": "qmp_migrate.migration.plan",
+    "Progress": "qmp_migrate.migration.reporter",
+    "Reporter": "qmp_migrate.migration.reporter",
+    "Settings": "qmp_migrate.settings",
+    "load_settings": "qmp_migrate.settings:load",
+    "parse_spec": "qmp_migrate.vm.spec",
+}
+
+__all__ = [
+    "Check",
+    "ConfigError",
+    "Controller",
+    "Guest",
+    "GuestExists",
+    "GuestSpec",
+    "GuestUnknown",
+    "HostKeyError",
+    "HostSettings",
+    "HostUnknown",
+    "HostUnreachable",
+    "InvalidName",
+    "InvalidQuantity",
+    "LaunchFailed",
+    "LockBusy",
+    "MigrationCancelled",
+    "MigrationError",
+    "MigrationFailed",
+    "MigrationRequest",
+    "MigrationResult",
+    "MigrationView",
+    "NotConverging",
+    "OutcomeUnknown",
+    "Plan",
+    "PreflightRefused",
+    "Progress",
+    "QmpMigrateError",
+    "Reporter",
+    "Settings",
+    "SpecError",
+    "UsageError",
+    "load_settings",
+    "parse_spec",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home, _, other = _HOMES[name].partition(":")
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(import_module(home), other or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

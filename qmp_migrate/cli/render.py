@@ -20,6 +20,7 @@ from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.preflight import Check
 from qmp_migrate.migration.reporter import MigrationView, Progress
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.vm.units import about_size
 
 LINE_EVERY_S: Final = 2.0
 """Without a terminal: one line of numbers at most this often."""
@@ -36,15 +37,6 @@ _SHOWN: Final = {
     "rolled-back": "runs on at the source; the destination is cleaned",
     "parked": "parked: a person is needed",
 }
-
-
-def size(value: float) -> str:
-    """Return bytes as people read them: ``512.0 MiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError
 
 
 def duration(milliseconds: float) -> str:
@@ -90,7 +82,7 @@ class ProgressView:
     def plan(self, plan: Plan) -> None:
         """Show what is about to happen."""
         lines = sum(check.status == "ok" for check in plan.checks)
-        self.note(f"preflight: {lines} checks passed, {size(plan.ram_bytes)} of memory to move")
+        self.note(f"preflight: {lines} checks passed, {about_size(plan.ram_bytes)} of memory to move")
         for check in plan.checks:
             if check.status == "warn":
                 self.note(f"warning: {check.text}")
@@ -123,12 +115,12 @@ class ProgressView:
 
 def _numbers(p: Progress) -> str:
     parts = [
-        f"{size(p.transferred_bytes)} sent of {size(p.total_bytes)}",
-        f"{size(p.throughput_bytes_per_s)}/s",
+        f"{about_size(p.transferred_bytes)} sent of {about_size(p.total_bytes)}",
+        f"{about_size(p.throughput_bytes_per_s)}/s",
         f"pass {p.pass_number}",
     ]
     if p.dirty_bytes_per_s:
-        parts.append(f"dirtied {size(p.dirty_bytes_per_s)}/s")
+        parts.append(f"dirtied {about_size(p.dirty_bytes_per_s)}/s")
     if p.throttle_percent:
         parts.append(f"throttled {p.throttle_percent} %")
     if p.expected_blackout_ms is not None:
@@ -159,8 +151,8 @@ def summary(result: MigrationResult) -> RenderableType:
         (
             "memory",
             Text(
-                f"{size(result.ram_bytes)}, {size(result.transferred_bytes)} sent in {result.passes} passes "
-                f"at {size(result.throughput_bytes_per_s)}/s"
+                f"{about_size(result.ram_bytes)}, {about_size(result.transferred_bytes)} sent in {result.passes} passes "
+                f"at {about_size(result.throughput_bytes_per_s)}/s"
             ),
         ),
         ("encrypted", Text("yes, TLS with a key of its own") if result.encrypted else Text("NO", style="bold yellow")),

@@ -119,7 +119,7 @@ def stop(
 def _table(guests: list[Guest]) -> None:
     from rich.table import Table
 
-    from qmp_migrate.vm.units import format_size
+    from qmp_migrate.vm.units import about_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("NAME", "HOST", "STATE", "MEMORY", "VCPUS", "PID", "UUID"):
@@ -130,7 +130,7 @@ def _table(guests: list[Guest]) -> None:
             guest.name,
             guest.host,
             state,
-            format_size(guest.memory_bytes) if guest.memory_bytes else "-",
+            about_size(guest.memory_bytes) if guest.memory_bytes else "-",
             str(guest.vcpus or "-"),
             str(guest.pid or "-"),
             guest.uuid or "-",

@@ -107,6 +107,7 @@ class BinaryFacts:
     Attributes:
         version: For example ``7.2.22``.
         machines: Machine types, aliases included: name to the versioned name it stands for.
+        default_machine: What a command line without ``-machine`` gets; None where the binary has no default.
         deprecated: Machine types that will go.
         cpus: CPU models: name to the features that this host cannot give it.
         cpu_aliases: CPU model alias to the versioned model.
@@ -114,6 +115,7 @@ class BinaryFacts:
 
     version: str = ""
     machines: dict[str, str] = field(default_factory=dict)
+    default_machine: str | None = None
     deprecated: frozenset[str] = frozenset()
     cpus: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cpu_aliases: dict[str, str] = field(default_factory=dict)
@@ -202,7 +204,7 @@ async def probe_binary(
     Raises:
         LaunchFailed: The binary does not start.
     """
-    key = f"binary/{host.name}/{settings.qemu}/{facts.qemu_stamp}/{accel}/{facts.boot_id}"
+    key = f"binary-2/{host.name}/{settings.qemu}/{facts.qemu_stamp}/{accel}/{facts.boot_id}"
     known = await journal.probe(key)
     if known is None:
         known = await _ask_binary(host, settings.qemu, accel)
@@ -210,6 +212,7 @@ async def probe_binary(
     return BinaryFacts(
         version=known["version"],
         machines=dict(known["machines"]),
+        default_machine=known["default_machine"],
         deprecated=frozenset(known["deprecated"]),
         cpus={name: tuple(lacking) for name, lacking in known["cpus"].items()},
         cpu_aliases=dict(known["cpu_aliases"]),
@@ -240,6 +243,7 @@ async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
             "version": f"{version['major']}.{version['minor']}.{version['micro']}",
             "machines": {m["name"]: m["name"] for m in machines}
             | {m["alias"]: m["name"] for m in machines if "alias" in m},
+            "default_machine": next((m["name"] for m in machines if m.get("is-default")), None),
             "deprecated": [m["name"] for m in machines if m.get("deprecated")],
             "cpus": {cpu["name"]: sorted(set(cpu.get("unavailable-features", []))) for cpu in cpus},
             "cpu_aliases": {cpu["name"]: cpu["alias-of"] for cpu in cpus if "alias-of" in cpu},

@@ -72,11 +72,12 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         source_dir=source.directory,
         dest_dir=destination.directory,
         path_map=join_path_maps(source.settings, destination.settings),
-        machine=source_binary.machines.get(machine) if machine else None,
+        machine=source_binary.machines.get(machine) if machine else source_binary.default_machine,
         cpu=source_binary.cpu_aliases.get(cpu) if cpu else None,
         address_map={source.migration_address: destination.migration_address},
     )
-    paths = await path_states(destination.host, [use.path for use in required_paths(derived.command)])
+    required = () if derived.refusals else tuple(required_paths(derived.command))
+    paths = await path_states(destination.host, [use.path for use in required])
     situation = Situation(
         request=request,
         source=source.settings,
@@ -90,6 +91,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         run_state=run.status,
         info=info,
         source_version=version,
+        required=required,
         paths=paths,
         guest_at_destination=other is not None,
     )

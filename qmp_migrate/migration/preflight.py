@@ -21,8 +21,8 @@ from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
 from qmp_migrate.vm.derive import Derived
 from qmp_migrate.vm.names import check_socket_path
-from qmp_migrate.vm.paths import required_paths
-from qmp_migrate.vm.units import format_size
+from qmp_migrate.vm.paths import PathUse
+from qmp_migrate.vm.units import about_size
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -65,7 +65,8 @@ class Situation:
         derived: What the destination would be started with.
         run_state: The guest's.
         info: The source's ``query-migrate``.
-        paths: For each path of the derived command: its state on the destination.
+        required: The files that the derived command needs.
+        paths: For each of them: its state on the destination.
         guest_at_destination: A live QEMU is in the destination's directory for that name.
     """
 
@@ -81,6 +82,7 @@ class Situation:
     run_state: str
     info: MigrationInfo
     source_version: str
+    required: tuple[PathUse, ...]
     paths: Mapping[str, str]
     guest_at_destination: bool
 
@@ -224,7 +226,7 @@ def _memory(s: Situation) -> list[Check]:
         need = s.command.memory_bytes + MEMORY_RESERVE
     except ConfigError as error:
         return [Check("memory", "warn", f"its memory size is not understood: {error.message}", host=where)]
-    text = f"{format_size(need)} needed on {where}, {format_size(free)} free"
+    text = f"{about_size(need)} needed on {where}, {about_size(free)} free"
     if need > free:
         return [Check("memory", "fail", f"not enough memory: {text}", "free some there, or choose another host", where)]
     return [Check("memory", "ok", f"memory: {text}", host=where)]
@@ -233,7 +235,7 @@ def _memory(s: Situation) -> list[Check]:
 def _files(s: Situation) -> list[Check]:
     where = s.destination_facts.name
     checks = []
-    for use in required_paths(s.derived.command):
+    for use in s.required:
         state = s.paths.get(use.path, "absent")
         if state == "absent":
             hint = "put it there, share the storage, or map it with the host's path_map"

@@ -1,0 +1,245 @@
+"""The rig for system tests: one lab for the whole run, a fresh guest for each test, and proof that nothing is left.
+
+The tests use the product's own rig through its own command line, as users do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qmp_migrate.rig.oracle import Verdict, judge
+
+CLI = [sys.executable, "-m", "qmp_migrate.cli"]
+COMMAND_S = 90.0
+
+
+@dataclass
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def doc(self) -> Any:
+        """The last JSON document on standard output."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@dataclass
+class Guest:
+    """A test guest in the lab."""
+
+    lab: Lab
+    name: str
+    spec: Path
+    disk: Path | None = None
+
+    def directory(self, host: str) -> Path:
+        return self.lab.run_dir(host) / self.name
+
+    def logs(self, host: str) -> list[bytes]:
+        """Its serial output: what it brought along, then what it wrote on this host."""
+        paths = (self.directory(host) / "serial.log.1", self.directory(host) / "serial.log")
+        return [path.read_bytes() for path in paths if path.exists()]
+
+    def verdict(self, host: str) -> Verdict:
+        return judge(self.logs(host))
+
+    def wait(self, host: str, enough: Callable[[Verdict], bool], seconds: float = 60.0) -> Verdict:
+        """Wait until the guest has shown something on a host; fail with what it wrote instead."""
+        return wait_for(
+            lambda: (v := self.verdict(host)) and enough(v) and v,
+            seconds,
+            lambda: f"{self.verdict(host)}\n{b''.join(self.logs(host))[-2000:].decode('utf-8', 'replace')}",
+        )
+
+    def wait_ready(self, host: str) -> Verdict:
+        return self.wait(host, lambda v: v.ready is not None and v.last_tick > 0)
+
+    def wait_survived(self, host: str, *, sweeps: int = 1) -> Verdict:
+        """Wait until the guest has gone on for long enough to prove that it survived, and check that it did."""
+
+        def enough(v: Verdict) -> bool:
+            broken = bool(v.tick_faults or v.corruption)
+            return broken or (v.sweeps_ok_after_handover >= sweeps and v.ticks_after_handover > 20)
+
+        verdict = self.wait(host, enough)
+        assert verdict.survived, verdict.reasons
+        return verdict
+
+    def pid(self, host: str) -> int | None:
+        try:
+            return int((self.directory(host) / "pid").read_text().split()[0])
+        except (FileNotFoundError, IndexError):
+            return None
+
+
+def wait_for(look: Callable[[], Any], seconds: float, told: Callable[[], str] = lambda: "") -> Any:
+    """Wait for a state; what `look` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds} s: {told()}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Lab:
+    """A rig that is up."""
+
+    directory: Path
+    settings: Path
+    template: str
+    images: Path
+    guests: list[str] = field(default_factory=list)
+
+    def run_dir(self, host: str) -> Path:
+        import tomllib
+
+        return Path(tomllib.loads(self.settings.read_text())["hosts"][host]["run_dir"])
+
+    def cli(self, *words: str, code: int | None = 0, config: Path | None = None, timeout: float = COMMAND_S) -> Ran:
+        """Run a command to its end; `code` None: any exit code."""
+        process = self.popen(*words, config=config)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"{words} did not end within {timeout} s\n{out}\n{err}") from None
+        ran = Ran(process.returncode, out, err)
+        assert code is None or ran.code == code, f"{words}: exit {ran.code}, not {code}\n{out}\n{err}"
+        return ran
+
+    def popen(self, *words: str, config: Path | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*CLI, "--config", str(config or self.settings), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
+        )
+
+    def spec(self, name: str, *, append: str = "qm.rate=10 qm.ws=32 qm.tick=10", extra: str = "", **keys: Any) -> Path:
+        """Write a spec: the rig's own, with another name and other settings."""
+        wanted = {"name": name, "memory": "256MiB", "append": f"console=ttyS0 quiet {append}", **keys}
+        lines = [line for line in self.template.splitlines() if line.partition(" =")[0] not in wanted]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in wanted.items()]
+        path = self.directory / f"{name}.toml"
+        path.write_text("\n".join(lines) + "\n" + extra)
+        return path
+
+    def config(self, **sections: dict[str, Any]) -> Path:
+        """Write other settings: the rig's own with some keys changed; ``hosts_b={"qemu": …}`` changes ``[hosts.b]``."""
+        import tomllib
+
+        data = tomllib.loads(self.settings.read_text())
+        for section, keys in sections.items():
+            place = data
+            for part in section.split("_"):
+                place = place.setdefault(part, {})
+            place.update(keys)
+        path = self.directory / f"settings-{uuid.uuid4().hex[:8]}.toml"
+        path.write_text("\n".join(_toml(data, [])) + "\n")
+        return path
+
+    @contextmanager
+    def guest(self, *, on: str = "a", ready: bool = True, disk: bool = False, **keys: Any) -> Iterator[Guest]:
+        """A guest of its own on a host; gone afterwards, wherever it went, and proven to have left nothing."""
+        name = f"g{uuid.uuid4().hex[:8]}"
+        image = self.directory / f"{name}.img" if disk else None
+        if image is not None:
+            keys["append"] = keys.get("append", "qm.rate=10 qm.ws=32 qm.tick=10") + " qm.disk=/dev/vda"
+            keys["extra"] = f'[[disk]]\npath = "{image}"\nformat = "raw"\nsize = "4MiB"\n' + keys.get("extra", "")
+        guest = Guest(self, name, self.spec(name, **keys), image)
+        try:
+            self.cli("vm", "start", str(guest.spec), "--on", on)
+            if ready:
+                guest.wait_ready(on)
+            yield guest
+        finally:
+            listed = self.cli("vm", "list", "--json").doc["guests"]
+            for where in {found["host"] for found in listed if found["name"] == name}:
+                self.cli("vm", "stop", name, "--on", where, "--force", code=None)
+            guest.spec.unlink(missing_ok=True)
+            if image is not None:
+                image.unlink(missing_ok=True)
+        self.assert_nothing_left(name)
+
+    def assert_nothing_left(self, name: str) -> None:
+        """No QEMU, directory, key or lock of a guest on any host; its epoch file may stay (it must only rise)."""
+        for host in ("a", "b"):
+            run_dir = self.run_dir(host)
+            assert not (run_dir / name).exists(), sorted((run_dir / name).iterdir())
+            left = [path.name for path in (run_dir / ".locks").glob(f"{name}*") if path.suffix != ".epoch"]
+            assert not left, left
+        assert not qemus(name), qemus(name)
+
+
+def _toml(table: dict[str, Any], name: list[str]) -> list[str]:
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict) or key == "path_map"}
+    lines = [f"[{'.'.join(name)}]"] if name and plain else []
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            inner = ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items())
+            lines.append(f"{key} = {{ {inner} }}")
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    for key, value in table.items():
+        if key not in plain:
+            lines += _toml(value, [*name, key])
+    return lines
+
+
+def qemus(name: str) -> list[int]:
+    """Return the pids of all QEMUs of a guest on this machine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"guest={name}".encode() in words and b"qemu" in words[0]:
+                found.append(int(entry.name))
+    return found
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Press Ctrl-C."""
+    process.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def rig(directory: Path) -> Iterator[Lab]:
+    """Bring a lab up, take it down, and prove that all its processes are gone."""
+    env = os.environ | {"NO_COLOR": "1"}
+    done = subprocess.run(
+        [*CLI, "rig", "up", "--dir", str(directory), "--json"], capture_output=True, text=True, timeout=120, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    try:
+        yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), Path("build/images"))
+    finally:
+        down = subprocess.run(
+            [*CLI, "rig", "down", "--dir", str(directory)], capture_output=True, text=True, timeout=120, env=env
+        )
+    assert down.returncode == 0, down.stderr
+    assert not directory.exists(), sorted(directory.rglob("*"))

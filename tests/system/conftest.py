@@ -1,0 +1,24 @@
+"""One lab for all system tests of a run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import Guest, Lab, rig
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    # Not pytest's tmp_path: sockets have short names.
+    with tempfile.TemporaryDirectory(prefix="qm-") as base, rig(Path(base) / "rig") as up:
+        yield up
+
+
+@pytest.fixture
+def guest(lab: Lab) -> Iterator[Guest]:
+    with lab.guest() as started:
+        yield started

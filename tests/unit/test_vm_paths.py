@@ -1,0 +1,208 @@
+"""Paths and listening addresses: found wherever QEMU has them, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmp_migrate.vm.addresses import rewrite_listeners
+from qmp_migrate.vm.cmdline import CommandLine, Option
+from qmp_migrate.vm.paths import PathKind, PathUse, required_paths, rewrite_paths
+from tests.support.command_lines import ALL, LIBVIRT, PROXMOX
+
+PLACES = [
+    # option, argument with each path as {}, kind of the paths
+    ("", "{}", "disk"),
+    ("-hda", "{}", "disk"),
+    ("-pflash", "{}", "firmware"),
+    ("-kernel", "{}", "kernel"),
+    ("--kernel", "{}", "kernel"),
+    ("-initrd", "{}", "initrd"),
+    ("-bios", "{}", "firmware"),
+    ("-dtb", "{}", "other"),
+    ("-mem-path", "{}", "optional"),
+    ("-pidfile", "{}", "optional"),
+    ("-D", "{}", "optional"),
+    ("-L", "{}", "optional"),
+    ("-drive", "file={},if=none", "disk"),
+    ("-drive", "file.driver=file,file.filename={}", "disk"),
+    ("-drive", "file=nbd:unix:{}:exportname=x", "disk"),
+    ("-drive", "driver=qcow2,file.filename={},backing.file.filename={}", "disk"),
+    ("-drive", 'file=json:{{"driver":"qcow2",,"file":{{"filename":"{}"}}}}', "disk"),
+    ("-blockdev", "driver=file,filename={},node-name=a", "disk"),
+    ("-blockdev", "driver=qcow2,file.driver=file,file.filename={},node-name=a", "disk"),
+    ("-blockdev", '{{"driver":"qcow2","file":{{"driver":"file","filename":"{}"}}}}', "disk"),
+    ("-blockdev", '{{"driver":"nbd","server":{{"type":"unix","path":"{}"}}}}', "other"),
+    ("-chardev", "socket,id=a,path={},server=on,wait=off,logfile={}", "optional"),
+    ("-chardev", "socket,id=a,path={}", "other"),
+    ("-chardev", "socket,id=a,path={},reconnect=5", "optional"),
+    ("-chardev", "socket,id=a,path={},reconnect=0", "other"),
+    ("-chardev", "file,id=a,path={}", "optional"),
+    ("-chardev", "pipe,id=a,path={}", "other"),
+    ("-serial", "file:{}", "optional"),
+    ("-serial", "unix:{},server,nowait", "optional"),
+    ("-serial", "unix:{}", "other"),
+    ("-serial", "{}", "other"),
+    ("-qmp", "unix:{},server=on,wait=off", "optional"),
+    ("-monitor", "mon:unix:{},server", "optional"),
+    ("-gdb", "unix:{},server", "optional"),
+    ("-object", "memory-backend-file,id=m,mem-path={},size=1G", "optional"),
+    ("-object", "tls-creds-x509,id=t,dir={}", "other"),
+    ("-object", "secret,id=s,file={}", "other"),
+    ("-object", '{{"qom-type":"secret","id":"s","file":"{}"}}', "other"),
+    ("-object", "rng-random,id=r,filename={}", "other"),
+    ("-object", "filter-dump,id=f,netdev=n,file={}", "optional"),
+    ("-netdev", "tap,id=n,script={},downscript={}", "other"),
+    ("-netdev", "user,id=n,tftp={},smb={}", "other"),
+    ("-netdev", "stream,id=n,server=on,addr.type=unix,addr.path={}", "optional"),
+    ("-netdev", '{{"type":"stream","id":"n","addr":{{"type":"unix","path":"{}"}}}}', "other"),
+    ("-tpmdev", "passthrough,id=t,path={},cancel-path={}", "other"),
+    ("-fsdev", "local,id=f,path={},security_model=none", "other"),
+    ("-device", "loader,file={}", "other"),
+    ("-device", "virtio-net-pci,romfile={}", "firmware"),
+    ("-option-rom", "{}", "firmware"),
+    ("-machine", "pc-q35-7.2,kernel={}", "kernel"),
+    ("-fw_cfg", "name=opt/x,file={}", "other"),
+    ("-smbios", "file={}", "other"),
+    ("-smbios", "type=11,path={}", "other"),
+    ("-acpitable", "sig=ABCD,file={}:{}", "other"),
+    ("-vnc", "unix:{}", "optional"),
+    ("-display", "egl-headless,rendernode={}", "other"),
+    ("-spice", "addr={},unix=on", "optional"),
+    ("-spice", "port=1,x509-dir={}", "other"),
+    ("-trace", "events={}", "other"),
+    ("-boot", "splash={}", "other"),
+    ("-set", "drive.d0.file={}", "other"),
+    ("-plugin", "{},arg=1", "other"),
+    ("-run-with", "chroot={}", "other"),
+]
+
+
+@pytest.mark.parametrize(("flag", "argument", "kind"), PLACES)
+def test_every_place_of_a_path(flag: str, argument: str, kind: PathKind) -> None:
+    seen: list[tuple[str, PathKind]] = []
+
+    def change(path: str, found: PathKind) -> str:
+        seen.append((path, found))
+        return "/elsewhere/file"
+
+    rewritten = rewrite_paths(Option(flag, argument.format("/srv/x", "/srv/x")), change)
+    assert rewritten == Option(flag, argument.format("/elsewhere/file", "/elsewhere/file"))
+    assert [path for path, _ in seen] == ["/srv/x"] * argument.count("{}")
+    assert {found for _, found in seen} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("flag", "argument"),
+    [
+        ("-append", "root=/srv/x init=/srv/x"),
+        ("-append", "/srv/x"),
+        ("-device", "virtio-blk-pci,drive=d,serial=/srv/x"),
+        ("-device", "virtio-9p-pci,fsdev=f,mount_tag=/srv/x"),
+        ("-smbios", "type=1,product=/srv/x"),
+        ("-fw_cfg", "name=opt/x,string=/srv/x"),
+        ("-name", "guest=/srv/x"),
+        ("-netdev", "user,id=n,bootfile=/srv/x"),
+        ("-drive", "file=ssh://h/srv/x"),
+        ("-blockdev", "driver=ssh,server.host=h,server.port=22,path=/srv/x,node-name=s"),
+        ("-blockdev", '{"driver":"nfs","server":{"type":"inet","host":"h"},"path":"/srv/x","node-name":"n"}'),
+        ("-blockdev", "driver=qcow2,node-name=q,file=/srv/x"),
+        ("-bios", "bios-256k.bin"),
+        ("-device", "virtio-net-pci,romfile=efi-virtio.rom"),
+        ("-netdev", "tap,id=n,script=no,downscript=no"),
+        ("-chardev", "socket,id=a,path=name,abstract=on"),
+        ("-serial", "stdio"),
+        ("-vnc", "127.0.0.1:1"),
+        ("-snapshot", None),
+    ],
+)
+def test_what_is_no_path_of_the_host_stays(flag: str, argument: str | None) -> None:
+    option = Option(flag, argument)
+    assert rewrite_paths(option, lambda path, _kind: pytest.fail(f"took {path} for a path")) == option
+
+
+@pytest.mark.parametrize("argv", ALL.values(), ids=ALL)
+def test_looking_changes_nothing(argv: list[str]) -> None:
+    for option in CommandLine.parse(argv).options:
+        assert rewrite_paths(option, lambda path, _kind: path) is option or (
+            rewrite_paths(option, lambda path, _kind: path) == option
+        )
+        assert rewrite_listeners(option, lambda address: address) == option
+
+
+def test_required_paths_of_libvirts_guest() -> None:
+    assert required_paths(CommandLine.parse(LIBVIRT)) == [
+        PathUse("/usr/share/OVMF/CODE.fd", "firmware", False, "raw"),
+        PathUse("/var/lib/libvirt/web_VARS.fd", "firmware", True, "raw"),
+        PathUse("/srv/images/web.qcow2", "disk", True, "qcow2"),
+        PathUse("/srv/images/base.qcow2", "disk", False, "qcow2"),
+        PathUse("/var/lib/libvirt/qemu/web/key.aes", "other", False),
+    ]
+
+
+def test_required_paths_of_proxmoxs_guest() -> None:
+    uses = {use.path: use for use in required_paths(CommandLine.parse(PROXMOX))}
+    assert uses["/dev/pve/vm-100-disk-0"] == PathUse("/dev/pve/vm-100-disk-0", "disk", True, "raw")
+    assert "/var/lib/qemu-server/pve-bridge" in uses
+    assert "/var/run/qmeventd.sock" not in uses  # it goes on trying to connect there
+    assert "/var/run/qemu-server/100.qmp" not in uses  # it listens there
+    assert "/var/run/qemu-server/100.pid" not in uses
+
+
+def test_a_path_used_twice_is_listed_once_and_writable() -> None:
+    command = CommandLine.parse(["qemu", "-cdrom", "/a", "-hda", "/a", "-kernel", "/k", "-bios", "bios.bin"])
+    assert required_paths(command) == [PathUse("/a", "disk", True), PathUse("/k", "kernel", False)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "argument"),
+    [
+        ("-vnc", "{}:1"),
+        ("-vnc", "{}:1,password=on"),
+        ("-display", "vnc={}:1"),
+        ("-spice", "port=5900,addr={}"),
+        ("-chardev", "socket,id=a,host={},port=1,server=on"),
+        ("-chardev", "udp,id=a,host=h,port=1,localaddr={}"),
+        ("-serial", "tcp:{}:4444,server,nowait"),
+        ("-monitor", "telnet:{}:4444,server"),
+        ("-serial", "udp:h:1@{}:2"),
+        ("-gdb", "tcp:{}:1234"),
+        ("-netdev", "socket,id=n,listen={}:1"),
+        ("-netdev", "socket,id=n,mcast=230.0.0.1:1,localaddr={}"),
+        ("-netdev", "stream,id=n,server=on,addr.type=inet,addr.host={},addr.port=1"),
+        ("-netdev", "dgram,id=n,local.type=inet,local.host={},local.port=1"),
+        ("-netdev", "user,id=n,hostfwd=tcp:{}:2222-10.0.2.15:22"),
+        ("-netdev", '{{"type":"user","id":"n","hostfwd":[{{"str":"tcp:{}:22-:22"}}]}}'),
+        ("-nic", "hostfwd=udp:{}:53-:53"),
+    ],
+)
+def test_every_place_of_a_listening_address(flag: str, argument: str) -> None:
+    swapped = rewrite_listeners(
+        Option(flag, argument.format("127.0.0.2")), lambda address: address.replace("127.0.0.2", "127.0.0.3")
+    )
+    assert swapped == Option(flag, argument.format("127.0.0.3"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "argument"),
+    [
+        ("-chardev", "socket,id=a,host=127.0.0.2,port=1"),
+        ("-chardev", "socket,id=a,host=127.0.0.2,port=1,reconnect=1"),
+        ("-serial", "tcp:127.0.0.2:4444"),
+        ("-netdev", "socket,id=n,connect=127.0.0.2:1"),
+        ("-netdev", "stream,id=n,server=off,addr.type=inet,addr.host=127.0.0.2,addr.port=1"),
+        ("-netdev", "user,id=n,guestfwd=tcp:10.0.2.1:1-tcp:127.0.0.2:1"),
+        ("-append", "ip=127.0.0.2"),
+        ("-vnc", "none"),
+        ("-vnc", "unix:/127.0.0.2:1"),
+        ("-drive", "file=nbd://127.0.0.2/x"),
+    ],
+)
+def test_where_qemu_connects_stays(flag: str, argument: str) -> None:
+    option = Option(flag, argument)
+    assert rewrite_listeners(option, lambda address: pytest.fail(f"took {address} for ours")) == option
+
+
+def test_ipv6_keeps_its_brackets() -> None:
+    assert rewrite_listeners(Option("-vnc", "[::1]:1"), lambda _old: "fe80::2").value == "[fe80::2]:1"
+    assert rewrite_listeners(Option("-vnc", "127.0.0.2:1"), lambda _old: "fe80::2").value == "[fe80::2]:1"
+    assert rewrite_listeners(Option("-vnc", ":1"), lambda old: old or "10.0.0.1").value == "10.0.0.1:1"
