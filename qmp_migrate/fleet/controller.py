@@ -324,6 +324,7 @@ class Controller:
             destination=destination,
             argv=tuple(plan.derived.command.argv()),
             running=plan.running,
+            one_pass=plan.one_pass,
             chronicle=chronicle,
             cancel=cancel,
         )

@@ -63,9 +63,14 @@ class Step:
 NOTHING: Final = Step("none")
 
 
-def first_limit_ms(allowed_ms: int) -> int:
-    """Return the ``downtime-limit`` to start with, milliseconds."""
-    return min(START_MS, allowed_ms)
+def first_limit_ms(allowed_ms: int, *, one_pass: bool = False) -> int:
+    """Return the ``downtime-limit`` to start with, milliseconds.
+
+    Args:
+        allowed_ms: The most the user allows.
+        one_pass: There must not be a second pass: all that is allowed, at once.
+    """
+    return allowed_ms if one_pass else min(START_MS, allowed_ms)
 
 
 def needed_ms(sample: Sample) -> int:

@@ -71,6 +71,8 @@ class Copying:
     """One run of the passes.
 
     Attributes:
+        one_pass: The source loses writes in a second pass (`features.loses_writes`): the limit starts where the user
+            allows it, so that QEMU stops the guest after the first pass, and a second one fails the migration.
         timeline: What happened when.
         last: The latest ``query-migrate`` of the source that had numbers.
         connected: Set when the first bytes have travelled: connection and handshake are done.
@@ -80,6 +82,7 @@ class Copying:
     source: Side
     destination: Side
     request: MigrationRequest
+    one_pass: bool
     cancel: asyncio.Event
     on_progress: Callable[[Progress], None]
     on_step: Callable[[str], None]
@@ -126,7 +129,7 @@ class Copying:
             NotConverging: The policy gave up.
             MonitorLost: A monitor is gone: the state is unknown until both sides are asked again.
         """
-        self._limit_ms = convergence.first_limit_ms(self.request.downtime_limit_ms)
+        self._limit_ms = convergence.first_limit_ms(self.request.downtime_limit_ms, one_pass=self.one_pass)
         self.timeline.started = time.monotonic()
         source = await self.source.attach()
         await qmp.start(source, address, port)
@@ -201,6 +204,9 @@ class Copying:
                 self._on_status(str(event.data.get("status")), event.at)
             case "MIGRATION_PASS":
                 self._pass_began.set()  # what remains is known best when a pass begins
+                # Pass 2 begins with the sync before STOP, pass 3 with the one after it; else memory was sent in between.
+                if self.one_pass and int(event.data.get("pass", 0)) > 2 and self.timeline.stopped is None:
+                    raise self._second_pass()
             case "STOP":
                 self.timeline.stopped = event.at
                 self.on_stopped()
@@ -265,9 +271,22 @@ class Copying:
         if (await qmp.query(monitor)).status == "completed":
             self.timeline.loaded = time.monotonic()
 
+    def _second_pass(self) -> NotConverging:
+        ram = self.last.ram
+        need = ""
+        if ram and ram.throughput_bytes_per_s:
+            need_ms = convergence.needed_ms(Sample(2, ram.remaining, ram.throughput_bytes_per_s, self._limit_ms))
+            need = f" (about {need_ms} ms would have been enough)" if need_ms > self._limit_ms else ""
+        return NotConverging(
+            "the guest dirtied more in the first pass than fits into the downtime limit of "
+            f"{self._limit_ms} ms{need}, and this QEMU without KVM would lose what it writes in a second one",
+            hint="allow a longer pause (--downtime-limit), or run the guest under KVM or QEMU 9.0 or later",
+            host=self.source.name,
+        )
+
     async def _converge(self, info: MigrationInfo, source: Monitor) -> None:
         ram = info.ram
-        if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s:
+        if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s or self.one_pass:
             return
         if self._samples and self._samples[-1].pass_number == ram.passes:
             return

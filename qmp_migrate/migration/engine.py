@@ -55,6 +55,7 @@ class Engine:
         destination: Where it goes; nothing is started there yet.
         argv: The destination's command line, derived and checked by preflight.
         running: The guest runs now; a paused one arrives paused.
+        one_pass: See `Copying.one_pass`.
         chronicle: Written before each act, and told of everything.
         cancel: Set it to cancel; obeyed until the commit.
         error: What went wrong, once it has ended; None: the guest runs at the destination.
@@ -65,6 +66,7 @@ class Engine:
     destination: Side
     argv: tuple[str, ...]
     running: bool
+    one_pass: bool
     chronicle: Chronicle
     cancel: asyncio.Event
     error: QmpMigrateError | None = None
@@ -176,7 +178,7 @@ class Engine:
         self._checkpoint()
         await self.chronicle.intent("wire", encrypt=self.request.encrypt)
         try:
-            await wiring.wire(self.source, self.destination, self.request, self._wires)
+            await wiring.wire(self.source, self.destination, self.request, self._wires, one_pass=self.one_pass)
         except QmpMigrateError as error:
             raise await self._with_stderr(error) from error
         self.chronicle.result.encrypted = self._wires.credentials is not None
@@ -189,6 +191,7 @@ class Engine:
             source=self.source,
             destination=self.destination,
             request=self.request,
+            one_pass=self.one_pass,
             cancel=self.cancel,
             on_progress=self.chronicle.reporter.progress,
             on_step=lambda reason: self.chronicle.event("step", reason=reason),

@@ -12,6 +12,7 @@ from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.preflight import Check, Situation
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import features
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
@@ -28,12 +29,14 @@ class Plan:
         checks: Every check, in the order in which they are shown.
         derived: The destination's command line and what is different about it.
         running: The guest runs now.
+        one_pass: The source loses writes in a second pass (`features.loses_writes`): there must be none.
         ram_bytes: The guest's memory.
     """
 
     checks: list[Check]
     derived: Derived
     running: bool
+    one_pass: bool
     ram_bytes: int
 
     @property
@@ -55,7 +58,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         raise GuestUnknown(
             f"no guest {request.vm!r} runs on {source.name}", hint="see: qmp-migrate vm list", host=source.name
         )
-    there, here, other, (run, info, version) = await gather_all(
+    there, here, other, (run, info, version, loses_writes) = await gather_all(
         gather_host(destination.host, destination.settings, request.vm),
         gather_host(source.host, source.settings, request.vm, pid=source.process.pid),
         identify(destination.host, destination.directory),
@@ -94,17 +97,19 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         required=required,
         paths=paths,
         guest_at_destination=other is not None,
+        loses_writes=loses_writes and run.running,
     )
-    return Plan(preflight.judge(situation), derived, run.running, command.memory_bytes)
+    return Plan(preflight.judge(situation), derived, run.running, situation.loses_writes, command.memory_bytes)
 
 
-async def _ask(side: Side) -> tuple[RunStatus, MigrationInfo, str]:
+async def _ask(side: Side) -> tuple[RunStatus, MigrationInfo, str, bool]:
     monitor = await side.attach()
     version = (await monitor.execute("query-version"))["qemu"]
     return (
         await qmp.run_status(monitor),
         await qmp.query(monitor),
         f"{version['major']}.{version['minor']}.{version['micro']}",
+        await features.loses_writes(monitor),
     )
 
 

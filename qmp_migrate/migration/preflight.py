@@ -67,6 +67,7 @@ class Situation:
         info: The source's ``query-migrate``.
         required: The files that the derived command needs.
         paths: For each of them: its state on the destination.
+        loses_writes: The source's QEMU loses writes in a second pass.
         guest_at_destination: A live QEMU is in the destination's directory for that name.
     """
 
@@ -85,6 +86,7 @@ class Situation:
     required: tuple[PathUse, ...]
     paths: Mapping[str, str]
     guest_at_destination: bool
+    loses_writes: bool
 
 
 def judge(s: Situation) -> list[Check]:
@@ -128,6 +130,13 @@ def _guest(s: Situation) -> list[Check]:
         checks.append(
             Check("lock", "fail", f"another controller holds {name} on {host}: {who}", "try again later", host)
         )
+    if s.loses_writes:
+        text = (
+            f"QEMU {s.source_version} without KVM loses what the guest writes in a second pass: it is moved in one pass, "
+            f"with a pause of up to {s.request.downtime_limit_ms} ms, or not at all"
+        )
+        hint = "QEMU 9.0 and later, or KVM, can do better; a guest that dirties a lot needs a longer --downtime-limit"
+        checks.append(Check("passes", "warn", text, hint, where))
     if s.info.blocked_reasons:
         checks += [
             Check("blocked", "fail", f"QEMU refuses to migrate it: {reason}", "remove or replace that device", where)

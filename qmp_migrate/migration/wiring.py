@@ -50,8 +50,15 @@ class Wires:
         return next(directory for other, directory in self.key_directories if other is side)
 
 
-async def wire(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
+async def wire(source: Side, destination: Side, request: MigrationRequest, wires: Wires, *, one_pass: bool) -> None:
     """Wire both sides; `wires` says at any moment what has been set up, also when this raises.
+
+    Args:
+        source: Sends.
+        destination: Waits, and listens when this returns.
+        request: What is wanted.
+        wires: Filled.
+        one_pass: See `Copying.one_pass`.
 
     Raises:
         MonitorError: A capability is lacking, a value did not take, the address cannot be bound.
@@ -59,7 +66,9 @@ async def wire(source: Side, destination: Side, request: MigrationRequest, wires
     """
     if request.encrypt:
         await _place_keys(source, destination, request, wires)
-    await asyncio.gather(_wire_source(source, request, wires), _wire_destination(destination, request, wires))
+    await asyncio.gather(
+        _wire_source(source, request, wires, one_pass=one_pass), _wire_destination(destination, request, wires)
+    )
 
 
 async def _place_keys(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
@@ -84,13 +93,13 @@ def _capabilities(known: Features) -> dict[str, bool]:
     return wanted
 
 
-async def _wire_source(side: Side, request: MigrationRequest, wires: Wires) -> None:
+async def _wire_source(side: Side, request: MigrationRequest, wires: Wires, *, one_pass: bool) -> None:
     monitor = await side.attach()
     wires.source = known = await features.probe(monitor)
     await qmp.set_capabilities(monitor, known, _capabilities(known))
     parameters: dict[str, Any] = {
         "max-bandwidth": request.bandwidth_bytes_per_s,
-        "downtime-limit": first_limit_ms(request.downtime_limit_ms),
+        "downtime-limit": first_limit_ms(request.downtime_limit_ms, one_pass=one_pass),
         "tls-creds": "",
         "tls-hostname": "",
     }

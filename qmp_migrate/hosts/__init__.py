@@ -1,0 +1,19 @@
+"""How a host is reached: over SSH, or because it is this machine. No QMP in here (DESIGN §4)."""
+
+from __future__ import annotations
+
+from qmp_migrate.hosts.base import Completed, Host, HostAddress
+from qmp_migrate.hosts.local import LocalHost
+from qmp_migrate.hosts.lock import HeldLock
+from qmp_migrate.hosts.ssh import SshHost
+
+__all__ = ["Completed", "HeldLock", "Host", "HostAddress", "LocalHost", "SshHost", "make_host"]
+
+
+def make_host(address: HostAddress) -> Host:
+    """Return the driver for ``address``: not connected yet.
+
+    Args:
+        address: How the host is reached.
+    """
+    return LocalHost(address.name) if address.local else SshHost(address)

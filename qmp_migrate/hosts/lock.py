@@ -1,0 +1,293 @@
+"""Locks on a host: ``flock(1)`` held by a process that ends with the connection.
+
+One *holder*, a small shell script, serves up to :data:`LOCKS_PER_HOLDER` locks: it holds them itself, on descriptors 3
+to 9 (all that a POSIX shell can name), so there is no child that could outlive it. It ends, and the kernel frees every
+lock it had, when
+
+- its standard input ends: the controller closed the connection, was killed, or sshd was;
+- it is killed itself;
+- it heard nothing for :data:`LEASE_S` seconds: the network to the controller is cut. Without this the lock of a
+  controller that lost its network would keep everybody out until sshd's TCP keep-alive gives up after two hours.
+
+A released lock file is removed while it is still locked; whoever opened it meanwhile notices that the path no longer
+leads to the file it locked, and tries again. After a crash the file stays, unlocked, and the next holder takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from qmp_migrate.errors import ConnectionLost, FileFailed, LockBusy, QmpMigrateError
+
+LOCKS_PER_HOLDER = 7
+#: Holders on one connection: each takes one of the ten sessions that sshd allows.
+HOLDERS = 4
+LEASE_S = 60
+BEAT_S = 15.0
+_ANSWER_S = 20.0
+
+HOLDER = r"""
+umask 077
+exec 2>/dev/null
+lease=$1
+tab=$(printf '\t')
+same() { [ "$path" -ef "/proc/self/fd/$fd" ]; }
+shut() { eval "exec $fd>&-"; }
+take() {
+    for attempt in 1 2 3 4 5; do
+        if ! eval "command exec $fd>>\"\$path\""; then echo "error cannot open"; return; fi
+        if ! flock -n "$fd"; then
+            owner=
+            IFS= read -r owner <"$path"
+            shut
+            printf 'busy %s\n' "$owner"
+            return
+        fi
+        if same; then
+            printf '%s\n' "$owner" >"$path"
+            echo ok
+            return
+        fi
+        shut
+    done
+    echo "error the lock file is being replaced all the time"
+}
+drop() {
+    if same; then rm -f -- "$path"; fi
+    shut
+    echo ok
+}
+command -v flock >/dev/null || { echo "error flock(1) is not installed (package util-linux)"; exit 1; }
+echo ready
+while line=$(
+    exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-  # this child must not keep the locks of a killed holder
+    exec timeout "$lease" sh -c 'IFS= read -r line && printf "%s\n" "$line"'
+); do
+    IFS=$tab read -r verb fd path owner <<END
+$line
+END
+    case $verb in
+    lock) take ;;
+    unlock) drop ;;
+    beat) echo ok ;;
+    esac
+done
+"""
+
+
+#: Standard output and standard input of a holder.
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class HeldLock:
+    """A lock that is held until :meth:`release`, or until the connection ends.
+
+    Attributes:
+        path: The lock file on the host.
+        lost: Set when the lock ended without :meth:`release`: someone else may hold it by now.
+    """
+
+    def __init__(self, path: str, holder: _Holder, slot: int) -> None:
+        self.path = path
+        self.lost = asyncio.Event()
+        self._holder = holder
+        self._slot = slot
+        self._released = False
+
+    async def release(self) -> None:
+        """Give the lock back and remove its file. May be called again, and after a loss."""
+        if not self._released:
+            self._released = True
+            await asyncio.shield(asyncio.create_task(self._holder.drop(self)))
+
+
+class LockTable:
+    """All locks held on one host by this controller.
+
+    Args:
+        host: The host's name, for messages.
+        start: Runs :data:`HOLDER` on the host; returns its standard output and input.
+    """
+
+    def __init__(self, host: str, start: Callable[[], Awaitable[Streams]]) -> None:
+        self._host = host
+        self._start = start
+        self._holders: list[_Holder] = []
+        self._starting = asyncio.Lock()
+        self._giving_back: set[asyncio.Task[None]] = set()
+
+    async def hold(self, path: str, owner: str) -> HeldLock:
+        """Take a lock; see :meth:`~qmp_migrate.hosts.base.Host.hold_lock`."""
+        if any(character in path + owner for character in "\t\n\0"):
+            raise FileFailed(f"not a lock path, or not one line of owner text: {path!r}, {owner!r}", host=self._host)
+        # A question to a holder must get its answer, or the next one would get it: cancelling gives the lock back after.
+        taking = asyncio.create_task(self._take(path, owner))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            giving_back = asyncio.create_task(_release_unwanted(taking))
+            self._giving_back.add(giving_back)
+            giving_back.add_done_callback(self._giving_back.discard)
+            raise
+
+    async def _take(self, path: str, owner: str) -> HeldLock:
+        async with self._starting:  # one after the other: two callers must not start two holders for two locks
+            self._holders = [holder for holder in self._holders if not holder.ended]
+            holder = next((holder for holder in self._holders if holder.free), None)
+            if holder is None:
+                if len(self._holders) == HOLDERS:
+                    raise LockBusy(
+                        f"this controller holds {HOLDERS * LOCKS_PER_HOLDER} locks on the host already",
+                        hint="move fewer guests at once",
+                        host=self._host,
+                    )
+                holder = await _Holder.start(self._host, await self._start())
+                self._holders.append(holder)
+            return await holder.take(path, owner)
+
+    async def close(self) -> None:
+        """End all holders; their locks are free and `lost`."""
+        holders, self._holders = self._holders, []
+        for holder in holders:
+            await holder.close()
+        await asyncio.gather(*self._giving_back)
+
+
+class _Holder:
+    """The controller's side of one holder process."""
+
+    def __init__(self, host: str, streams: Streams) -> None:
+        self._host = host
+        self._reader, self._writer = streams
+        self._turn = asyncio.Lock()
+        self._answers: asyncio.Queue[str] = asyncio.Queue()
+        self._slots: dict[int, HeldLock | None] = dict.fromkeys(range(3, 3 + LOCKS_PER_HOLDER))
+        self.ended = False
+        self._tasks = (
+            asyncio.create_task(self._listen(), name=f"{host}-locks-listen"),
+            asyncio.create_task(self._beat(), name=f"{host}-locks-beat"),
+        )
+
+    @classmethod
+    async def start(cls, host: str, streams: Streams) -> _Holder:
+        holder = cls(host, streams)
+        try:
+            greeting = await holder._answer()
+            while greeting != "ready" and not greeting.startswith("error "):
+                greeting = await holder._answer()  # a login shell that greets everybody
+            if greeting != "ready":
+                raise FileFailed(f"locks cannot be held: {greeting.removeprefix('error ')}", host=host)
+        except BaseException:
+            await holder.close()
+            raise
+        return holder
+
+    @property
+    def free(self) -> bool:
+        return not self.ended and None in self._slots.values()
+
+    async def take(self, path: str, owner: str) -> HeldLock:
+        slot = next(number for number, lock in self._slots.items() if lock is None)
+        lock = self._slots[slot] = HeldLock(path, self, slot)
+        answer = ""
+        try:
+            answer = await self._ask(f"lock\t{slot}\t{path}\t{owner}")
+        finally:
+            if answer != "ok":
+                self._slots[slot] = None
+        verb, _, rest = answer.partition(" ")
+        if verb == "busy":
+            raise LockBusy(
+                f"{path} is locked by {_printable(rest) or 'someone who has not said who'}",
+                hint="wait until that ends, or end it; a lock ends with the process that holds it",
+                host=self._host,
+            )
+        if verb != "ok":
+            raise FileFailed(
+                f"cannot lock {path}: {rest}",
+                hint="the directory must exist on the host and belong to the SSH user",
+                host=self._host,
+            )
+        return lock
+
+    async def drop(self, lock: HeldLock) -> None:
+        if self.ended or self._slots.get(lock._slot) is not lock:
+            return
+        with contextlib.suppress(ConnectionLost):  # then it is free as well
+            await self._ask(f"unlock\t{lock._slot}\t{lock.path}\t")
+        self._slots[lock._slot] = None
+
+    async def close(self) -> None:
+        self._end()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _ask(self, line: str) -> str:
+        """Send one line and wait for the one that answers it.
+
+        An answer that does not come in time ends the holder: it would be taken for the answer to the next question.
+        """
+        async with self._turn:
+            if self.ended:
+                raise self._lost()
+            try:
+                self._writer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+                return await self._answer()
+            except BaseException:
+                self._end()
+                raise
+
+    async def _answer(self) -> str:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                answer = await self._answers.get()
+        except TimeoutError:
+            raise self._lost() from None
+        if not answer:
+            raise self._lost()
+        return answer
+
+    async def _listen(self) -> None:
+        """Pass on the holder's lines. Their end is the end of its locks, and is told at once."""
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                while (line := await self._reader.readline()).endswith(b"\n"):
+                    self._answers.put_nowait(line.decode("utf-8", "replace").rstrip("\n"))
+        finally:
+            self._end()
+            self._answers.put_nowait("")
+
+    async def _beat(self) -> None:
+        with contextlib.suppress(ConnectionLost):
+            while True:
+                await asyncio.sleep(BEAT_S)
+                await self._ask("beat")
+
+    def _end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._writer.close()
+            for lock in self._slots.values():
+                if lock is not None and not lock._released:
+                    lock.lost.set()
+
+    def _lost(self) -> ConnectionLost:
+        return ConnectionLost(
+            "the process that holds our locks on this host has ended",
+            hint="the connection was cut, or the process was killed; its locks are free",
+            host=self._host,
+        )
+
+
+async def _release_unwanted(taking: asyncio.Task[HeldLock]) -> None:
+    with contextlib.suppress(QmpMigrateError):
+        await (await taking).release()
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)[:300]

@@ -1,0 +1,191 @@
+"""The shell scripts behind :mod:`qmp_migrate.hosts.process`.
+
+They answer with one line ``WORD …`` on standard output and exit status 0; any other status means that the question could
+not be answered. A process is *this* process when its pid, its start time and the boot id of its machine are the same
+(DESIGN rule 5): a pid alone is given to somebody else sooner or later.
+"""
+
+from __future__ import annotations
+
+# state_of PID: prints "gone", "none" (the pid is free), or "live START_TIME"; fails where nothing can be proven.
+#
+# /proc/PID/stat is "PID (NAME) STATE PPID …"; NAME may hold spaces and parentheses, so it is cut off at the last one.
+# Then field 1 is the state, 18 the number of threads, 20 the start time in clock ticks since boot. A zombie is dead,
+# unless other threads of it still end: a vCPU thread stuck in the kernel may yet write to the disk.
+_STATE_OF = r"""
+state_of() {
+    for attempt in 1 2 3; do
+        stat=
+        { IFS= read -r stat <"/proc/$1/stat"; } 2>/dev/null
+        if [ -n "$stat" ]; then
+            fields=${stat##*) }
+            set -f; set -- $fields; set +f
+            case $1 in
+            [ZXx]) if [ "${18}" -le 1 ]; then echo "none"; else echo "live ${20}"; fi ;;
+            *) echo "live ${20}" ;;
+            esac
+            return 0
+        fi
+        # Absent is a proof only where others can be seen at all: not without /proc, nor with it mounted hidepid=.
+        if [ ! -e "/proc/$1" ] && [ -e /proc/1/stat ]; then echo "none"; return 0; fi
+    done
+    echo "/proc does not show whether process $1 exists (mounted with hidepid?)" >&2
+    return 1
+}
+# same PID START_TIME BOOT_ID: "live" or "gone".
+same() {
+    IFS= read -r boot </proc/sys/kernel/random/boot_id || return 1
+    if [ "$boot" != "$3" ]; then echo gone; return 0; fi
+    state=$(state_of "$1") || return 1
+    if [ "$state" = "live $2" ]; then echo live; else echo gone; fi
+}
+# record FILE: sets $pid, $start and $boot from a pid file. A damaged one proves nothing, least of all that nobody lives.
+record() {
+    pid= start= boot=
+    read -r pid start boot rest <"$1"
+    case $pid$start in
+    *[!0-9]*) boot= ;;
+    esac
+    if [ -z "$pid" ] || [ -z "$start" ] || [ -z "$boot" ]; then
+        echo "$1 is damaged: remove it when you know that the process it named is gone" >&2
+        return 1
+    fi
+}
+# clock: sets $now to the hundredths of a second since boot, without starting a process.
+clock() { read -r up rest </proc/uptime && now=${up%.*}${up#*.}; }
+# wait_gone PID START_TIME BOOT_ID HUNDREDTHS: "live" or "gone".
+wait_gone() {
+    clock || return 1
+    begin=$now pause=0.02
+    while :; do
+        found=$(same "$1" "$2" "$3") || return 1
+        clock
+        if [ "$found" = gone ] || [ $((now - begin)) -ge "$4" ]; then echo "$found"; return 0; fi
+        if [ $((now - begin)) -gt 100 ]; then pause=0.1; fi
+        sleep "$pause"
+    done
+}
+"""
+
+#: $1 pid, $2 start time, $3 boot id.
+IS_ALIVE = (
+    _STATE_OF
+    + r"""
+same "$1" "$2" "$3"
+"""
+)
+
+#: $1 pid, $2 start time, $3 boot id, $4 hundredths of a second.
+WAIT_GONE = (
+    _STATE_OF
+    + r"""
+wait_gone "$1" "$2" "$3" "$4"
+"""
+)
+
+#: $1 pid, $2 start time, $3 boot id, $4 hundredths of a second, $5 signal. The identity is proven right before.
+KILL = (
+    _STATE_OF
+    + r"""
+found=$(same "$1" "$2" "$3") || exit 1
+if [ "$found" = gone ]; then echo gone; exit 0; fi
+kill -s "$5" "$1" || exit 1
+wait_gone "$1" "$2" "$3" "$4"
+"""
+)
+
+#: $1 directory. Prints "none", "gone PID START BOOT", or "live PID START BOOT".
+IDENTIFY = (
+    _STATE_OF
+    + r"""
+[ -e "$1/pid" ] || { [ -d "$1" ] || [ ! -e "$1" ] || exit 1; echo none; exit 0; }
+record "$1/pid" || exit 1
+found=$(same "$pid" "$start" "$boot") || exit 1
+echo "$found $pid $start $boot"
+"""
+)
+
+#: $1 directory, $2 hundredths of a second, $3 the file that appears when it is ready, $4 log file,
+#: $5 length of argv.json on standard input, $6… argv.
+#: Answers: "live PID START BOOT" · "exists PID" · "starting" (another launch is under way there)
+#: · "died STATUS" or "stuck" followed by what the process wrote to the log.
+LAUNCH = (
+    _STATE_OF
+    + r"""
+umask 077
+dir=$1 limit=$2 ready=$3 log=$4 length=$5
+shift 5
+made=
+if [ ! -d "$dir" ]; then mkdir -p -- "$dir" || exit 1; made=yes; fi
+cd -- "$dir" && chmod 700 . || exit 1
+exec 9<. || exit 1
+flock -n 9 || { echo starting; exit 0; }
+if [ -e pid ]; then
+    record pid || exit 1
+    found=$(same "$pid" "$start" "$boot") || exit 1
+    if [ "$found" = live ]; then echo "exists $pid"; exit 0; fi
+fi
+tidy() {
+    rm -f pid agent.sock "$ready"
+    if [ -n "$made" ]; then rm -f argv.json "$log" serial.log && cd / && rmdir -- "$dir"; fi
+}
+cat >argv.json
+[ "$(wc -c <argv.json)" -eq "$length" ] || { tidy; echo "argv.json arrived in part only" >&2; exit 1; }
+rm -f pid agent.sock "$ready"
+: >>"$log"
+begun=$(wc -c <"$log")
+# The child writes down who it is before it becomes QEMU: no QEMU is ever without a record, whatever dies when.
+# setsid keeps the pid (the child leads no group), and frees QEMU from the end of the SSH session.
+setsid sh -c '
+    IFS= read -r stat </proc/self/stat && IFS= read -r boot </proc/sys/kernel/random/boot_id || exit 125
+    fields=${stat##*) }
+    set -f; start=$(set -- $fields; echo "${20}"); set +f
+    echo "$$ $start $boot" >pid.new && mv -f pid.new pid || exit 125
+    exec "$@"
+' sh "$@" </dev/null >>"$log" 2>&1 9<&- &
+child=$!
+clock
+begin=$now
+while :; do
+    clock
+    if [ -e "$ready" ] && [ -e pid ]; then
+        record pid
+        if [ "$pid" = "$child" ] && [ "$(same "$pid" "$start" "$boot")" = live ]; then
+            echo "live $pid $start $boot"
+            exit 0
+        fi
+    fi
+    # "none" for a zombie as well: it is our child, so nobody else can have its pid yet.
+    if [ "$(state_of "$child")" = none ]; then
+        wait "$child"
+        echo "died $?"
+        break
+    fi
+    if [ $((now - begin)) -ge "$limit" ]; then
+        kill -KILL "$child"
+        wait "$child" 2>/dev/null
+        echo stuck
+        break
+    fi
+    sleep 0.02
+done
+tail -c "+$((begun + 1))" "$log" | tail -c 16384
+tidy
+"""
+)
+
+#: $1 run directory. One line "NAME live|gone PID START BOOT" for each guest directory in it.
+LIST = (
+    _STATE_OF
+    + r"""
+[ -d "$1" ] || exit 0
+cd -- "$1" || exit 1
+for dir in */; do
+    name=${dir%/}
+    [ -e "$name/pid" ] && [ ! -L "$name" ] || continue
+    read -r pid start boot rest <"$name/pid" || continue
+    now=$(same "$pid" "$start" "$boot") || exit 1
+    echo "$name $now $pid $start $boot"
+done
+"""
+)

@@ -1,0 +1,72 @@
+"""The two files a rig is used with: settings for the controller, and a spec of the test guest."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+
+from qmp_migrate.rig.state import RigState
+
+
+def settings_text(state: RigState, *, identity_file: Path, known_hosts: Path, qemu: str) -> str:
+    """Return the settings for the controller (DESIGN §6).
+
+    Args:
+        state: The rig.
+        identity_file: Private key that its hosts accept.
+        known_hosts: File with its hosts' keys.
+        qemu: Path of the QEMU binary.
+    """
+    lines = [
+        "# Written by: qmp-migrate rig up",
+        "[controller]",
+        _line("state", f"sqlite:///{state.directory / 'journal.sqlite'}"),
+        "",
+        "[mqtt]",
+        _line("url", state.broker_url),
+    ]
+    for host in state.hosts:
+        lines += [
+            "",
+            f"[hosts.{host.name}]",
+            _line("address", host.address),
+            f"port = {host.port}",
+            _line("user", getpass.getuser()),
+            _line("identity_file", str(identity_file)),
+            _line("known_hosts", str(known_hosts)),
+            _line("migration_address", host.address),
+            _line("run_dir", str(host.run_dir)),
+            _line("qemu", qemu),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def guest_text(*, accel: str, kernel: Path, initrd: Path) -> str:
+    """Return a spec of the test guest (DESIGN §6): one vCPU, 512 MiB, no disk, no network.
+
+    It rewrites a working set of 64 MiB with 8 MiB/s and ticks 50 times a second, so that a migration has something to do
+    and its blackout shows in the serial log.
+
+    Args:
+        accel: ``kvm`` or ``tcg``: what was proven to run a guest on this machine.
+        kernel: Kernel of the test guest.
+        initrd: Its init and workload.
+    """
+    lines = [
+        "# Written by: qmp-migrate rig up",
+        _line("name", "web1"),
+        _line("machine", "pc-q35-7.2"),
+        _line("cpu", "qemu64"),
+        _line("memory", "512MiB"),
+        "vcpus = 1",
+        _line("accel", accel),
+        _line("kernel", str(kernel)),
+        _line("initrd", str(initrd)),
+        _line("append", "console=ttyS0 quiet qm.ws=64 qm.rate=8 qm.tick=20"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: str) -> str:
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}"  # a JSON string is a TOML string

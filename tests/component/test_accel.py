@@ -1,0 +1,136 @@
+"""The probe for KVM, with scripts in the place of QEMU: real processes that get ready, hang, or give up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qmp_migrate.errors import RigError
+from qmp_migrate.rig import accel
+from qmp_migrate.rig.accel import probe_accel
+from qmp_migrate.rig.images import GuestImage
+
+IMAGE = GuestImage(kernel=Path("/boot/vmlinuz"), initrd=Path("/boot/initrd.img"))
+
+READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\n'; exec sleep 1000"
+HANGS = "printf 'SeaBIOS\\r\\n'; exec sleep 1000"
+GIVES_UP = "echo 'failed to initialize kvm' >&2; exit 1"
+NO_LINES = "exec cat /dev/zero"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a /dev/kvm that we may open, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(accel, "_KVM", tmp_path / "kvm")
+    (tmp_path / "kvm").touch()
+    return tmp_path
+
+
+def fake_qemu(directory: Path, behaviour: str) -> Path:
+    """A QEMU that notes each start, with its pid, and then does as told."""
+    qemu = directory / "qemu"
+    qemu.write_text(f'#!/bin/sh\necho $$ >>"{directory}/starts"\necho "$@" >"{directory}/argv"\n{behaviour}\n')
+    qemu.chmod(0o755)
+    return qemu
+
+
+def starts(directory: Path) -> list[int]:
+    file = directory / "starts"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def has_ended(pid: int) -> bool:
+    """Gone, or a zombie: a process that is not our child is reaped by whoever adopted it, in its own time."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"), [(READY, "kvm"), (HANGS, "tcg"), (GIVES_UP, "tcg"), (NO_LINES, "tcg")]
+)
+async def test_only_a_guest_that_gets_ready_proves_kvm(machine: Path, behaviour: str, expected: str) -> None:
+    qemu = fake_qemu(machine, behaviour)
+    assert await probe_accel(str(qemu), IMAGE, timeout_s=1.0) == expected
+    (pid,) = starts(machine)
+    assert not psutil.pid_exists(pid)
+    assert "-accel kvm" in (machine / "argv").read_text()
+
+
+async def test_the_answer_is_kept_until_the_binary_changes(machine: Path) -> None:
+    qemu = fake_qemu(machine, READY)
+    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert len(starts(machine)) == 1
+    fake_qemu(machine, GIVES_UP)
+    assert await probe_accel(str(qemu), IMAGE) == "tcg"
+    assert len(starts(machine)) == 2
+
+
+async def test_another_boot_of_the_machine_asks_again(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = fake_qemu(machine, READY)
+    await probe_accel(str(qemu), IMAGE)
+    (machine / "boot_id").write_text("another\n")
+    monkeypatch.setattr(accel, "_BOOT_ID", machine / "boot_id")
+    await probe_accel(str(qemu), IMAGE)
+    assert len(starts(machine)) == 2
+    kept = json.loads((machine / "cache/qmp-migrate/accel.json").read_text())
+    assert [answer["boot_id"] for answer in kept] == ["another"], "answers of earlier boots are of no use to anyone"
+
+
+async def test_a_cache_that_cannot_be_written_is_no_error(machine: Path) -> None:
+    (machine / "cache").write_text("a file where the directory should be")
+    assert await probe_accel(str(fake_qemu(machine, READY)), IMAGE) == "kvm"
+
+
+@pytest.mark.parametrize("content", ["{", "[1, {}]", '{"accel": "kvm"}', ""])
+async def test_a_damaged_cache_is_an_empty_one(machine: Path, content: str) -> None:
+    qemu = fake_qemu(machine, READY)
+    cache = machine / "cache/qmp-migrate/accel.json"
+    cache.parent.mkdir(parents=True)
+    cache.write_text(content)
+    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert len(starts(machine)) == 1
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+async def test_no_kvm_no_boot_whatever_was_known(machine: Path) -> None:
+    qemu = fake_qemu(machine, READY)
+    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    (machine / "kvm").unlink()
+    assert await probe_accel(str(qemu), IMAGE) == "tcg"
+    assert len(starts(machine)) == 1
+
+
+async def test_a_cancelled_probe_leaves_no_process(machine: Path) -> None:
+    # A wrapper that does not exec: the QEMU is a child of what we started.
+    qemu = fake_qemu(machine, f'sleep 1000 &\necho $! >>"{machine}/starts"\nwait')
+    probe = asyncio.create_task(probe_accel(str(qemu), IMAGE, timeout_s=60.0))
+    deadline = time.monotonic() + 20
+    while len(starts(machine)) < 2:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    probe.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probe
+    wrapper, child = starts(machine)
+    assert not psutil.pid_exists(wrapper)
+    while not has_ended(child):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    assert not (machine / "cache").exists(), "an unfinished probe has no answer to keep"
+
+
+async def test_a_qemu_that_is_not_there(machine: Path) -> None:
+    with pytest.raises(RigError, match="no-such-qemu"):
+        await probe_accel("no-such-qemu", IMAGE)
+    assert os.listdir(machine) == ["kvm"]
