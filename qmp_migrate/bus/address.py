@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from qmp_migrate.errors import ConfigError
 
@@ -88,27 +88,19 @@ class BrokerAddress:
         )
 
 
-class _Parts:
-    """What `urlsplit` finds, with its late ``ValueError`` for bad ports already provoked."""
-
-    def __init__(self, url: str) -> None:
-        split = urlsplit(url)
-        self.scheme, self.hostname, self.port, self.path = split.scheme, split.hostname, split.port, split.path
-        self.username, self.password = split.username, split.password
-        self.rest = split.query or split.fragment
-
-
-def _split(url: str) -> _Parts:
+def _split(url: str) -> SplitResult:
     shown = re.sub(r"(//[^/@]*:)[^/@]*@", r"\1***@", url)
     try:
-        parts = _Parts(url)
+        parts = urlsplit(url)
+        absurd = parts.port == 0  # asking for the port raises where it is no number
     except ValueError as error:
         raise ConfigError(f"broker URL {shown!r}: {error}", hint=_EXAMPLE) from None
     if parts.scheme not in _PORTS:
         raise ConfigError(f"broker URL {shown!r} is of an unknown kind", hint=_EXAMPLE)
-    if not parts.hostname or parts.port == 0 or re.search(r"[\s\x00-\x1f]", url):
+    if not parts.hostname or absurd or re.search(r"[\s\x00-\x1f]", url):
         raise ConfigError(f"broker URL {shown!r} names no host and port", hint=_EXAMPLE)
-    if parts.rest or (parts.path not in ("", "/") and not parts.scheme.startswith("ws")):
+    more = parts.query or parts.fragment or (parts.path not in ("", "/") and not parts.scheme.startswith("ws"))
+    if more:
         raise ConfigError(f"broker URL {shown!r} has more than host and port", hint=_EXAMPLE)
     return parts
 

@@ -1,8 +1,8 @@
 """The one way onto the bus, for publishers and subscribers alike.
 
-A `BusClient` connects in the background and for ever. Publishing is a plain call that takes a few microseconds, never
-waits and never raises, whatever the broker does: a migration must not notice that the broker is gone (DESIGN §7). An
-outage is logged once when it begins and once when it ends.
+A `BusClient` connects in the background and for ever. Publishing is a plain call that takes a fraction of a
+millisecond, never waits and never raises, whatever the broker does: a migration must not notice that the broker is
+gone (DESIGN §7). An outage is logged once when it begins and once when it ends.
 
 ::
 
@@ -266,7 +266,7 @@ class BusClient:
             self._connection = connection
             self._to_unsubscribe.clear()
             self._to_subscribe = list(self._subscriptions)
-            if self.presence is not None:
+            if self.presence is not None and not self._closing:
                 self._outbox.put_state(self.presence.topic, encode(self.presence.current()))
             self._outbox.resend_states(last=self.presence.topic if self.presence else None)
             self._nudge()

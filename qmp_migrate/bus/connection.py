@@ -58,6 +58,7 @@ class Connection(aiomqtt.Client):
             clean_session=True,
             max_queued_incoming_messages=20_000,
             logger=_quiet,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # small messages, wanted now
         )
 
     async def __aenter__(self) -> Self:

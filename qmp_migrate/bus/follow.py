@@ -76,7 +76,7 @@ def _is_news(before: BusMessage | None, message: BusMessage | None) -> bool:
     return message != before
 
 
-class _AboutGuest:
+class AboutGuest:
     """Picks what concerns one guest; learns from the states which migrations are its own."""
 
     def __init__(self, vm: str) -> None:
@@ -84,6 +84,7 @@ class _AboutGuest:
         self._migrations: set[str] = set()
 
     def concerns(self, address: Address, message: BusMessage | None) -> bool:
+        """Tell whether a message, or the clearing of a topic, is about the guest."""
         if address.kind is Kind.HOST_VM:
             return address.vm == self._vm
         if isinstance(message, CloudEvent):
@@ -108,7 +109,7 @@ async def follow(client: BusClient, *, vm: str | None = None) -> AsyncIterator[F
     Raises:
         BusError: The broker refuses the subscription.
     """
-    order, guest, refused = Order(), _AboutGuest(vm) if vm is not None else None, set[tuple[str, str]]()
+    order, guest, refused = Order(), AboutGuest(vm) if vm is not None else None, set[tuple[str, str]]()
     topics = client.topics
     async with client.subscribe(topics.all_hosts(), topics.all_migrations(), topics.all_controllers()) as messages:
         async for received in messages:

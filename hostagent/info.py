@@ -1,0 +1,161 @@
+"""What the host is: processors, memory, addresses, and which QEMUs with which machine types."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import psutil
+import structlog
+
+from qmp_migrate.bus.fields import now
+from qmp_migrate.bus.messages import Cpu, HostInfo, NetworkAddress, QemuBinary
+
+PROBE_TIMEOUT_S: Final = 10.0
+OUTPUT_LIMIT: Final = 1 << 18
+
+_File = tuple[str, int, int, int]
+"""Path, inode, time of change in ns, size: another one is another binary."""
+
+log = structlog.get_logger("hostagent")
+
+
+class QemuCatalogue:
+    """Asks each QEMU binary once for its version and machine types, and again when the file changes (an upgrade)."""
+
+    def __init__(self) -> None:
+        self._known: dict[_File, QemuBinary] = {}
+
+    async def read(self, paths: Iterable[str]) -> list[QemuBinary]:
+        """Return what is known of some binaries; one that cannot be asked is left out and logged once.
+
+        Args:
+            paths: Absolute paths.
+        """
+        found: dict[_File, QemuBinary] = {}
+        for file in dict.fromkeys(map(_identity, paths)):
+            if file is not None:
+                found[file] = self._known.get(file) or await _probe(file[0])
+        self._known = found
+        return sorted((qemu for qemu in found.values() if qemu.version), key=lambda qemu: qemu.path)
+
+
+def read_info(host: str, qemus: list[QemuBinary]) -> HostInfo:
+    """Find out what this host is.
+
+    Args:
+        host: Its name.
+        qemus: What `QemuCatalogue` says.
+    """
+    return HostInfo(
+        host=host,
+        at=now(),
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        kvm=os.access("/dev/kvm", os.R_OK | os.W_OK),
+        cpu=parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")),
+        memory_bytes=psutil.virtual_memory().total,
+        qemu=qemus,
+        addresses=_addresses(),
+    )
+
+
+def parse_cpuinfo(text: str) -> Cpu:
+    """Read ``/proc/cpuinfo``, of x86 or ARM."""
+    fields: dict[str, str] = {}
+    count = 0
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        key = key.strip()
+        count += key == "processor"
+        fields.setdefault(key, value.strip())
+    features = fields.get("flags") or fields.get("Features") or ""
+    return Cpu(
+        model=fields.get("model name") or fields.get("CPU part") or "unknown",
+        vendor=fields.get("vendor_id") or fields.get("CPU implementer") or "unknown",
+        logical_count=count,
+        features=sorted(set(features.split())),
+    )
+
+
+def parse_machine_types(text: str) -> list[str]:
+    """Read ``qemu -machine help``: the versioned names, without ``pc``-like aliases and ``none``."""
+    types = []
+    for line in text.splitlines()[1:]:
+        name, _, description = line.partition(" ")
+        if name and "(alias of " not in description and name != "none":
+            types.append(name)
+    return sorted(types)
+
+
+def parse_version(text: str) -> str:
+    """Read ``qemu --version``; ``""`` where that is not a QEMU."""
+    match = re.search(r"QEMU emulator version (\d+(?:\.\d+)+)", text)
+    return match[1] if match else ""
+
+
+def _identity(path: str) -> _File | None:
+    path = os.path.realpath(path)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return path, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+async def _probe(path: str) -> QemuBinary:
+    try:
+        version = parse_version(await _output(path, "--version"))
+        types = parse_machine_types(await _output(path, "-machine", "help")) if version else []
+    except (OSError, TimeoutError) as error:
+        log.warning("qemu-not-asked", path=path, reason=str(error) or "no answer in time")
+        return QemuBinary(path=path, version="", machine_types=[])
+    return QemuBinary(path=path, version=version, machine_types=types)
+
+
+async def _output(path: str, *arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        path,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            text = await process.stdout.read(OUTPUT_LIMIT)
+            while more := await process.stdout.read(OUTPUT_LIMIT):
+                text = (text + more)[:OUTPUT_LIMIT]
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return text.decode("utf-8", "replace")
+
+
+def _addresses() -> list[NetworkAddress]:
+    found = []
+    for interface, addresses in psutil.net_if_addrs().items():
+        for entry in addresses:
+            if entry.family not in (socket.AF_INET, socket.AF_INET6) or entry.address.startswith("fe80:"):
+                continue
+            prefix = _prefix_length(entry.netmask or "")
+            found.append(NetworkAddress(interface=interface, address=entry.address, prefix_length=prefix))
+    return sorted(found, key=lambda item: (item.interface, item.address))
+
+
+def _prefix_length(netmask: str) -> int:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            return int.from_bytes(socket.inet_pton(family, netmask)).bit_count()
+    return 0

@@ -1,0 +1,168 @@
+"""``qmp-hostagent``: the command line of the agent. Thin: options in, service on, exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from qmp_migrate.errors import QmpMigrateError
+
+if TYPE_CHECKING:
+    from hostagent.service import AgentConfig
+
+ENV: Final = "QMP_HOSTAGENT_"
+
+app = typer.Typer(
+    name="qmp-hostagent",
+    help="The agent of one host: tells the MQTT bus about the host and its guests. Never changes a guest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Make ``run`` a subcommand even while it is the only one."""
+
+
+def _variable(name: str) -> str:
+    return f"{ENV}{name}"
+
+
+@app.command()
+def run(
+    host: Annotated[str, typer.Option(envvar=_variable("HOST"), help="Name of this host on the bus.")],
+    mqtt: Annotated[
+        str, typer.Option(envvar=_variable("MQTT"), help="Broker: mqtt://HOST:PORT, mqtts://…, ws://…, wss://….")
+    ],
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("RUN_DIR"), help="Guests' directories. [default: /run/qmp-migrate]"),
+    ] = None,
+    root: Annotated[
+        str, typer.Option(envvar=_variable("ROOT"), help="First levels of every topic.")
+    ] = "qmp-migrate/v1",
+    interval: Annotated[
+        str, typer.Option(envvar=_variable("INTERVAL"), help="Time between load reports, for example 5s.")
+    ] = "5s",
+    qemu: Annotated[
+        list[str] | None,
+        typer.Option(envvar=_variable("QEMU"), help="QEMU binary to tell about; repeatable. [default: from PATH]"),
+    ] = None,
+    mqtt_username: Annotated[
+        str | None, typer.Option(envvar=_variable("MQTT_USERNAME"), help="User name for the broker.")
+    ] = None,
+    mqtt_password_file: Annotated[
+        Path | None, typer.Option(envvar=_variable("MQTT_PASSWORD_FILE"), help="File with its password.")
+    ] = None,
+    mqtt_ca_file: Annotated[
+        Path | None, typer.Option(envvar=_variable("MQTT_CA_FILE"), help="CA certificates for mqtts:// (PEM).")
+    ] = None,
+    mqtt_cert_file: Annotated[
+        Path | None, typer.Option(envvar=_variable("MQTT_CERT_FILE"), help="The agent's certificate (PEM).")
+    ] = None,
+    mqtt_key_file: Annotated[
+        Path | None, typer.Option(envvar=_variable("MQTT_KEY_FILE"), help="The certificate's key (PEM).")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(envvar=_variable("READY_FILE"), help="Written (JSON) once the agent serves.")
+    ] = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Says 'ready' on standard output; everything else goes to standard error."""
+    _log_to_stderr()
+    try:
+        config = _configure(
+            host=host,
+            run_dir=run_dir,
+            mqtt=mqtt,
+            root=root,
+            interval=interval,
+            qemu=qemu,
+            username=mqtt_username,
+            password_file=mqtt_password_file,
+            ca_file=mqtt_ca_file,
+            cert_file=mqtt_cert_file,
+            key_file=mqtt_key_file,
+        )
+        asyncio.run(_serve(config, ready_file))
+    except QmpMigrateError as error:
+        sys.stderr.write(f"qmp-hostagent: {error}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        raise typer.Exit(error.exit_code) from None
+
+
+def _configure(
+    *, host: str, run_dir: Path | None, mqtt: str, root: str, interval: str, qemu: list[str] | None, **broker: Any
+) -> AgentConfig:
+    from hostagent.service import AgentConfig
+    from qmp_migrate.bus.address import BrokerAddress
+    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.vm.names import validate_name
+    from qmp_migrate.vm.units import parse_time_ms
+
+    found = shutil.which(f"qemu-system-{platform.machine()}")
+    return AgentConfig(
+        host=validate_name(host, "host name"),
+        run_dir=(run_dir or _default_run_dir()).absolute(),
+        broker=BrokerAddress.parse(mqtt, **broker),
+        topics=Topics(root),
+        interval_s=parse_time_ms(interval) / 1000,
+        qemus=tuple(qemu) if qemu else (found,) if found else (),
+    )
+
+
+def _default_run_dir() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "qmp-migrate" if os.geteuid() != 0 and runtime else Path("/run/qmp-migrate")
+
+
+async def _serve(config: AgentConfig, ready_file: Path | None) -> None:
+    from hostagent.service import HostAgent, write_ready_file
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def ready(connected: bool) -> None:
+        if ready_file is not None:
+            write_ready_file(ready_file, host=config.host, connected=connected)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+
+    await HostAgent(config).run(stop, ready=ready)
+
+
+def _log_to_stderr() -> None:
+    import structlog
+
+    terminal = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=terminal) if terminal else structlog.processors.LogfmtRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The agent's main loop: guests come and go, the broker comes and goes, and the agent goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from hostagent.discovery import Guest, discover
+from hostagent.info import QemuCatalogue, read_info
+from hostagent.load import LoadMeter
+from hostagent.publisher import Publisher
+from hostagent.watch import GuestWatch
+from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.topics import Topics
+from qmp_migrate.errors import BusError, ConfigError
+
+DISCOVER_S: Final = 0.4
+"""How often RUN_DIR is looked at: a guest that comes is seen within a second, one that goes at once (pidfd)."""
+INFO_S: Final = 60.0
+FIRST_CONNECT_S: Final = 3.0
+"""How long `ready` waits for the broker. It is said without one too."""
+RESTART_S: Final = 1.0
+
+log = structlog.get_logger("hostagent")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an agent is told when it starts.
+
+    Attributes:
+        host: Name of the host on the bus.
+        run_dir: Where the guests' directories are.
+        broker: The broker.
+        topics: The topics in use.
+        interval_s: Seconds between load reports.
+        qemus: QEMU binaries to tell about, besides those that run.
+    """
+
+    host: str
+    run_dir: Path
+    broker: BrokerAddress
+    topics: Topics
+    interval_s: float
+    qemus: tuple[str, ...] = ()
+
+
+class HostAgent:
+    """One agent for one host. `run` does everything.
+
+    Args:
+        config: What it was told.
+
+    Raises:
+        InvalidName: The host name is no name.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._publisher = Publisher(config.broker, config.topics, config.host, interval_s=config.interval_s)
+        self._watches: dict[str, tuple[GuestWatch, asyncio.Task[None]]] = {}
+        self._ends = _ProcessEnds(self._look_now)
+        self._look = asyncio.Event()
+        self._scan_failure = ""
+
+    async def run(self, stop: asyncio.Event, *, ready: Callable[[bool], None]) -> None:
+        """Serve until told to stop; then say ``stopped``, disconnect, and leave every guest as it is.
+
+        Args:
+            stop: Set it to end.
+            ready: Called once, when the guests that were there are known; True if the broker is connected.
+        """
+        self._look_for_guests()
+        self._publisher.client.start()
+        async with self._background() as tasks:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_CONNECT_S):
+                    await self._publisher.client.tried.wait()
+            ready(self._publisher.client.connected)
+            log.info("agent-ready", host=self._config.host, guests=sorted(self._watches), tasks=len(tasks))
+            await stop.wait()
+        log.info("agent-stopped", host=self._config.host)
+
+    @contextlib.asynccontextmanager
+    async def _background(self) -> AsyncIterator[list[asyncio.Task[None]]]:
+        loops = (self._discover, self._report_load, self._report_info, self._clear_strangers)
+        tasks = [asyncio.create_task(self._keep_going(loop), name=loop.__name__) for loop in loops]
+        try:
+            yield tasks
+        finally:
+            everything = [*tasks, *(task for _, task in self._watches.values())]
+            for task in everything:
+                task.cancel()
+            if everything:
+                await asyncio.wait(everything, timeout=2.0)
+            self._ends.close()
+            await self._publisher.client.close()
+
+    async def _keep_going(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run one of the loops for ever: a failure in one place must not make the host disappear."""
+        while True:
+            try:
+                await loop()
+            except Exception:
+                log.exception("agent-task-failed", task=loop.__name__, next="it is started again")
+            await asyncio.sleep(RESTART_S)
+
+    # -- guests -------------------------------------------------------------------------------------------------
+
+    async def _discover(self) -> None:
+        while True:
+            self._look_for_guests()
+            self._look.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DISCOVER_S):
+                    await self._look.wait()
+
+    def _look_now(self) -> None:
+        self._look.set()
+
+    def _look_for_guests(self) -> None:
+        for name, (watch, _) in list(self._watches.items()):
+            if self._ends.ended(watch.guest):
+                self._remove(name)
+        try:
+            fresh = discover(self._config.run_dir, frozenset(self._watches))
+            self._scan_failure = ""
+        except OSError as error:
+            if str(error) != self._scan_failure:
+                self._scan_failure = str(error)
+                log.warning("run-dir-unreadable", run_dir=str(self._config.run_dir), reason=str(error))
+            return
+        for guest in fresh:
+            self._add(guest)
+
+    def _add(self, guest: Guest) -> None:
+        watch = GuestWatch(self._config.host, guest, self._publisher)
+        task = asyncio.create_task(self._keep_going(watch.run), name=f"guest {guest.name}")
+        self._watches[guest.name] = watch, task
+        self._ends.add(guest)
+        self._publisher.expect(guest.name)
+        self._publisher.own_event("guest-appeared", guest.name, {"pid": guest.pid})
+        log.info("guest-appeared", vm=guest.name, pid=guest.pid)
+
+    def _remove(self, name: str) -> None:
+        watch, task = self._watches.pop(name)
+        task.cancel()
+        self._ends.remove(watch.guest)
+        told = {
+            "pid": watch.guest.pid,
+            "last_runstate": watch.state.runstate,
+            "last_role": watch.state.role,
+            "shutdown_reason": watch.shutdown_reason,
+        }
+        self._publisher.own_event("guest-gone", name, told)
+        self._publisher.guest_gone(name)
+        log.info("guest-gone", vm=name, **told)
+
+    # -- the host -----------------------------------------------------------------------------------------------
+
+    async def _report_load(self) -> None:
+        meter = LoadMeter(self._config.host)
+        await asyncio.sleep(min(1.0, self._config.interval_s))  # the first one is early: nobody likes to wait
+        while True:
+            self._publisher.load(meter.read([watch.guest for watch, _ in self._watches.values()]))
+            await asyncio.sleep(self._config.interval_s)
+
+    async def _report_info(self) -> None:
+        catalogue, told = QemuCatalogue(), None
+        while True:
+            running = [watch.guest.argv[0] for watch, _ in self._watches.values()]
+            qemus = await catalogue.read([*self._config.qemus, *(path for path in running if path.startswith("/"))])
+            info = await asyncio.to_thread(read_info, self._config.host, qemus)
+            if told is None or info.model_copy(update={"at": told.at}) != told:
+                told = info
+                self._publisher.info(info)
+            await asyncio.sleep(INFO_S)
+
+    async def _clear_strangers(self) -> None:
+        try:
+            await self._publisher.clear_strangers()
+        except BusError as error:
+            log.warning("stale-guests-stay", reason=error.message, hint=error.hint)
+            await asyncio.Event().wait()  # a matter of the broker's access list: asking again does not help
+
+
+class _ProcessEnds:
+    """Notices at once when a process ends, through pidfds; by looking where the kernel has none to give."""
+
+    def __init__(self, noticed: Callable[[], None]) -> None:
+        self._noticed = noticed
+        self._descriptors: dict[Guest, int] = {}
+        self._ended: set[Guest] = set()
+
+    def add(self, guest: Guest) -> None:
+        try:
+            descriptor = os.pidfd_open(guest.pid)
+        except OSError:
+            return
+        self._descriptors[guest] = descriptor
+        asyncio.get_running_loop().add_reader(descriptor, self._end, guest)
+        if not guest.alive:  # it ended, and its pid may be another's, between being found and being opened
+            self._end(guest)
+
+    def ended(self, guest: Guest) -> bool:
+        return guest in self._ended if guest in self._descriptors or guest in self._ended else not guest.alive
+
+    def remove(self, guest: Guest) -> None:
+        self._ended.discard(guest)
+        self._close(guest)
+
+    def close(self) -> None:
+        for guest in list(self._descriptors):
+            self._close(guest)
+
+    def _end(self, guest: Guest) -> None:
+        self._ended.add(guest)
+        self._close(guest)
+        self._noticed()
+
+    def _close(self, guest: Guest) -> None:
+        descriptor = self._descriptors.pop(guest, None)
+        if descriptor is not None:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            os.close(descriptor)
+
+
+def write_ready_file(path: Path, *, host: str, connected: bool) -> None:
+    """Tell whoever started the agent that it serves: JSON with pid, host and whether the broker is connected.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    document = {"pid": os.getpid(), "host": host, "connected": connected}
+    try:
+        fresh.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write the ready file: {error}", hint="check --ready-file") from error

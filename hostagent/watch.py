@@ -1,0 +1,225 @@
+"""One guest, watched through a monitor of the agent's own.
+
+Only commands that change nothing are ever sent (``query-…`` and the greeting's ``qmp_capabilities``). Every wait has a
+limit, and each guest is watched by a task of its own: one that hangs holds up nobody. Events are hints (DESIGN rule 8):
+they are passed on at once, but what the guest's state *is* comes from asking, after each event, after each reconnect,
+and now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Any, Final
+
+import structlog
+
+from hostagent.answers import facts_of, migration_status_of, runstate_of
+from hostagent.discovery import Guest
+from hostagent.publisher import Publisher
+from hostagent.roles import role_of
+from qmp_migrate.bus.fields import now
+from qmp_migrate.bus.messages import HostVm
+from qmp_migrate.errors import MonitorError, MonitorTimeout, QmpCommandFailed
+from qmp_migrate.qemu.monitor import Event, EventStream, Monitor
+from qmp_migrate.qemu.states import under_way
+
+QUERY_TIMEOUT_S: Final = 5.0
+IDLE_QUERY_S: Final = 10.0
+BUSY_QUERY_S: Final = 1.0
+"""How often the state is asked for without an event: while nothing happens, and while a migration is under way."""
+QUERY_PAUSE_S: Final = 0.1
+"""A guest that makes many events is still asked no more often than this."""
+FIRST_RETRY_S: Final = 0.2
+MAX_RETRY_S: Final = 5.0
+EVENTS_PER_S: Final = 100
+"""Events of one guest that are passed on per second; a guest must not be able to crowd out the others."""
+DULL_EVENTS: Final = frozenset({"RTC_CHANGE", "VSERPORT_CHANGE", "NIC_RX_FILTER_CHANGED", "BALLOON_CHANGE"})
+"""Events that a guest causes as it likes and that say nothing about its life."""
+
+log = structlog.get_logger("hostagent")
+
+
+class GuestWatch:
+    """Watches one guest until cancelled.
+
+    Args:
+        host: Name of this host.
+        guest: The guest.
+        publisher: Where its state and events go.
+
+    Attributes:
+        guest: The guest.
+        shutdown_reason: What the guest's QEMU said when it shut down, or ``None``.
+    """
+
+    def __init__(self, host: str, guest: Guest, publisher: Publisher) -> None:
+        self.guest = guest
+        self.shutdown_reason: str | None = None
+        self._publisher = publisher
+        self._arrived = not any(word in ("-incoming", "--incoming") for word in guest.argv)
+        self._asked = asyncio.Event()
+        self._budget = _Budget(EVENTS_PER_S)
+        self._told = False
+        self._state = HostVm(
+            host=host,
+            vm=guest.name,
+            at=now(),
+            monitor="waiting",
+            runstate="unknown",
+            role="idle",
+            migration_status=None,
+            uuid=None,
+            vcpus=None,
+            memory_bytes=None,
+            qemu_version=None,
+            pid=guest.pid,
+            started_at=guest.started_at,
+        )
+
+    @property
+    def state(self) -> HostVm:
+        """What is known of the guest."""
+        return self._state
+
+    async def run(self) -> None:
+        """Watch for ever: connect, ask, listen, and again when the monitor is lost."""
+        retry_s, said = FIRST_RETRY_S, False
+        while True:
+            try:
+                monitor = await self._connect()
+            except (MonitorError, OSError) as error:
+                if retry_s > FIRST_RETRY_S:  # a QEMU that is just starting has no monitor yet
+                    self._learn(monitor="waiting")
+                if not said and retry_s >= 1.0:
+                    said = True
+                    log.warning("guest-monitor-unreachable", vm=self.guest.name, reason=str(error))
+                await asyncio.sleep(retry_s)
+                retry_s = min(MAX_RETRY_S, retry_s * 2)
+                continue
+            retry_s, said = FIRST_RETRY_S, False
+            try:
+                await self._watch(monitor)
+            finally:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(QUERY_TIMEOUT_S):
+                        await monitor.close()
+            self._learn(monitor="waiting")
+            await asyncio.sleep(FIRST_RETRY_S)
+
+    async def _connect(self) -> Monitor:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(str(self.guest.monitor_path))  # at once or never: a full backlog is an error here
+        except BaseException:
+            sock.close()
+            raise
+        return await Monitor.connect(sock, label=f"{self.guest.name} (agent)", timeout=QUERY_TIMEOUT_S)
+
+    async def _watch(self, monitor: Monitor) -> None:
+        with monitor.events() as events:
+            listening = asyncio.create_task(self._listen(events), name=f"events of {self.guest.name}")
+            asking = asyncio.create_task(self._ask(monitor), name=f"state of {self.guest.name}")
+            try:
+                done, _ = await asyncio.wait({listening, asking}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                listening.cancel()
+                asking.cancel()
+                await asyncio.gather(listening, asking, return_exceptions=True)
+            for task in done:
+                if (error := task.exception()) is not None and not isinstance(error, MonitorError):
+                    raise error
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    async def _listen(self, events: EventStream) -> None:
+        async for event in events:
+            self._asked.set()
+            if event.name == "SHUTDOWN":
+                self.shutdown_reason = str(event.data.get("reason", ""))
+            if event.name == "RESUME":
+                self._arrived = True
+            if event.name not in DULL_EVENTS:
+                self._pass_on(event)
+
+    def _pass_on(self, event: Event) -> None:
+        self._publisher.qmp_event(
+            self.guest.name, event.name, event.data, seconds=event.seconds, publish=self._budget.spend()
+        )
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    async def _ask(self, monitor: Monitor) -> None:
+        facts: dict[str, Any] = {}
+        while True:
+            self._asked.clear()
+            try:
+                facts = facts or await self._ask_facts(monitor)
+                self._learn(**facts, **await self._ask_state(monitor))
+            except MonitorTimeout:
+                # Unknown, not dead (rule 5): QEMU's main loop may stall for long around a switchover.
+                self._learn(monitor="waiting")
+            await asyncio.sleep(QUERY_PAUSE_S)
+            status = self._state.migration_status
+            pause = BUSY_QUERY_S if status is not None and under_way(status) else IDLE_QUERY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._asked.wait()
+
+    async def _ask_facts(self, monitor: Monitor) -> dict[str, Any]:
+        questions = ("query-version", "query-uuid", "query-cpus-fast", "query-memory-size-summary")
+        return facts_of(*[await _query(monitor, question) for question in questions])
+
+    async def _ask_state(self, monitor: Monitor) -> dict[str, Any]:
+        runstate = runstate_of(await _query(monitor, "query-status"))
+        migration_status = migration_status_of(await _query(monitor, "query-migrate"))
+        if runstate == "running":
+            self._arrived = True
+        return {
+            "monitor": "connected",
+            "runstate": runstate,
+            "migration_status": migration_status,
+            "role": role_of(runstate=runstate, migration_status=migration_status, arrived=self._arrived),
+        }
+
+    def _learn(self, **facts: Any) -> None:
+        """Take in what was found out, and publish it if it is news.
+
+        Nothing is published before something is known: what an agent before us said stays until then.
+        """
+        changed = {name: value for name, value in facts.items() if getattr(self._state, name) != value}
+        if not changed and self._told:
+            return
+        self._state = HostVm.model_validate({**dict(self._state), **changed, "at": now()})
+        self._told = True
+        self._publisher.guest(self._state)
+
+
+async def _query(monitor: Monitor, command: str) -> object:
+    """Ask; ``None`` where this QEMU does not have the command or cannot answer it now."""
+    try:
+        answer: object = await monitor.execute(command, timeout=QUERY_TIMEOUT_S)
+    except QmpCommandFailed:
+        return None
+    return answer
+
+
+class _Budget:
+    """So many a second, with a second's worth at once."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._left = float(per_s)
+        self._at = time.monotonic()
+
+    def spend(self) -> bool:
+        at = time.monotonic()
+        self._left = min(self._per_s, self._left + (at - self._at) * self._per_s)
+        self._at = at
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
