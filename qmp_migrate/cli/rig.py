@@ -53,10 +53,13 @@ def up(
                 "guest": str(state.guest_file),
                 "broker": state.broker_url,
                 "hosts": [host.name for host in state.hosts],
+                "warnings": list(state.warnings),
             }
         )
         return
     console = say()
+    for warning in state.warnings:
+        console.print(f"[yellow]warning:[/] {warning}")
     console.print(f"[bold]rig is up[/] in {state.directory}: hosts {', '.join(host.name for host in state.hosts)}")
     console.print(f"try:  export QMP_MIGRATE_CONFIG={state.settings_file}")
     console.print(f"      qmp-migrate vm start {state.guest_file} --on a")

@@ -39,7 +39,8 @@ class LocalHost:
 
     async def close(self) -> None:
         """Give all locks back; see :meth:`qmp_migrate.hosts.base.Host.close`."""
-        await self._locks.close()
+        locks, self._locks = self._locks, LockTable(self._name, self._start_holder)
+        await locks.close()
         holders, self._holders = self._holders, []
         for process in holders:
             await process.wait()  # its standard input is closed, so it ends

@@ -21,11 +21,14 @@ from collections.abc import Awaitable, Callable
 
 from qmp_migrate.errors import ConnectionLost, FileFailed, LockBusy, QmpMigrateError
 
+#: Descriptors 3 to 9.
 LOCKS_PER_HOLDER = 7
 #: Holders on one connection: each takes one of the ten sessions that sshd allows.
 HOLDERS = 4
+#: Seconds of silence after which a holder ends itself; seconds between two of our signs of life.
 LEASE_S = 60
 BEAT_S = 15.0
+# Seconds for an answer. A hung connection is noticed by the watchdog of the host, in about the same time.
 _ANSWER_S = 20.0
 
 HOLDER = r"""
@@ -104,7 +107,7 @@ class HeldLock:
 
 
 class LockTable:
-    """All locks held on one host by this controller.
+    """All locks held on one host by this controller, over one connection.
 
     Args:
         host: The host's name, for messages.
@@ -117,6 +120,7 @@ class LockTable:
         self._holders: list[_Holder] = []
         self._starting = asyncio.Lock()
         self._giving_back: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def hold(self, path: str, owner: str) -> HeldLock:
         """Take a lock; see :meth:`~qmp_migrate.hosts.base.Host.hold_lock`."""
@@ -134,6 +138,8 @@ class LockTable:
 
     async def _take(self, path: str, owner: str) -> HeldLock:
         async with self._starting:  # one after the other: two callers must not start two holders for two locks
+            if self._closed:
+                raise _lost(self._host)
             self._holders = [holder for holder in self._holders if not holder.ended]
             holder = next((holder for holder in self._holders if holder.free), None)
             if holder is None:
@@ -148,10 +154,13 @@ class LockTable:
             return await holder.take(path, owner)
 
     async def close(self) -> None:
-        """End all holders; their locks are free and `lost`."""
-        holders, self._holders = self._holders, []
-        for holder in holders:
-            await holder.close()
+        """End all holders, also one that is just being started; their locks are free and `lost`."""
+        self._closed = True
+        for holder in list(self._holders):
+            await holder.close()  # whoever waits for its answer goes on
+        async with self._starting:
+            for holder in self._holders:
+                await holder.close()
         await asyncio.gather(*self._giving_back)
 
 
@@ -165,10 +174,8 @@ class _Holder:
         self._answers: asyncio.Queue[str] = asyncio.Queue()
         self._slots: dict[int, HeldLock | None] = dict.fromkeys(range(3, 3 + LOCKS_PER_HOLDER))
         self.ended = False
-        self._tasks = (
-            asyncio.create_task(self._listen(), name=f"{host}-locks-listen"),
-            asyncio.create_task(self._beat(), name=f"{host}-locks-beat"),
-        )
+        self._listening = asyncio.create_task(self._listen(), name=f"{host}-locks-listen")
+        self._beating = asyncio.create_task(self._beat(), name=f"{host}-locks-beat")
 
     @classmethod
     async def start(cls, host: str, streams: Streams) -> _Holder:
@@ -221,9 +228,8 @@ class _Holder:
 
     async def close(self) -> None:
         self._end()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listening.cancel()
+        await asyncio.gather(self._listening, self._beating, return_exceptions=True)
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
@@ -234,7 +240,7 @@ class _Holder:
         """
         async with self._turn:
             if self.ended:
-                raise self._lost()
+                raise _lost(self._host)
             try:
                 self._writer.write(line.encode("utf-8", "surrogateescape") + b"\n")
                 return await self._answer()
@@ -247,9 +253,9 @@ class _Holder:
             async with asyncio.timeout(_ANSWER_S):
                 answer = await self._answers.get()
         except TimeoutError:
-            raise self._lost() from None
+            raise _lost(self._host) from None
         if not answer:
-            raise self._lost()
+            raise _lost(self._host)
         return answer
 
     async def _listen(self) -> None:
@@ -272,16 +278,18 @@ class _Holder:
         if not self.ended:
             self.ended = True
             self._writer.close()
+            self._beating.cancel()
             for lock in self._slots.values():
                 if lock is not None and not lock._released:
                     lock.lost.set()
 
-    def _lost(self) -> ConnectionLost:
-        return ConnectionLost(
-            "the process that holds our locks on this host has ended",
-            hint="the connection was cut, or the process was killed; its locks are free",
-            host=self._host,
-        )
+
+def _lost(host: str) -> ConnectionLost:
+    return ConnectionLost(
+        "the process that holds our locks on this host has ended",
+        hint="the connection was cut, or the process was killed; its locks are free",
+        host=host,
+    )
 
 
 async def _release_unwanted(taking: asyncio.Task[HeldLock]) -> None:

@@ -132,11 +132,13 @@ async def list_all(host: Host, run_dir: str) -> dict[str, ProcessId | None]:
     """
     found: dict[str, ProcessId | None] = {}
     for line in (await host.script(scripts.LIST, [run_dir])).text.splitlines():
-        match line.split(" "):
-            case [name, "live", *words] if len(words) == 3:
+        match line.rsplit(" ", 4):
+            case [name, "live", *words]:
                 found[name] = _process_id(words)
             case [name, "gone", *_]:
                 found[name] = None
+            case _:
+                raise _unproven(host, run_dir)
     return found
 
 

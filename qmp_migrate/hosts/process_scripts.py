@@ -7,7 +7,7 @@ not be answered. A process is *this* process when its pid, its start time and th
 
 from __future__ import annotations
 
-# state_of PID: prints "gone", "none" (the pid is free), or "live START_TIME"; fails where nothing can be proven.
+# state_of PID: prints "none" (nobody alive has it) or "live START_TIME"; fails where nothing can be proven.
 #
 # /proc/PID/stat is "PID (NAME) STATE PPID …"; NAME may hold spaces and parentheses, so it is cut off at the last one.
 # Then field 1 is the state, 18 the number of threads, 20 the start time in clock ticks since boot. A zombie is dead,
@@ -51,6 +51,15 @@ record() {
         return 1
     fi
 }
+# reachable PATH: succeeds where an absent PATH is really absent, not only hidden behind a directory that is closed to us.
+reachable() {
+    above=$1
+    if [ -e "$1" ]; then return 0; fi
+    while [ ! -e "$above" ]; do above=$(dirname -- "$above"); done
+    if [ -d "$above" ] && [ -x "$above" ]; then return 0; fi
+    echo "cannot look into $above" >&2
+    return 1
+}
 # clock: sets $now to the hundredths of a second since boot, without starting a process.
 clock() { read -r up rest </proc/uptime && now=${up%.*}${up#*.}; }
 # wait_gone PID START_TIME BOOT_ID HUNDREDTHS: "live" or "gone".
@@ -89,7 +98,9 @@ KILL = (
     + r"""
 found=$(same "$1" "$2" "$3") || exit 1
 if [ "$found" = gone ]; then echo gone; exit 0; fi
-kill -s "$5" "$1" || exit 1
+kill -s "$5" "$1" || {
+    found=$(same "$1" "$2" "$3") && [ "$found" = gone ] || exit 1  # it lives: we may not send it signals
+}
 wait_gone "$1" "$2" "$3" "$4"
 """
 )
@@ -98,7 +109,8 @@ wait_gone "$1" "$2" "$3" "$4"
 IDENTIFY = (
     _STATE_OF
     + r"""
-[ -e "$1/pid" ] || { [ -d "$1" ] || [ ! -e "$1" ] || exit 1; echo none; exit 0; }
+reachable "$1/pid" || exit 1
+[ -e "$1/pid" ] || { echo none; exit 0; }
 record "$1/pid" || exit 1
 found=$(same "$pid" "$start" "$boot") || exit 1
 echo "$found $pid $start $boot"
@@ -126,7 +138,7 @@ if [ -e pid ]; then
     if [ "$found" = live ]; then echo "exists $pid"; exit 0; fi
 fi
 tidy() {
-    rm -f pid agent.sock "$ready"
+    rm -f pid pid.new agent.sock "$ready"
     if [ -n "$made" ]; then rm -f argv.json "$log" serial.log && cd / && rmdir -- "$dir"; fi
 }
 cat >argv.json
@@ -178,14 +190,15 @@ tidy
 LIST = (
     _STATE_OF
     + r"""
+reachable "$1" || exit 1
 [ -d "$1" ] || exit 0
-cd -- "$1" || exit 1
+cd -- "$1" && [ -r . ] || exit 1
 for dir in */; do
     name=${dir%/}
     [ -e "$name/pid" ] && [ ! -L "$name" ] || continue
-    read -r pid start boot rest <"$name/pid" || continue
-    now=$(same "$pid" "$start" "$boot") || exit 1
-    echo "$name $now $pid $start $boot"
+    record "$name/pid" || exit 1
+    found=$(same "$pid" "$start" "$boot") || exit 1
+    echo "$name $found $pid $start $boot"
 done
 """
 )

@@ -84,6 +84,7 @@ class SshHost:
                 await self._close()
                 raise
             self._connection = connection
+            self._locks = LockTable(self.name, self._start_holder)
             self._watchdog = asyncio.create_task(self._watch(connection), name=f"{self.name}-ssh-watchdog")
 
     async def close(self) -> None:
@@ -176,10 +177,10 @@ class SshHost:
             self._watchdog.cancel()
             await asyncio.gather(self._watchdog, return_exceptions=True)
             self._watchdog = None
-        await self._locks.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._submit(connection.close)
+        await self._locks.close()
         await asyncio.gather(*self._endings, return_exceptions=True)
         pool, self._pool = self._pool, None
         if pool is not None:
@@ -206,6 +207,7 @@ class SshHost:
                 completed = await asyncio.shield(running)
         except BaseException as error:
             if running.done():
+                _forget(running)
                 self._sessions.release()
             else:
                 ending = asyncio.create_task(self._abandon(connection, execution, running))
@@ -230,8 +232,8 @@ class SshHost:
             await asyncio.wait([running])
             _forget(running)
             found = leader(bytes(execution.stdout))
-            if found is None:
-                return
+            if found is None or not connection.active:
+                return  # not begun, or out of reach: timeout(1) on the host ends it
             async with self._killing:  # the one session that the limit on commands leaves free
                 killer = Execution(connection, command_line(self.name, script_argv(END_GROUP, found)), b"")
                 killing = self._submit(killer.run, KILL_LIMIT_S)
@@ -240,6 +242,8 @@ class SshHost:
                     await self._give_up(killer.abandon)
                     await asyncio.wait([killing])
                 _forget(killing)
+        except HostUnreachable:
+            pass  # closed meanwhile, and everything with it
         finally:
             self._sessions.release()
 

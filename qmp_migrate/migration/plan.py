@@ -105,11 +105,12 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
 async def _ask(side: Side) -> tuple[RunStatus, MigrationInfo, str, bool]:
     monitor = await side.attach()
     version = (await monitor.execute("query-version"))["qemu"]
+    memory = await monitor.execute("query-memory-size-summary")
     return (
         await qmp.run_status(monitor),
         await qmp.query(monitor),
         f"{version['major']}.{version['minor']}.{version['micro']}",
-        await features.loses_writes(monitor),
+        await features.loses_writes(monitor, int(memory["base-memory"])),
     )
 
 

@@ -7,7 +7,7 @@ is done so far.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from qmp_migrate.errors import MonitorError
 from qmp_migrate.qemu.monitor import Monitor
@@ -59,18 +59,28 @@ async def probe(monitor: Monitor) -> Features:
         ) from error
 
 
-async def loses_writes(monitor: Monitor) -> bool:
+SYNC_WORD_BYTES: Final = 64 * 4096
+"""QEMU syncs its dirty bitmap 64 pages at a time where a block of memory is a multiple of this many bytes."""
+
+
+async def loses_writes(monitor: Monitor, memory_bytes: int) -> bool:
     """Tell whether this QEMU loses guest writes in a live migration of more than one pass.
 
-    Before QEMU 9.0, TCG goes on writing through translations that were made before a dirty sync and no longer marks
-    those pages dirty: what the guest writes to them while a later pass sends them never arrives, and the guest crashes
-    or computes on old data (seen here on 7.2.22: 12 of 12 guests that dirtied memory; never on 10.0.2). The fix cannot
-    be seen in the schema; the capability ``mapped-ram`` came with the same release.
+    Before QEMU 9.0, the dirty sync that goes 64 pages at a time forgets TCG's translations: TCG goes on writing through
+    those made before the sync without marking the pages dirty. What the guest writes to them while a later pass sends
+    them never arrives, and it crashes or computes on old data (7.2.22: 12 of 12 guests that dirtied memory; with memory
+    that is not a multiple of `SYNC_WORD_BYTES`, which is synced page by page, none of 11; 10.0.2: none). Fixed by
+    "physmem: Fix migration dirty bitmap coherency with TCG memory access" (QEMU 03bfc2188f06). The fix cannot be seen
+    in the schema; the capability ``mapped-ram`` came with the same release.
+
+    Args:
+        monitor: The source's.
+        memory_bytes: The guest's memory.
 
     Raises:
         MonitorError: It did not answer.
     """
     capabilities = await monitor.execute("query-migrate-capabilities")
-    if any(entry.get("capability") == "mapped-ram" for entry in capabilities):
+    if memory_bytes % SYNC_WORD_BYTES or any(entry.get("capability") == "mapped-ram" for entry in capabilities):
         return False
     return not bool((await monitor.execute("query-kvm")).get("enabled"))

@@ -175,14 +175,11 @@ class Monitor:
         return monitor
 
     def _dispatch(self, message: Mapping[str, Any]) -> bool:
-        stamp = message.get("timestamp")
-        stamp = stamp if isinstance(stamp, Mapping) else {}
-        seconds, micros = stamp.get("seconds", 0), stamp.get("microseconds", 0)
         data = message.get("data")
         event = Event(
             name=str(message["event"]),
             data=data if isinstance(data, Mapping) else {},
-            seconds=float(seconds) + float(micros) / 1e6,
+            seconds=_seconds(message.get("timestamp")),
             at=time.monotonic(),
         )
         for stream in tuple(self._streams):
@@ -286,6 +283,14 @@ class Monitor:
         if watcher is not None:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
+
+
+def _seconds(stamp: object) -> float:
+    """Return QEMU's event time; 0.0 for anything else than QEMU sends."""
+    match stamp:
+        case {"seconds": int(seconds), "microseconds": int(micros)}:
+            return seconds + micros / 1e6
+    return 0.0
 
 
 def _reason(error: BaseException) -> str:

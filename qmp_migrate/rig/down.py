@@ -72,15 +72,13 @@ async def identify(machine: LocalHost, state: RigState, part: Part) -> ProcessId
 
 async def guests_of(machine: LocalHost, state: RigState) -> dict[str, ProcessId]:
     """Find the live QEMUs in all RUN_DIRs; the keys are HOST/NAME."""
-    directories = {
-        f"{host.name}/{path.name}": str(path)
-        for host in state.hosts
-        if host.run_dir.is_dir()
-        for path in sorted(host.run_dir.iterdir())
-        if path.is_dir()
+    lists = await asyncio.gather(*(process.list_all(machine, str(host.run_dir)) for host in state.hosts))
+    return {
+        f"{host.name}/{name}": identity
+        for host, guests in zip(state.hosts, lists, strict=True)
+        for name, identity in guests.items()
+        if identity is not None
     }
-    found = await asyncio.gather(*(process.identify(machine, path) for path in directories.values()))
-    return {name: identity for name, identity in zip(directories, found, strict=True) if identity}
 
 
 def _remove_files(state: RigState) -> None:

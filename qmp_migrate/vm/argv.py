@@ -45,7 +45,7 @@ def build_argv(spec: GuestSpec, *, binary: str, directory: str, accel: Literal["
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-name", f"guest={spec.name}", "-uuid", uuid),
         *("-machine", f"type={spec.machine}", "-accel", accel, "-cpu", spec.cpu),
-        *("-m", f"size={spec.memory // MIB}M", "-smp", smp),
+        *("-m", f"size={_memory(spec.memory)}", "-smp", smp),
     ]
     for flag, path in (("-bios", spec.firmware), ("-kernel", spec.kernel), ("-initrd", spec.initrd)):
         words += [flag, path] if path is not None else []
@@ -57,6 +57,10 @@ def build_argv(spec: GuestSpec, *, binary: str, directory: str, accel: Literal["
     devices = [*_disks(spec), *_nics(spec, uuid)]
     free = CommandLine.parse([binary, *spec.args]).options
     return CommandLine(binary, (*command.options, *devices, *free))
+
+
+def _memory(size: int) -> str:
+    return f"{size // MIB}M" if size % MIB == 0 else f"{size // 1024}K"
 
 
 def _disks(spec: GuestSpec) -> list[Option]:

@@ -51,6 +51,7 @@ TEXT_LIMIT: Final = 64 * 1024
 LINE_LIMIT: Final = 1000
 """Longest spec that is read, in lines."""
 MEMORY_MINIMUM: Final = 1 << 20
+MEMORY_GRAIN: Final = 8 << 10
 MEMORY_MAXIMUM: Final = 1 << 46
 """64 TiB, more than any host that QEMU runs on: above it somebody mistook the unit."""
 VCPUS_MAXIMUM: Final = 4096
@@ -183,7 +184,7 @@ class GuestSpec(_Table):
         machine: Machine type, best a versioned one; an alias (``q35``) must be pinned when the guest is started
             (`is_pinned` tells), since it is another machine in another QEMU.
         cpu: CPU model with features, as ``-cpu`` takes it.
-        memory: Memory in bytes; a multiple of 1 MiB.
+        memory: Memory in bytes; a multiple of 8 KiB, which is what QEMU would round it up to.
         vcpus: vCPUs at the start.
         maxcpus: vCPUs that it can grow to; absent: `vcpus`.
         accel: ``kvm``, ``tcg``, or ``auto`` to have the host probed.
@@ -220,8 +221,8 @@ class GuestSpec(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not MEMORY_MINIMUM <= self.memory <= MEMORY_MAXIMUM or self.memory % MEMORY_MINIMUM:
-            raise ValueError(f"memory: {format_size(self.memory)} is not a whole number of MiB between 1MiB and 64TiB")
+        if not MEMORY_MINIMUM <= self.memory <= MEMORY_MAXIMUM or self.memory % MEMORY_GRAIN:
+            raise ValueError(f"memory: {format_size(self.memory)} is not a multiple of 8KiB between 1MiB and 64TiB")
         if self.maxcpus is not None and self.maxcpus < self.vcpus:
             raise ValueError(f"maxcpus: {self.maxcpus} is less than vcpus = {self.vcpus}")
         if self.kernel is None and (self.initrd is not None or self.append is not None):

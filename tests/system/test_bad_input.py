@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.lab import Guest, Lab, qemus
 from tests.system.test_migrate import assert_untouched
+
+
+@pytest.fixture(scope="module")
+def guest(lab: Lab) -> Iterator[Guest]:
+    """One guest for all of them: none of these may touch it."""
+    with lab.guest() as started:
+        yield started
 
 
 @pytest.mark.parametrize(
@@ -228,24 +236,24 @@ class TestHosts:
 
 
 class TestBroker:
-    def test_a_dead_broker_disturbs_nothing_and_is_said_once(self, lab: Lab, guest: Guest) -> None:
-        with socket.socket() as closed:
+    def test_a_dead_broker_disturbs_nothing_and_is_said_once(self, lab: Lab) -> None:
+        with lab.guest() as guest, socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             config = lab.config(mqtt={"url": f"mqtt://127.0.0.1:{closed.getsockname()[1]}"})
             ran = lab.cli("migrate", guest.name, "--to", "b", "--json", config=config)
-        assert ran.doc["outcome"] == "completed"
-        told = [line for line in ran.err.splitlines() if "broker" in line]
-        assert len(told) == 1, ran.err
-        guest.wait_survived("b")
+            assert ran.doc["outcome"] == "completed"
+            told = [line for line in ran.err.splitlines() if "broker" in line]
+            assert len(told) == 1, ran.err
+            guest.wait_survived("b")
 
-    def test_a_broker_that_swallows_everything_disturbs_nothing(self, lab: Lab, guest: Guest) -> None:
-        with socket.socket() as silent:
+    def test_a_broker_that_swallows_everything_disturbs_nothing(self, lab: Lab) -> None:
+        with lab.guest() as guest, socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
             config = lab.config(mqtt={"url": f"mqtt://127.0.0.1:{silent.getsockname()[1]}"})
             ran = lab.cli("migrate", guest.name, "--to", "b", "--json", config=config)
-        assert ran.doc["outcome"] == "completed"
-        guest.wait_survived("b")
+            assert ran.doc["outcome"] == "completed"
+            guest.wait_survived("b")
 
     def test_events_without_a_broker_says_so(self, lab: Lab) -> None:
         with socket.socket() as closed:

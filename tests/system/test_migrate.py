@@ -49,7 +49,7 @@ def test_it_tells_people_what_happens_and_keeps_data_apart(lab: Lab, guest: Gues
 
 
 def test_there_and_back_again_with_every_tick_and_every_acknowledged_disk_record(lab: Lab) -> None:
-    with lab.guest(disk=True, append="qm.rate=20 qm.ws=32 qm.tick=1") as guest:
+    with lab.guest(disk=True, append="qm.rate=4 qm.ws=8 qm.tick=1") as guest:
         guest.wait("a", lambda v: len(v.journal) > 3)
         for target, origin in (("b", "a"), ("a", "b"), ("b", "a")):
             before = len(guest.verdict(origin).journal)
@@ -175,7 +175,7 @@ def test_cancel_by_id_from_another_process(lab: Lab) -> None:
 
 
 def test_after_a_cancel_the_next_try_works(lab: Lab) -> None:
-    with lab.guest(append="qm.rate=10 qm.ws=32 qm.tick=10") as guest:
+    with lab.guest(append="qm.rate=4 qm.ws=8 qm.tick=10") as guest:
         process = lab.popen("migrate", guest.name, "--to", "b", "--bandwidth", "5MiB")
         wait_for_phase(lab, guest, "copying")
         interrupt(process)
@@ -185,7 +185,7 @@ def test_after_a_cancel_the_next_try_works(lab: Lab) -> None:
 
 
 def test_two_controllers_want_the_same_guest_and_one_gets_it(lab: Lab) -> None:
-    with lab.guest(append="qm.rate=10 qm.ws=32 qm.tick=10") as guest:
+    with lab.guest(append="qm.rate=4 qm.ws=8 qm.tick=10") as guest:
         first = lab.popen("migrate", guest.name, "--to", "b", "--bandwidth", "10MiB", "--json")
         wait_for_phase(lab, guest, "copying")
         second = lab.cli("migrate", guest.name, "--to", "b", code=None)
