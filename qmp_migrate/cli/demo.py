@@ -34,7 +34,7 @@ from qmp_migrate.vm.spec import parse_spec
 
 READY_S: Final = 60.0
 PROOF_S: Final = 60.0
-LOOK_EVERY_S: Final = 0.1
+LOOK_EVERY_S: Final = 0.3
 
 
 async def show(directory: Path | None, *, encrypt: bool) -> bool:

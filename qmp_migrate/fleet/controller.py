@@ -121,6 +121,7 @@ class Controller:
 
         Raises:
             GuestUnknown: None of those that answered.
+            LockBusy: It is being migrated.
             ConfigError: More than one.
             TransportError: The host that was named cannot be asked.
         """
@@ -129,7 +130,7 @@ class Controller:
         if on is not None:
             await self.host(on).connect()
         found, unreachable = await guests.look_for([self.side(name, vm) for name in names])
-        return guests.one_place(vm, found, unreachable)
+        return await guests.one_place(vm, found, unreachable)
 
     # -- guests ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from qmp_migrate.errors import (
     GuestExists,
     GuestUnknown,
     LaunchFailed,
+    LockBusy,
     MigrationFailed,
     MonitorBusy,
     QmpMigrateError,
@@ -82,22 +83,32 @@ async def look_for(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
     return [a for a in answers if isinstance(a, Side)], [a for a in answers if isinstance(a, str)]
 
 
-def one_place(name: str, found: Sequence[Side], unreachable: Sequence[str]) -> Side:
+async def one_place(name: str, found: Sequence[Side], unreachable: Sequence[str]) -> Side:
     """Return the one side where a guest is.
 
-    A destination in the middle of a migration is a QEMU of that name too: the source is told by its run state later.
+    The destination of a migration is a QEMU of that name too. While the migration is under way the guest is locked; what
+    an interrupted one left waits for memory that will not come (``inmigrate``), and is not the guest.
 
     Raises:
         GuestUnknown: On none of the hosts that answered.
+        LockBusy: It is being migrated.
         ConfigError: On more than one: two guests share a name, which is shown and never merged.
     """
-    if len(found) == 1:
-        return found[0]
     if not found:
         hint = "see: qmp-migrate vm list"
         if unreachable:
             hint = f"these hosts could not be asked: {'; '.join(unreachable)}"
         raise GuestUnknown(f"no host has a guest named {name!r}", hint=hint)
+    if len(found) == 1:
+        return found[0]
+    for side in found:
+        who = await locks.holder(side)
+        if who is not None:
+            raise LockBusy(f"{name} is held by another controller: {who}", hint="try again later", host=side.name)
+    seen = await asyncio.gather(*(look_at(side) for side in found))
+    guests = [side for side, guest in zip(found, seen, strict=True) if guest.state != "inmigrate"]
+    if len(guests) == 1:
+        return guests[0]
     hosts = ", ".join(sorted(side.name for side in found))
     raise ConfigError(
         f"{name!r} is on more than one host: {hosts}",

@@ -38,6 +38,7 @@ from qmp_migrate.migration.rollback import Settled
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.wiring import Wires
 from qmp_migrate.qemu import migration as qmp
+from qmp_migrate.qemu.states import ENDED_BY_GUEST
 
 log = structlog.get_logger(__name__)
 
@@ -199,6 +200,7 @@ class Engine:
             on_stopped=self._arm,
         )
         async with copying.watching():
+            await self._look_again()
             await self.chronicle.intent("migrate", address=self.destination.migration_address, port=self._wires.port)
             await self.chronicle.enter(Phase.COPYING)
             keys = asyncio.create_task(self._remove_keys_when_used(copying))
@@ -209,6 +211,19 @@ class Engine:
                 if not copying.connected.is_set():
                     keys.cancel()
                 await asyncio.gather(keys, return_exceptions=True)
+
+    async def _look_again(self) -> None:
+        """See whether the guest is still what preflight saw; from here on events tell of every change."""
+        status = await qmp.run_status(await self.source.attach())
+        if status.status in ENDED_BY_GUEST:
+            raise MigrationFailed(
+                f"the guest is {status.status} now; it is left at the source as it is",
+                safe_at_source=False,
+                code="guest_panicked" if status.status == "guest-panicked" else "guest_shutdown",
+                hint="look at its serial log, dump it, or reset it there",
+                host=self.source.name,
+            )
+        self.running = status.running
 
     async def _remove_keys_when_used(self, copying: Copying) -> None:
         await copying.connected.wait()

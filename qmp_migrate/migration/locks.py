@@ -94,6 +94,22 @@ async def hold(side: Side, purpose: str) -> HeldLock:
         return await side.host.hold_lock(lock_path(side), owner=owner_text(purpose))
 
 
+# $1: lock file. Prints who holds it; nothing where nobody does.
+_HOLDER: Final = """
+[ -e "$1" ] || exit 0
+flock -n "$1" true || cat -- "$1"
+"""
+
+
+async def holder(side: Side) -> str | None:
+    """Return who holds a guest on a host now, or None.
+
+    Raises:
+        TransportError, CommandFailed: The host cannot tell.
+    """
+    return (await side.host.script(_HOLDER, [lock_path(side)])).text or None
+
+
 async def take(source: Side, destination: Side, migration_id: str) -> GuestLock:
     """Lock a guest on both hosts and raise its epoch.
 

@@ -62,10 +62,12 @@ class Guest:
 
     def wait(self, host: str, enough: Callable[[Verdict], bool], seconds: float = 60.0) -> Verdict:
         """Wait until the guest has shown something on a host; fail with what it wrote instead."""
+        # Reading a whole log costs as much as the guest itself: not more often than people blink.
         return wait_for(
             lambda: (v := self.verdict(host)) and enough(v) and v,
             seconds,
             lambda: f"{self.verdict(host)}\n{b''.join(self.logs(host))[-2000:].decode('utf-8', 'replace')}",
+            every=0.3,
         )
 
     def wait_ready(self, host: str) -> Verdict:
@@ -89,7 +91,9 @@ class Guest:
             return None
 
 
-def wait_for(look: Callable[[], Any], seconds: float, told: Callable[[], str] = lambda: "") -> Any:
+def wait_for(
+    look: Callable[[], Any], seconds: float, told: Callable[[], str] = lambda: "", *, every: float = 0.02
+) -> Any:
     """Wait for a state; what `look` returns once it is true."""
     deadline = time.monotonic() + seconds
     while True:
@@ -97,7 +101,7 @@ def wait_for(look: Callable[[], Any], seconds: float, told: Callable[[], str] = 
         if found:
             return found
         assert time.monotonic() < deadline, f"not within {seconds} s: {told()}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 @dataclass
@@ -138,11 +142,21 @@ class Lab:
             env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
         )
 
-    def spec(self, name: str, *, append: str = "qm.rate=4 qm.ws=8 qm.tick=10", extra: str = "", **keys: Any) -> Path:
+    def spec(
+        self,
+        name: str,
+        *,
+        firmware_only: bool = False,
+        append: str = "qm.rate=4 qm.ws=8 qm.tick=10",
+        extra: str = "",
+        **keys: Any,
+    ) -> Path:
         """Write a spec: the rig's own, with another name and other settings."""
         wanted = {"name": name, "memory": MEMORY, "append": f"console=ttyS0 quiet {append}", **keys}
         lines = [line for line in self.template.splitlines() if line.partition(" =")[0] not in wanted]
         lines += [f"{key} = {json.dumps(value)}" for key, value in wanted.items()]
+        if firmware_only:
+            lines = [line for line in lines if line.partition(" =")[0] not in {"kernel", "initrd", "append"}]
         path = self.directory / f"{name}.toml"
         path.write_text("\n".join(lines) + "\n" + extra)
         return path
