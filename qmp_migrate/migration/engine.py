@@ -306,7 +306,7 @@ class Engine:
         result.blackout_ms = copying.timeline.blackout_ms
         result.steps = list(copying.steps)
         if copying.timeline.resets:
-            self.chronicle.warn(f"the guest reset itself {copying.timeline.resets} time(s) during the migration")
+            self.chronicle.warn("the guest reset itself during the migration")
 
     # -- the way back ---------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ while read -r key value unit; do
 done </proc/meminfo
 if [ -x "$qemu" ] && [ -f "$qemu" ]; then echo "qemu $(stat -L -c '%s.%Y.%i' -- "$qemu")"; fi
 if [ -d "$run" ]; then
-    if [ -w "$run" ] && [ -x "$run" ]; then echo "run_dir writable"; else echo "run_dir unwritable"; fi
+    if [ -r "$run" ] && [ -w "$run" ] && [ -x "$run" ]; then echo "run_dir writable"; else echo "run_dir unwritable"; fi
 elif [ -e "$run" ]; then echo "run_dir unwritable"
 else
     up=$run

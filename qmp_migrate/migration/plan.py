@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qmp_migrate.errors import GuestUnknown, QmpMigrateError
-from qmp_migrate.hosts.process import identify
+from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
+from qmp_migrate.hosts.process import ProcessId, identify
 from qmp_migrate.migration import preflight
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_all, gather_host, path_states, probe_binary
 from qmp_migrate.migration.journal import Journal
@@ -61,24 +61,14 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
     there, here, other, (run, info, version, loses_writes) = await gather_all(
         gather_host(destination.host, destination.settings, request.vm),
         gather_host(source.host, source.settings, request.vm, pid=source.process.pid),
-        identify(destination.host, destination.directory),
+        _identify(destination),
         _ask(source),
     )
     command = CommandLine.parse(here.cmdline)
     accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
     source_binary = await probe_binary(source.host, source.settings, here, accel, journal)
     destination_binary = await _try_probe(destination, there, accel, journal)
-    machine, cpu = command.machine, command.cpu
-    derived = derive_destination(
-        command,
-        binary=destination.settings.qemu,
-        source_dir=source.directory,
-        dest_dir=destination.directory,
-        path_map=join_path_maps(source.settings, destination.settings),
-        machine=source_binary.machines.get(machine) if machine else source_binary.default_machine,
-        cpu=source_binary.cpu_aliases.get(cpu) if cpu else None,
-        address_map={source.migration_address: destination.migration_address},
-    )
+    derived = _derive(command, source, destination, source_binary)
     required = () if derived.refusals else tuple(required_paths(derived.command))
     paths = await path_states(destination.host, [use.path for use in required])
     situation = Situation(
@@ -100,6 +90,32 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         loses_writes=loses_writes and run.running,
     )
     return Plan(preflight.judge(situation), derived, run.running, situation.loses_writes, command.memory_bytes)
+
+
+def _derive(command: CommandLine, source: Side, destination: Side, binary: BinaryFacts) -> Derived:
+    """Derive the destination's command line; what makes that impossible is a refusal like any other."""
+    machine, cpu = command.machine, command.cpu
+    try:
+        return derive_destination(
+            command,
+            binary=destination.settings.qemu,
+            source_dir=source.directory,
+            dest_dir=destination.directory,
+            path_map=join_path_maps(source.settings, destination.settings),
+            machine=binary.machines.get(machine) if machine else binary.default_machine,
+            cpu=binary.cpu_aliases.get(cpu) if cpu else None,
+            address_map={source.migration_address: destination.migration_address},
+        )
+    except ConfigError as error:
+        return Derived(command, (), (), (error.message,))
+
+
+async def _identify(side: Side) -> ProcessId | None:
+    """Return the live QEMU of that name on the destination; None where its run directory cannot even be looked into."""
+    try:
+        return await identify(side.host, side.directory)
+    except CommandFailed:
+        return None  # the check of the run directory says why
 
 
 async def _ask(side: Side) -> tuple[RunStatus, MigrationInfo, str, bool]:

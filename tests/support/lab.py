@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,12 @@ def wait_for(
 
 @dataclass
 class Lab:
-    """A rig that is up."""
+    """A rig that is up; what tests write goes into `files`, beside it."""
 
     directory: Path
     settings: Path
     template: str
-    images: Path
-    guests: list[str] = field(default_factory=list)
+    files: Path
 
     def run_dir(self, host: str) -> Path:
         import tomllib
@@ -157,7 +156,7 @@ class Lab:
         lines += [f"{key} = {json.dumps(value)}" for key, value in wanted.items()]
         if firmware_only:
             lines = [line for line in lines if line.partition(" =")[0] not in {"kernel", "initrd", "append"}]
-        path = self.directory / f"{name}.toml"
+        path = self.files / f"{name}.toml"
         path.write_text("\n".join(lines) + "\n" + extra)
         return path
 
@@ -171,7 +170,7 @@ class Lab:
             for part in section.split("_"):
                 place = place.setdefault(part, {})
             place.update(keys)
-        path = self.directory / f"settings-{uuid.uuid4().hex[:8]}.toml"
+        path = self.files / f"settings-{uuid.uuid4().hex[:8]}.toml"
         path.write_text("\n".join(_toml(data, [])) + "\n")
         return path
 
@@ -179,7 +178,7 @@ class Lab:
     def guest(self, *, on: str = "a", ready: bool = True, disk: bool = False, **keys: Any) -> Iterator[Guest]:
         """A guest of its own on a host; gone afterwards, wherever it went, and proven to have left nothing."""
         name = f"g{uuid.uuid4().hex[:8]}"
-        image = self.directory / f"{name}.img" if disk else None
+        image = self.files / f"{name}.img" if disk else None
         if image is not None:
             keys["append"] = keys.get("append", "qm.rate=4 qm.ws=8 qm.tick=10") + " qm.disk=/dev/vda"
             keys["extra"] = f'[[disk]]\npath = "{image}"\nformat = "raw"\nsize = "4MiB"\n' + keys.get("extra", "")
@@ -251,8 +250,10 @@ def rig(directory: Path) -> Iterator[Lab]:
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    files = directory.with_name("files")
+    files.mkdir()
     try:
-        yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), Path("build/images"))
+        yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), files)
     finally:
         down = subprocess.run(
             [*CLI, "rig", "down", "--dir", str(directory)], capture_output=True, text=True, timeout=120, env=env

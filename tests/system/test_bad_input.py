@@ -26,7 +26,7 @@ def guest(lab: Lab) -> Iterator[Guest]:
     [
         (["check", "web1", "--to", "bb"], 2, "did you mean 'b'"),
         (["migrate", "nobody", "--to", "b"], 2, "no host has a guest named 'nobody'"),
-        (["migrate", "web1", "--to", "b", "--downtime-limit", "-5ms"], 2, "--downtime-limit"),
+        (["migrate", "web1", "--to", "b", "--downtime-limit", "-5ms"], 2, "negative"),
         (["migrate", "web1", "--to", "b", "--downtime-limit", "3000000ms"], 2, "2000s"),
         (["migrate", "web1", "--to", "b", "--downtime-limit", "5"], 2, "300ms"),
         (["migrate", "web1", "--to", "b", "--bandwidth", "0"], 2, "hint"),
@@ -62,11 +62,11 @@ def test_destination_equals_source(lab: Lab, guest: Guest) -> None:
 
 class TestSettings:
     def test_absent(self, lab: Lab) -> None:
-        ran = lab.cli("vm", "list", config=lab.directory / "nowhere.toml", code=78)
+        ran = lab.cli("vm", "list", config=lab.files / "nowhere.toml", code=78)
         assert "nowhere.toml" in ran.err
 
     def test_not_toml(self, lab: Lab) -> None:
-        path = lab.directory / "broken.toml"
+        path = lab.files / "broken.toml"
         path.write_text("[hosts.a\naddress = 1")
         assert "not TOML" in lab.cli("vm", "list", config=path, code=78).err
         path.unlink()
@@ -86,7 +86,7 @@ class TestSettings:
 
 class TestSpec:
     def start(self, lab: Lab, text: str, code: int) -> str:
-        path = lab.directory / "bad.toml"
+        path = lab.files / "bad.toml"
         path.write_text(text)
         ran = lab.cli("vm", "start", str(path), "--on", "a", code=code)
         assert "Traceback" not in ran.err
@@ -133,7 +133,7 @@ class TestHosts:
         assert_untouched(guest)
 
     def test_unknown_host_key(self, lab: Lab, guest: Guest) -> None:
-        empty = lab.directory / "known_none"
+        empty = lab.files / "known_none"
         empty.write_text("")
         config = lab.config(hosts_b={"known_hosts": str(empty)})
         ran = lab.cli("migrate", guest.name, "--to", "b", "--from", "a", "--json", config=config, code=69)
@@ -147,17 +147,17 @@ class TestHosts:
         hosts = tomllib.loads(lab.settings.read_text())["hosts"]
         lines = Path(hosts["a"]["known_hosts"]).read_text().splitlines()
         key_of_a = next(line for line in lines if "127.0.0.2" in line).split(" ", 1)[1]
-        wrong = lab.directory / "known_wrong"
+        wrong = lab.files / "known_wrong"
         wrong.write_text(f"[127.0.0.3]:{hosts['b']['port']} {key_of_a}\n")
         config = lab.config(hosts_b={"known_hosts": str(wrong)})
         ran = lab.cli("migrate", guest.name, "--to", "b", "--from", "a", config=config, code=69)
-        assert "changed" in ran.err or "not the one" in ran.err, ran.err
+        assert "has CHANGED" in ran.err
         assert_untouched(guest)
 
     def test_key_not_accepted(self, lab: Lab, guest: Guest) -> None:
         import subprocess
 
-        key = lab.directory / "stranger"
+        key = lab.files / "stranger"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         config = lab.config(hosts_b={"identity_file": str(key)})
         ran = lab.cli("migrate", guest.name, "--to", "b", "--from", "a", "--json", config=config, code=69)
@@ -184,7 +184,7 @@ class TestHosts:
 
     def test_machine_type_unknown_at_the_destination(self, lab: Lab, guest: Guest) -> None:
         real = shutil.which("qemu-system-x86_64")
-        old = lab.directory / "qemu-old"
+        old = lab.files / "qemu-old"
         old.write_text(f'#!/bin/sh\n{real} "$@" | sed s/pc-q35-7.2/pc-q35-1.2/g\n')
         old.chmod(0o755)
         ran = lab.cli("migrate", guest.name, "--to", "b", config=lab.config(hosts_b={"qemu": str(old)}), code=3)
