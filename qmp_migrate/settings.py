@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,15 @@ ENV_PREFIX: Final = "QMP_MIGRATE_"
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _quantity(parse: Callable[[str], int], text: str) -> str:
+    """Check a quantity within a model: pydantic tells the key of a ValueError, not of an error of ours."""
+    try:
+        parse(text)
+    except InvalidQuantity as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
+    return text
 
 
 def default_state() -> str:
@@ -95,15 +105,12 @@ class MigrationSettings(_Section):
     @field_validator("downtime_limit")
     @classmethod
     def _time(cls, value: str) -> str:
-        parse_time_ms(value)
-        return value
+        return _quantity(parse_time_ms, value)
 
     @field_validator("bandwidth")
     @classmethod
     def _rate(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_rate(value)
-        return value
+        return value if value is None else _quantity(parse_rate, value)
 
 
 class HostSettings(_Section):
@@ -260,14 +267,14 @@ def parse(text: str, *, source: str, environment: Any = None) -> Settings:
                 data[section][name] = value
     try:
         return Settings.model_validate(data)
-    except InvalidQuantity as error:
-        raise ConfigError(f"{source}: {error.message}", hint=error.hint) from error
     except ValidationError as error:
         raise _explain(error, text, source) from None
 
 
 def _explain(error: ValidationError, text: str, source: str) -> ConfigError:
-    first = error.errors()[0]
+    # A misspelt key also leaves the right one absent: the misspelling is what happened.
+    found = error.errors()
+    first = next((detail for detail in found if detail["type"] == "extra_forbidden"), found[0])
     location = [str(part) for part in first["loc"]]
     key = ".".join(location) or "settings"
     line = _line_of(text, location)

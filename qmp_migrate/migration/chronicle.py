@@ -24,6 +24,8 @@ class Chronicle:
     Attributes:
         phase: The phase it is in.
         result: Grows until `end`.
+        lenient: From the commit on, and on the way back, a journal that fails must not stop what has to be done: its
+            errors become warnings.
     """
 
     request: MigrationRequest
@@ -31,6 +33,7 @@ class Chronicle:
     reporter: Reporter
     result: MigrationResult
     phase: Phase = Phase.PREFLIGHT
+    lenient: bool = False
     _rev: int = 1
     _started_at: float = field(default_factory=time.time)
     _begun: float = field(default_factory=time.monotonic)
@@ -42,7 +45,8 @@ class Chronicle:
 
     async def intent(self, act: str, **data: Any) -> None:
         """Write down what is about to be done; durable on return. Raises `JournalError`: then do not do it."""
-        await self.journal.intent(self.request.id, act, **data)
+        with self._journal_errors():
+            await self.journal.intent(self.request.id, act, **data)
 
     def did(self, act: str, **data: Any) -> None:
         """Write down what came of it."""
@@ -58,7 +62,8 @@ class Chronicle:
         check_step(self.phase, phase)
         self.phase = phase
         self._rev += 1
-        await self.journal.enter(self.request.id, phase, **columns)
+        with self._journal_errors():
+            await self.journal.enter(self.request.id, phase, **columns)
         self.reporter.phase(self.view())
 
     def pass_through(self, phase: Phase) -> None:
@@ -70,10 +75,20 @@ class Chronicle:
     async def turn_back(self) -> None:
         """Enter `rolling-back` from wherever it is; a journal that fails does not stop the way back."""
         self.phase = Phase.ROLLING_BACK
+        self.lenient = True
         self._rev += 1
-        with contextlib.suppress(JournalError):
+        with self._journal_errors():
             await self.journal.enter(self.request.id, Phase.ROLLING_BACK)
         self.reporter.phase(self.view())
+
+    @contextlib.contextmanager
+    def _journal_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except JournalError as error:
+            if not self.lenient:
+                raise
+            self.warn(str(error))
 
     async def end(self, phase: Phase, outcome: Outcome, owner: Owner, error: QmpMigrateError | None) -> None:
         """Enter a last phase, with the outcome. A journal that fails becomes a warning: the guest is where it is."""
@@ -114,7 +129,9 @@ class Chronicle:
         self.reporter.event(kind, payload)
 
     def warn(self, text: str) -> None:
-        """Tell of something that harms nobody now, and put it into the result."""
+        """Tell, once, of something that harms nobody now, and put it into the result."""
+        if text in self.result.warnings:
+            return
         self.result.warnings.append(text)
         self.event("warning", text=text)
 

@@ -29,6 +29,7 @@ from qmp_migrate.qemu.monitor import Event, Monitor
 POLL_S: Final = 0.25
 NEAR_END_POLL_S: Final = 0.025
 STOPPED_POLL_S: Final = 2.0
+REASON_S: Final = 2.0
 NEAR_END_S: Final = 0.5
 """What is left takes less than this: poll faster, and make the journal ready for the commit."""
 
@@ -94,6 +95,8 @@ class Copying:
     steps: list[str] = field(default_factory=list)
     _limit_ms: int = 0
     _samples: list[Sample] = field(default_factory=list)
+    _ended: str | None = None
+    _tuning: asyncio.Task[None] | None = None
     _pass_began: asyncio.Event = field(default_factory=asyncio.Event)
     _queue: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
 
@@ -149,10 +152,24 @@ class Copying:
                     raise MonitorLost(f"the {origin}'s monitor closed during the migration", host=self._host(origin))
                 else:
                     self._on_event(origin, item)
+                if self._ended is not None:
+                    raise await self._failure(source, self._ended)
         finally:
-            for task in (poller, cancelled):
+            tasks = [task for task in (poller, cancelled, self._tuning) if task is not None]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(poller, cancelled, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _failure(self, source: Monitor, status: str) -> MigrationFailed:
+        """Say why QEMU gave up: it tells with the state, not with the event. The rest is on the destination's stderr."""
+        why = self.last.error_desc
+        with contextlib.suppress(MonitorError):
+            why = (await qmp.query(source, timeout=REASON_S)).error_desc or why
+        return MigrationFailed(
+            f"QEMU ended the migration: {status}" + (f": {why}" if why else ""),
+            safe_at_source=True,
+            host=self.source.name,
+        )
 
     def _host(self, origin: str) -> str:
         return self.source.name if origin == "source" else self.destination.name
@@ -238,11 +255,7 @@ class Copying:
         if status == "completed":
             self.timeline.completed = at
         elif status in {"failed", "cancelled"}:
-            raise MigrationFailed(
-                f"QEMU ended the migration: {status}" + (f": {self.last.error_desc}" if self.last.error_desc else ""),
-                safe_at_source=True,
-                host=self.source.name,
-            )
+            self._ended = status
 
     async def _on_numbers(self, info: MigrationInfo, meter: ProgressMeter, source: Monitor) -> None:
         if info.status in states.TERMINAL:
@@ -288,14 +301,15 @@ class Copying:
         ram = info.ram
         if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s or self.one_pass:
             return
-        if self._samples and self._samples[-1].pass_number == ram.passes:
+        if (self._samples and self._samples[-1].pass_number == ram.passes) or (
+            self._tuning is not None and not self._tuning.done()
+        ):
             return
         self._samples.append(Sample(ram.passes, ram.remaining, ram.throughput_bytes_per_s, self._limit_ms))
         step = convergence.next_step(self._samples, allowed_ms=self.request.downtime_limit_ms)
         if step.kind == "raise-downtime-limit":
-            await source.execute("migrate-set-parameters", {"downtime-limit": step.limit_ms})
-            self._limit_ms = step.limit_ms
-            self._tell(step.reason)
+            # Not awaited here: a QEMU that begins to switch just now answers later, and events must not wait for it.
+            self._tuning = asyncio.create_task(self._raise_limit(source, step))
         elif step.kind == "give-up":
             self._tell(step.reason)
             raise NotConverging(
@@ -303,6 +317,12 @@ class Copying:
                 hint="allow a longer pause (--downtime-limit), more --bandwidth, or make the guest quieter",
                 host=self.source.name,
             )
+
+    async def _raise_limit(self, source: Monitor, step: convergence.Step) -> None:
+        with contextlib.suppress(MonitorError):  # it switches already, or is gone: events tell
+            await source.execute("migrate-set-parameters", {"downtime-limit": step.limit_ms})
+            self._limit_ms = step.limit_ms
+            self._tell(step.reason)
 
     def _tell(self, reason: str) -> None:
         self.steps.append(reason)

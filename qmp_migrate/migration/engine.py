@@ -251,6 +251,7 @@ class Engine:
                 hint="the connection to a host was cut; try again",
             )
         monitor = await self.destination.attach()
+        self.chronicle.lenient = True  # from here on the guest may be the destination's, whatever the journal can take
         if self.running:
             self._cont_sent = True
             try:
@@ -314,6 +315,8 @@ class Engine:
         return Facts(
             may_have_run=self._armed,
             never_ran=not self._cont_sent or self._cont_refused,
+            source_completed=self._copying is not None and self._copying.timeline.completed is not None,
+            was_running=self.running,
             patience=patience,
         )
 
@@ -384,9 +387,10 @@ class Engine:
         """It had been handed over, or only the destination still holds it: finish there."""
         self.chronicle.warn(f"went on after: {error.message}")
         if settled.action is Action.COMMIT and self.running:
-            await self.chronicle.journal.arm_commit(self.request.id)
-            self._armed = self._cont_sent = True
             try:
+                if not self._cont_sent:
+                    await self.chronicle.journal.arm_commit(self.request.id)
+                self._armed = self._cont_sent = True
                 await (await self.destination.attach()).execute("cont")
             except QmpMigrateError as failure:
                 return await self._parked(failure, settled)

@@ -92,12 +92,15 @@ class HostFacts:
     addresses: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
 
     def has_address(self, address: str) -> bool | None:
-        """Tell whether an IP address is this host's own; None for a host name, which only the host can resolve."""
+        """Tell whether an IP address is this host's own; None where that cannot be told.
+
+        It cannot for a host name, which only the host resolves, and where the kernel's tables could not be read.
+        """
         try:
             wanted = ipaddress.ip_address(address)
         except ValueError:
             return None
-        return any(wanted in network for network in self.addresses)
+        return any(wanted in network for network in self.addresses) if self.addresses else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,9 @@ class Source(StrEnum):
     RUNS = "runs"  # guest active here; migration none, failed or cancelled
     COPIES = "copies"  # guest active here; a migration is under way
     HOLDS = "holds"  # pre-switchover: stopped, waits for us
-    SWITCHES = "switches"  # device state travels, or the monitor hangs at that point
+    SWITCHES = "switches"  # device state travels, or the migration has failed and QEMU is about to run on
+    HANGS = "hangs"  # proven alive, but its monitor does not answer: the main loop is stuck, as at a switchover
+    POSTCOPY = "postcopy"  # the guest runs at the destination and still needs pages from here (DESIGN rule 6)
     COMPLETED = "completed"  # stopped for good unless `cont` is sent
     HALTED = "halted"  # the guest itself ended or was paused by its user; no migration is under way
     DEAD = "dead"  # proven: pid, start time, boot id
@@ -85,11 +87,15 @@ class Facts:
     Attributes:
         may_have_run: ``cont`` may have been sent to the destination (written before it is sent).
         never_ran: Proof to the contrary: this controller, connected all the time, never sent it, or QEMU refused it.
+        source_completed: The source has said ``completed``: it has not run on, whatever became of it since.
+        was_running: The guest ran when the migration began; one that was paused is not started by us.
         patience: Waiting longer is still reasonable; when False, a stuck state is acted upon.
     """
 
     may_have_run: bool = False
     never_ran: bool = False
+    source_completed: bool = False
+    was_running: bool = True
     patience: bool = True
 
     @property
@@ -112,17 +118,20 @@ def classify_source(*, alive: bool | None, run_state: str | None, status: str | 
     if alive is False:
         return S.DEAD
     if run_state is None or status is None:
-        return S.UNKNOWN
+        return S.HANGS if alive else S.UNKNOWN
     if status == "completed":
         # `cont` after `completed` leaves the status as it is: the run state tells.
         return S.RUNS if run_state in states.RUNNING_STATES else S.COMPLETED
     if status == "pre-switchover":
         return S.HOLDS
-    if status in states.SWITCHING or status in states.POSTCOPY:
+    if status in states.POSTCOPY:
+        return S.POSTCOPY
+    if status in states.SWITCHING or run_state == "finish-migrate":
+        # On 7.2 the status stays `active` while the last of it travels, and a migration that failed then leaves the
+        # guest stopped for a moment before QEMU runs it on: the run state tells.
         return S.SWITCHES
     if states.under_way(status):
-        # On 7.2 the status stays `active` while the last of it travels: the run state tells.
-        return S.SWITCHES if run_state == "finish-migrate" else S.COPIES
+        return S.SWITCHES if run_state == "postmigrate" else S.COPIES
     if run_state in states.RUNNING_STATES:
         return S.RUNS
     # A guest that was paused before leaves `postmigrate` on 7.2 and `paused` later; either way nothing runs here.
@@ -149,6 +158,8 @@ def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -
 
     Every cell of the table is listed in ``docs/handover.md``, made from this function.
     """
+    if source is S.POSTCOPY:
+        return _postcopy(facts)
     if destination is D.RUNS:
         return _destination_runs(source)
     match source:
@@ -160,8 +171,8 @@ def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -
             )
         case S.COPIES | S.HOLDS:
             return _before_switchover(source, destination, facts, goal)
-        case S.SWITCHES:
-            return _switching(destination, facts, goal)
+        case S.SWITCHES | S.HANGS:
+            return _switching(source, destination, facts, goal)
         case S.COMPLETED:
             return _completed(destination, facts, goal)
         case S.DEAD:
@@ -178,11 +189,17 @@ def _destination_runs(source: Source) -> Decision:
             return Decision(A.FINISHED_AT_DESTINATION, "the destination runs the guest and the source is gone")
         case S.UNKNOWN:
             return Decision(A.PARK, "the destination runs the guest, but nobody can say what the source does")
-        case S.HOLDS | S.SWITCHES:
+        case S.HOLDS | S.SWITCHES | S.HANGS | S.POSTCOPY:
             # Cancel or yank would start the source: only its end is safe.
             return Decision(A.RELEASE_SOURCE, "the destination runs the guest; the source must not be woken")
         case S.COMPLETED | S.HALTED:
             return Decision(A.RELEASE_SOURCE, "the destination runs the guest; the source is stopped for good")
+
+
+def _postcopy(facts: Facts) -> Decision:
+    """The guest's memory is on both sides: nothing may be cancelled, resumed, killed or released."""
+    why = "the guest's memory is on both hosts: the migration must end by itself or be recovered"
+    return Decision(A.WAIT if facts.patience else A.PARK, why)
 
 
 def _source_owns(destination: Destination, why: str) -> Decision:
@@ -209,19 +226,15 @@ def _before_switchover(source: Source, destination: Destination, facts: Facts, g
     return Decision(A.CANCEL_SOURCE, "nothing has been handed over: the source runs on after a cancel")
 
 
-def _switching(destination: Destination, facts: Facts, goal: Goal) -> Decision:
+def _switching(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
     if destination is D.HALTED:
         return Decision(A.PARK, "the destination has run the guest while the source is still switching")
-    if facts.may_have_run and not facts.never_ran and destination is not D.INCOMING and goal is Goal.BACK:
-        # The journal allows that `cont` went out; only a destination that still loads disproves it by itself.
-        if destination is D.LOADED:
-            return Decision(
-                A.WAIT if facts.patience else A.KILL_DESTINATION, "the destination is loaded and has not run"
-            )
-        return Decision(A.WAIT if facts.patience else A.PARK, "the destination may have run")
     if facts.patience:
         return Decision(A.WAIT, "the device state travels: this ends by itself, or fails and the source runs on")
-    if destination in {D.LOADED, D.UNKNOWN} and not facts.surely_never_ran:
+    if destination is not D.INCOMING and not facts.surely_never_ran:
+        # One that is seen to switch has not completed, so `cont` cannot be on its way; one that hangs may have.
+        if destination is D.LOADED and source is S.SWITCHES and goal is Goal.BACK:
+            return Decision(A.KILL_DESTINATION, "the destination is loaded and has not run, and the source hangs")
         return Decision(A.PARK, "the switchover hangs and the destination may have run")
     return Decision(A.YANK_SOURCE, "the switchover hangs: without its connection the source runs on")
 
@@ -235,6 +248,8 @@ def _completed(destination: Destination, facts: Facts, goal: Goal) -> Decision:
         case D.LOADED:
             # Loaded and paused: it has not run, but the journal cannot exclude a `cont` on its way. Forward is safe.
             return Decision(A.COMMIT, "it may have been committed already: the destination is the only safe owner")
+        case D.ABSENT if facts.surely_never_ran and not facts.was_running:
+            return Decision(A.FINISHED_AT_SOURCE, "the destination is gone; the guest was paused and stays so")
         case D.ABSENT if facts.surely_never_ran:
             return Decision(A.RESUME_SOURCE, "the destination is gone and never ran: the source holds the whole guest")
         case D.ABSENT:
@@ -257,8 +272,10 @@ def _completed(destination: Destination, facts: Facts, goal: Goal) -> Decision:
 
 def _source_dead(destination: Destination, facts: Facts) -> Decision:
     match destination:
+        case D.LOADED if facts.source_completed:
+            return Decision(A.COMMIT, "the source was completed and is gone; the destination holds everything")
         case D.LOADED:
-            return Decision(A.COMMIT, "the source is gone and the destination holds everything")
+            return Decision(A.PARK, "the source is gone; it may have run on after the destination had loaded")
         case D.HALTED:
             return Decision(A.FINISHED_AT_DESTINATION, "the guest is the destination's and stopped there")
         case D.ABSENT:

@@ -14,6 +14,7 @@ Two kinds of write:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -137,6 +138,12 @@ class Journal:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         try:
             engine = await asyncio.get_running_loop().run_in_executor(executor, _open_engine, url)
+        except ImportError as error:
+            executor.shutdown(wait=False)
+            raise JournalError(
+                f"the driver for {url.partition(':')[0]} is not installed: {error}",
+                hint="pip install 'qmp-migrate[postgresql]'",
+            ) from error
         except (sa.exc.SQLAlchemyError, OSError) as error:
             executor.shutdown(wait=False)
             raise JournalError(
@@ -156,9 +163,8 @@ class Journal:
 
     async def close(self) -> None:
         """Write what is pending and close."""
-        if self._pending:
-            await self._run(self._write, [])
-        await self._run(lambda _connection: None)
+        with contextlib.suppress(JournalError):
+            await self._write_with([], lambda _connection: None)
         await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.dispose)
         self._executor.shutdown(wait=False)
 
@@ -175,14 +181,20 @@ class Journal:
                 hint="is its disk full, or its file system read-only?",
             ) from error
 
-    def _take_pending(self) -> list[dict[str, Any]]:
+    async def _write_with(self, rows: list[dict[str, Any]], work: Callable[[sa.Connection], None]) -> None:
+        """Write what is pending, then `rows`, then do `work`, in one transaction; what is pending stays if it fails."""
         pending, self._pending = self._pending, []
-        return pending
 
-    @staticmethod
-    def _write(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            connection.execute(_entries.insert(), rows)
+        def write(connection: sa.Connection) -> None:
+            if pending or rows:
+                connection.execute(_entries.insert(), [*pending, *rows])
+            work(connection)
+
+        try:
+            await self._run(write)
+        except JournalError:
+            self._pending = [*pending, *self._pending]
+            raise
 
     @staticmethod
     def _row(migration: str, kind: str, act: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -213,8 +225,7 @@ class Journal:
         Raises:
             JournalError: It could not be written; then the act must not happen.
         """
-        rows = [*self._take_pending(), self._row(migration, "intent", act, data)]
-        await self._run(self._write, rows)
+        await self._write_with([self._row(migration, "intent", act, data)], lambda _connection: None)
 
     def result(self, migration: str, act: str, **data: Any) -> None:
         """Record what came of an act; durable with the next intent, phase or close."""
@@ -232,24 +243,20 @@ class Journal:
             phase: The phase.
             columns: Columns to change with it: ``epoch``, ``outcome``, ``owner``, ``result``, ``may_have_run``.
         """
-        rows = [*self._take_pending(), self._row(migration, "phase", phase.value, {})]
         values = {"phase": phase.value, "updated_at": time.time(), "rev": _migrations.c.rev + 1, **columns}
 
         def work(connection: sa.Connection) -> None:
-            self._write(connection, rows)
             connection.execute(_migrations.update().where(_migrations.c.id == migration).values(values))
 
-        await self._run(work)
+        await self._write_with([self._row(migration, "phase", phase.value, {})], work)
 
     async def arm_commit(self, migration: str) -> None:
         """Record that from now on the destination may run the guest (DESIGN rule 4). Durable on return."""
-        rows = [*self._take_pending(), self._row(migration, "intent", "commit", {})]
 
         def work(connection: sa.Connection) -> None:
-            self._write(connection, rows)
             connection.execute(_migrations.update().where(_migrations.c.id == migration).values(may_have_run=True))
 
-        await self._run(work)
+        await self._write_with([self._row(migration, "intent", "commit", {})], work)
 
     async def request_cancel(self, migration: str) -> None:
         """Ask the controller that drives a migration to cancel it.
@@ -294,7 +301,7 @@ class Journal:
 
     async def entries(self, migration: str) -> list[Entry]:
         """Return the story of one migration, oldest first."""
-        await self._run(self._write, self._take_pending())
+        await self._write_with([], lambda _connection: None)
         columns = [_entries.c[name] for name in ("seq", "at", "kind", "act", "data")]
         statement = sa.select(*columns).where(_entries.c.migration == migration).order_by(_entries.c.seq)
         return await self._run(lambda c: [Entry(**row) for row in c.execute(statement).mappings()])
@@ -355,10 +362,15 @@ def _open_engine(url: str) -> sa.Engine:
     else:
         engine = sa.create_engine(url, json_serializer=_dump)
     with engine.begin() as connection:
-        _metadata.create_all(connection)
+        # Several controllers may make a new journal at the same moment.
+        for table in _metadata.sorted_tables:
+            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
         known = connection.execute(sa.select(_meta.c.schema)).scalar()
         if known is None:
-            connection.execute(_meta.insert(), {"schema": SCHEMA})
+            with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
+                connection.execute(_meta.insert(), {"schema": SCHEMA})
         elif known != SCHEMA:
             raise JournalError(
                 f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"

@@ -172,7 +172,8 @@ def _machine(s: Situation, binary: BinaryFacts) -> list[Check]:
     where = s.destination_facts.name
     wanted = s.derived.command.machine
     if wanted is None or wanted not in binary.machines:
-        versions = ", ".join(sorted(name for name in binary.machines.values() if name.startswith("pc-q35"))[-3:])
+        known = {name for name in binary.machines.values() if name.startswith("pc-q35")}
+        versions = ", ".join(sorted(known, key=lambda name: _numbers(name.rpartition("-")[2]))[-3:])
         return [
             Check(
                 "machine",
@@ -208,7 +209,11 @@ def _cpu(s: Situation, binary: BinaryFacts) -> list[Check]:
         text = f"CPU model {model}: {where} cannot give {_some(sorted(lacking_there))}, which the guest may use now"
         hint = "the guest may crash there: choose a model that both hosts have, and restart it once"
         return [Check("cpu", "fail", text, hint, where)]
-    if s.source_binary.cpus.get(model):
+    gained = set(s.source_binary.cpus.get(model, ())) - set(binary.cpus[model])
+    if gained:
+        text = f"CPU model {model}: {where} also gives {_some(sorted(gained))}, which the guest has not seen so far"
+        return [Check("cpu", "warn", text, "start guests with -cpu MODEL,enforce to rule this out", where)]
+    if binary.cpus[model]:
         text = f"CPU model {model} is incomplete on both hosts ({_some(list(binary.cpus[model]))})"
         return [Check("cpu", "ok", text, host=where)]
     return [Check("cpu", "ok", f"CPU model {model} is complete on {where}", host=where)]
@@ -233,7 +238,7 @@ def _memory(s: Situation) -> list[Check]:
     where, free = s.destination_facts.name, s.destination_facts.mem_available
     try:
         need = s.command.memory_bytes + MEMORY_RESERVE
-    except ConfigError as error:
+    except QmpMigrateError as error:
         return [Check("memory", "warn", f"its memory size is not understood: {error.message}", host=where)]
     text = f"{about_size(need)} needed on {where}, {about_size(free)} free"
     if need > free:
@@ -285,7 +290,9 @@ def _places(s: Situation) -> list[Check]:
             hint = "set migration_address of the host to one of its own addresses"
             checks.append(Check("address", "fail", f"{address} is not an address of {where}", hint, where))
         case None:
-            text = f"{address} is a name: whether {where} can receive on it shows when it does"
+            text = (
+                f"{address} is a name, or {where} does not tell its addresses: whether it can receive on it will show"
+            )
             checks.append(Check("address", "ok", text, host=where))
     if not s.request.encrypt:
         text = "the guest's memory will travel in the clear, for everyone on the way to read"

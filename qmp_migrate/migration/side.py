@@ -131,8 +131,9 @@ class Side:
         for _attempt in range(2):
             try:
                 monitor = await self.attach()
-                status, info = await asyncio.gather(
-                    run_status(monitor, timeout=OBSERVE_S), query(monitor, timeout=OBSERVE_S)
+                # In this order: a switchover between the two must not read as a source that was completed and runs.
+                info, status = await asyncio.gather(
+                    query(monitor, timeout=OBSERVE_S), run_status(monitor, timeout=OBSERVE_S)
                 )
                 return Observation(True, status.status, info)
             except (MonitorTimeout, MonitorBusy) as error:

@@ -80,7 +80,16 @@ async def loses_writes(monitor: Monitor, memory_bytes: int) -> bool:
     Raises:
         MonitorError: It did not answer.
     """
-    capabilities = await monitor.execute("query-migrate-capabilities")
-    if memory_bytes % SYNC_WORD_BYTES or any(entry.get("capability") == "mapped-ram" for entry in capabilities):
+    if memory_bytes % SYNC_WORD_BYTES:
         return False
-    return not bool((await monitor.execute("query-kvm")).get("enabled"))
+    capabilities = await monitor.execute("query-migrate-capabilities")
+    try:
+        if any(entry["capability"] == "mapped-ram" for entry in capabilities):
+            return False
+        return not (await monitor.execute("query-kvm"))["enabled"]
+    except (TypeError, KeyError) as error:
+        raise MonitorError(
+            f"{monitor.label} answers, but not as QEMU does: {error!r}",
+            hint="is this socket really a QEMU monitor?",
+            host=monitor.host,
+        ) from error

@@ -1,0 +1,15 @@
+"""What all tests share: how hard the property tests try.
+
+``HYPOTHESIS_PROFILE=ci`` tries ten times as much as the default, and prints how to repeat a failure.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# No deadline: the machines that run this are shared, and a slow example is not a wrong one.
+settings.register_profile("default", max_examples=100, deadline=None)
+settings.register_profile("ci", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

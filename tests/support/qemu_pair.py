@@ -1,0 +1,247 @@
+"""Two fake QEMUs that migrate into each other, on fake hosts, for the engine: with one fault at a chosen moment.
+
+The pair does what 7.2 does, and keeps count of the truth (who runs, who has ever run), so that a test can compare what the
+engine says with what is the case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from qmp_migrate.errors import MonitorLost
+from qmp_migrate.hosts.base import Completed
+from qmp_migrate.hosts.process import ProcessId
+from qmp_migrate.migration.side import Side
+from qmp_migrate.settings import HostSettings
+from tests.support.fake_qmp import Fails, FakeQemu, HangUp, Reply, Silence
+from tests.support.qemu_words import COMPLETED_10_0, LISTENING
+from tests.support.sides import FakeHost
+
+Fault: TypeAlias = Literal["refused", "unanswered", "answer lost", "cut off", "cut off afterwards"]
+"""What happens to one command: QEMU refuses it; never sees it; does it, but nobody hears; and the same two with the
+connection cut."""
+
+
+class _Qemu(FakeQemu):
+    """One QEMU of the pair: a run state, a migration status, and whether it lives."""
+
+    def __init__(self, pair: QemuPair, run_state: str) -> None:
+        super().__init__()
+        self.pair = pair
+        self.run_state = run_state
+        self.status = "none"
+        self.alive = True
+        self.on("query-status", lambda _: {"status": self.run_state, "running": self.run_state == "running"})
+        self.on("query-migrate", lambda _: self._numbers())
+        for command in ("object-add", "object-del", "announce-self"):
+            self.on(command, {})
+        self.on("quit", lambda _: self.die())
+
+    @property
+    def running(self) -> bool:
+        return self.alive and self.run_state == "running"
+
+    def _numbers(self) -> dict[str, Any]:
+        if self.status == "none":
+            return {}
+        return (COMPLETED_10_0 if self is self.pair.source else LISTENING) | {"status": self.status}
+
+    def becomes(self, status: str) -> None:
+        self.status = status
+        if self._session is not None:
+            self.emit("MIGRATION", {"status": status})
+
+    def goes(self, run_state: str) -> None:
+        self.run_state = run_state
+        if self._session is not None and run_state in {"running", "finish-migrate"}:
+            self.emit("RESUME" if run_state == "running" else "STOP")
+        self.pair.look()
+
+    def die(self) -> HangUp:
+        self.alive = False
+        if self._session is not None:
+            self._session.writer.close()
+        return HangUp()
+
+    def _answer(self, session: Any, name: str, message: dict[str, Any]) -> None:
+        if name == "qmp_capabilities":
+            return super()._answer(session, name, message)
+        fault = self.pair.fault_of(self, name)
+        if fault == "refused":
+            self._replies, scripted = {name: [Fails("injected")]}, self._replies
+            super()._answer(session, name, message)
+            self._replies = scripted
+        elif fault == "cut off":
+            session.writer.close()
+        elif fault in {"answer lost", "cut off afterwards"}:
+            reply = self._replies.get(name, [Silence()])[0]
+            if callable(reply):
+                reply(message.get("arguments", {}))
+            if fault == "cut off afterwards":
+                session.writer.close()
+        elif fault is None:
+            super()._answer(session, name, message)
+        return None
+
+
+@dataclass
+class QemuPair:
+    """A running guest at ``a``, to be moved to ``b``.
+
+    Attributes:
+        fault, at: This happens to the command of that number, counted over both QEMUs from 1.
+        commands: Who was asked what, in order.
+        wrong: What must never happen and did.
+        ran: The destination has run the guest.
+        on_command: Called before each command, with how many there were before.
+    """
+
+    fault: Fault | None = None
+    at: int = 0
+    running: bool = True
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    ran: bool = False
+    on_command: Callable[[int], None] = lambda _number: None
+    source: _Qemu = field(init=False)
+    destination: _Qemu = field(init=False)
+    _play: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.source = _Qemu(self, "running" if self.running else "paused")
+        self.destination = _Qemu(self, "inmigrate")
+        self.destination.alive = False
+        self.source.on("migrate", lambda _: self._begin())
+        self.source.on("migrate_cancel", lambda _: self._cancel())
+        self.source.on("yank", lambda _: self._cancel())
+        self.source.on("cont", lambda _: self._continue_source())
+        self.destination.on("migrate-incoming", lambda _: self.destination.becomes("setup") or {})
+        self.destination.on("cont", lambda _: self._continue_destination())
+
+    async def __aenter__(self) -> QemuPair:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._play is not None:
+            self._play.cancel()
+            await asyncio.gather(self._play, return_exceptions=True)
+        await self.source.__aexit__()
+        await self.destination.__aexit__()
+
+    def fault_of(self, qemu: _Qemu, command: str) -> Fault | None:
+        """Note a command; return what happens to it."""
+        self.on_command(len(self.commands))
+        self.commands.append(("a" if qemu is self.source else "b", command))
+        return self.fault if len(self.commands) == self.at else None
+
+    def look(self) -> None:
+        """Note what must never be."""
+        self.ran = self.ran or self.destination.running
+        if self.source.running and self.destination.running:
+            self.wrong.append("two copies run")
+        if self.source.running and self.ran:
+            self.wrong.append("the source runs after the destination has")
+
+    # -- what QEMU does -------------------------------------------------------------------------------------------
+
+    def _begin(self) -> Reply:
+        self._play = asyncio.create_task(self._copy())
+        return {}
+
+    async def _copy(self) -> None:
+        source, destination = self.source, self.destination
+        before = source.run_state
+        for step in itertools.count():
+            await asyncio.sleep(0.003)
+            if not source.alive:
+                return
+            if not destination.alive:
+                source.becomes("failed")
+                source.goes(before)
+                return
+            match step:
+                case 0:
+                    source.becomes("active")
+                    destination.becomes("active")
+                case 1 if before == "running":
+                    source.goes("finish-migrate")
+                case 2:
+                    destination.run_state = "paused"
+                    destination.becomes("completed")
+                case 3:
+                    source.run_state = "postmigrate"
+                    source.becomes("completed")
+                    return
+
+    def _cancel(self) -> Reply:
+        if self._play is not None and not self._play.done():
+            self._play.cancel()
+            self.source.becomes("cancelled")
+            self.source.goes("running" if self.running else "paused")
+            if self.destination.status != "completed":
+                self.destination.die()
+        return {}
+
+    def _continue_source(self) -> Reply:
+        if self.source.run_state == "finish-migrate":
+            return Fails("Migration is not finalized yet")
+        self.source.goes("running")
+        return {}
+
+    def _continue_destination(self) -> Reply:
+        if self.destination.status != "completed":
+            self.wrong.append("`cont` during inmigrate")
+        self.destination.goes("running")
+        return {}
+
+    # -- what the hosts do ----------------------------------------------------------------------------------------
+
+    def side(self, name: str) -> Side:
+        qemu = self.source if name == "a" else self.destination
+        process = ProcessId(17, 1234, "boot") if name == "a" else None
+        return Side(PairHost(name, qemu), HostSettings(address=f"192.0.2.{ord(name)}"), "web1", process=process)
+
+
+class PairHost(FakeHost):
+    """A host of the pair: its QEMU can be reached while it lives, and its scripts do nothing."""
+
+    qemu: _Qemu
+
+    async def open_unix(self, path: str, *, timeout: float = 5.0) -> Any:
+        if not self.qemu.alive:
+            raise MonitorLost("connection refused", host=self.name)
+        return await super().open_unix(path, timeout=timeout)
+
+    async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
+        return Completed(0, b"", b"")
+
+    async def write_file(self, path: str, data: bytes, *, mode: int = 0o600) -> None: ...
+
+    async def read_file(self, path: str, *, limit: int = 0, offset: int = 0) -> bytes:
+        return b""
+
+
+async def launch(host: PairHost, **_: Any) -> ProcessId:
+    """Stand in for `process.launch`."""
+    host.qemu.alive = True
+    return ProcessId(18, 5678, "boot")
+
+
+async def is_alive(host: PairHost, _process: ProcessId) -> bool:
+    """Stand in for `process.is_alive`."""
+    return host.qemu.alive
+
+
+async def kill(host: PairHost, _process: ProcessId) -> bool:
+    """Stand in for `process.kill`."""
+    host.qemu.die()
+    return True
+
+
+async def wait_gone(host: PairHost, _process: ProcessId, _timeout: float) -> bool:
+    """Stand in for `process.wait_gone`."""
+    return not host.qemu.alive

@@ -1,0 +1,63 @@
+"""The guest that everybody moves is the same guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.guest import Guest, Machine, loses_writes
+from bench.scenarios import ALL, CORE
+from bench.virsh import domain_xml
+from qmp_migrate.rig.images import GuestImage
+from qmp_migrate.vm.argv import build_argv
+from qmp_migrate.vm.spec import parse_spec
+
+IMAGE = GuestImage(Path("/images/vm & linuz"), Path("/images/initrd.img"))
+MACHINE = Machine("/usr/bin/qemu-system-x86_64", "tcg", IMAGE, loses_writes=False)
+
+
+@pytest.mark.parametrize("scenario", ALL, ids=lambda scenario: scenario.name)
+def test_its_spec_is_one_that_the_product_takes(scenario) -> None:  # type: ignore[no-untyped-def]
+    directory = Path("/run/rig/a/g1")
+    guest = Guest("g1", scenario, MACHINE)
+    spec = parse_spec(guest.spec(directory), source="bench", base_dir="/")
+    argv = build_argv(spec, binary=MACHINE.qemu, directory=str(directory), accel="tcg", uuid="u").argv()
+    assert "size=512M" in argv
+    assert "socket,id=bench,path=/run/rig/a/g1/bench.sock,server=on,wait=off" in argv
+
+
+def test_libvirt_s_is_the_same_one() -> None:
+    guest = Guest("g1", CORE[0], MACHINE)
+    domain = ElementTree.fromstring(domain_xml(guest, Path("/guests/g1")))
+    assert domain.get("type") == "qemu"
+    assert domain.findtext("memory") == str(512 * 1024)
+    assert domain.findtext("os/kernel") == str(IMAGE.kernel)
+    assert domain.findtext("os/cmdline") == guest.append
+    assert domain.findtext("cpu/model") == "qemu64"
+    space = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+    assert [argument.get("value") for argument in domain.iter(f"{space}arg")] == [
+        "-qmp",
+        "unix:/guests/g1/bench.sock,server=on,wait=off",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accel", "version", "lost"),
+    [
+        ("tcg", "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", True),
+        ("tcg", "QEMU emulator version 9.0.0", False),
+        ("tcg", "QEMU emulator version 10.0.2", False),
+        ("kvm", "QEMU emulator version 7.2.22", False),
+        ("tcg", "", False),
+    ],
+)
+def test_only_an_old_qemu_without_kvm_loses_writes(accel, version, lost) -> None:  # type: ignore[no-untyped-def]
+    assert loses_writes(accel, version) is lost
+
+
+def test_where_writes_would_be_lost_its_memory_is_no_multiple_of_256_kib() -> None:
+    bad = Machine("/q", "tcg", IMAGE, loses_writes=True)
+    assert {Guest("g", scenario, bad).memory_kib % 256 for scenario in ALL} == {8}
+    assert {Guest("g", scenario, MACHINE).memory_kib for scenario in ALL} == {512 * 1024}

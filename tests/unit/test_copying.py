@@ -1,0 +1,440 @@
+"""From `migrate` to `completed`, against two fake QEMUs that tell it in the order of 7.2 and of 10.0, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from qmp_migrate.errors import MigrationFailed, MonitorLost, NotConverging, QmpCommandFailed
+from qmp_migrate.migration.copying import CancelRequested, Copying
+from qmp_migrate.migration.reporter import Progress
+from qmp_migrate.migration.request import MigrationRequest
+from tests.support.fake_qmp import Fails, FakeQemu, Silence
+from tests.support.qemu_words import ACTIVE_7_2, COMPLETED_10_0
+from tests.support.sides import side_of
+
+MIB = 1 << 20
+
+
+@dataclass
+class Rig:
+    """Two fake QEMUs and one run of the passes between them."""
+
+    source: FakeQemu
+    destination: FakeQemu
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: list[Progress] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    copying: Copying = field(init=False)
+    task: asyncio.Task[None] = field(init=False)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def start(self, *, one_pass: bool = False, **wanted: Any) -> Copying:
+        """Begin; return once `migrate` has arrived at the source, or it has ended before that."""
+        copying = self.copying = Copying(
+            source=side_of("a", self.source),
+            destination=side_of("b", self.destination),
+            request=MigrationRequest("web1", "b", "a", **wanted),
+            one_pass=one_pass,
+            cancel=self.cancel,
+            on_progress=self.progress.append,
+            on_step=self.told.append,
+            on_near_end=lambda: self.told.append("near end"),
+            on_stopped=lambda: self.told.append("stopped"),
+        )
+
+        await self.stack.enter_async_context(copying.watching())
+        self.task = asyncio.create_task(copying.run("10.0.0.2", 49152))
+        await self.unless_ended(self.source.until_asked("migrate"))
+        return copying
+
+    async def unless_ended(self, wait: Coroutine[Any, Any, None]) -> None:
+        """Wait for something, or for the end of the copying if that comes first."""
+        waiting = asyncio.create_task(wait)
+        await asyncio.wait({self.task, waiting}, return_when="FIRST_COMPLETED")
+        waiting.cancel()
+
+    async def end(self, seconds: float = 5) -> None:
+        """Wait for its end; raise what it raises."""
+        await asyncio.wait_for(self.task, seconds)
+
+    @property
+    def ended(self) -> bool:
+        return self.task.done()
+
+    def says(self, qemu: FakeQemu, *events: str) -> None:
+        """Emit events: ``STOP``, ``PASS 2``, or a migration status in lower case."""
+        for event in events:
+            word, _, number = event.partition(" ")
+            if word == "PASS":
+                qemu.emit("MIGRATION_PASS", {"pass": int(number)})
+            elif word.isupper():
+                qemu.emit(word)
+            else:
+                qemu.emit("MIGRATION", {"status": word})
+
+    async def read(self) -> None:
+        """Return once everything that was emitted so far has been dealt with."""
+        for side in (self.copying.source, self.copying.destination):
+            monitor = await side.attach()
+            await monitor.execute("query-version")
+        for _ in range(20):  # more turns of the loop than an event takes to get through
+            await asyncio.sleep(0)
+
+    async def numbers(self, reply: dict[str, Any]) -> None:
+        """Let the source say these numbers from now on, and return when they have been dealt with."""
+        self.source.on("query-migrate", reply)
+        polls = len(self.source.asked("query-migrate"))
+        for more in (1, 2):
+            self.says(self.source, "PASS 1")  # a pass that begins is a reason to look
+            await self.unless_ended(self.source.until_asked("query-migrate", polls + more))
+        if not self.ended:
+            await self.read()
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with FakeQemu() as source, FakeQemu() as destination:
+        source.on("migrate", {})
+        destination.on("query-status", {"status": "inmigrate", "running": False})
+        async with AsyncExitStack() as stack:
+            there = Rig(source, destination, stack=stack)
+            yield there
+            there.task.cancel()
+            await asyncio.gather(there.task, return_exceptions=True)
+        await there.copying.source.detach()
+        await there.copying.destination.detach()
+
+
+def active(*, passes: int = 1, remaining: int = 0, transferred: int = MIB, mbps: float = 800.0) -> dict[str, Any]:
+    ram = ACTIVE_7_2["ram"] | {"dirty-sync-count": passes, "remaining": remaining, "transferred": transferred}
+    return ACTIVE_7_2 | {"ram": ram | {"mbps": mbps}}
+
+
+# -- how it goes ------------------------------------------------------------------------------------------------------
+
+ORDERS = {
+    "7.2": (["setup", "PASS 1", "active", "PASS 2", "STOP", "PASS 3"], ["setup", "active"]),
+    "7.2, with a stop": (["setup", "active", "PASS 2", "STOP", "pre-switchover", "device"], ["active"]),
+    "10.0": (["setup", "PASS 1", "active", "STOP", "device", "PASS 2"], ["setup", "active"]),
+    "of a later one": (["setup", "wait-unplug", "teleporting", "STOP", "beaming"], ["setup", "beaming"]),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("first", ["source", "destination"])
+async def test_it_ends_when_both_have_completed(rig: Rig, order: str, first: str) -> None:
+    copying = await rig.start()
+    assert rig.source.asked("migrate") == [{"uri": "tcp:10.0.0.2:49152"}]
+    of_source, of_destination = ORDERS[order]
+    rig.says(rig.destination, *of_destination)
+    rig.says(rig.source, *of_source)
+    ends = [rig.source, rig.destination] if first == "source" else [rig.destination, rig.source]
+    rig.says(ends[0], "completed")
+    await rig.read()
+    assert not rig.ended
+    rig.says(ends[1], "completed")
+    await rig.end()
+    line = copying.timeline
+    assert line.stopped is not None
+    assert line.completed is not None
+    assert line.loaded is not None
+    assert line.started < line.stopped <= line.completed
+    assert rig.told == ["stopped"]
+
+
+async def test_the_blackout_is_from_stop_there_to_resume_here(rig: Rig) -> None:
+    line = (await rig.start()).timeline
+    assert line.blackout_ms == 0
+    rig.says(rig.source, "STOP", "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end()
+    assert line.blackout_ms == 0  # it is not over before RESUME
+    rig.says(rig.destination, "RESUME")
+    await rig.read()
+    assert line.resumed is not None
+    assert line.stopped is not None
+    assert line.blackout_ms == pytest.approx((line.resumed - line.stopped) * 1000, abs=0.1)
+
+
+async def test_without_any_event_the_poll_sees_the_end(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.source.on("query-migrate", COMPLETED_10_0)
+    rig.destination.on("query-migrate", {"status": "completed"})
+    await rig.end()
+    assert copying.last.downtime_ms == 50
+    assert copying.timeline.blackout_ms == 0
+
+
+async def test_a_source_that_is_completed_is_not_enough(rig: Rig) -> None:
+    await rig.start()
+    rig.destination.on("query-migrate", {"status": "active"})
+    await rig.numbers(COMPLETED_10_0)
+    await rig.destination.until_asked("query-migrate")
+    await rig.read()
+    assert not rig.ended
+    rig.says(rig.destination, "completed")
+    await rig.end()
+
+
+async def test_a_paused_guest_has_no_blackout(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.says(rig.source, "setup", "active", "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end()
+    assert (copying.timeline.stopped, copying.timeline.blackout_ms) == (None, 0)
+
+
+async def test_nothing_here_waits_for_a_main_loop_that_is_busy_switching(rig: Rig) -> None:
+    await rig.start()
+    await rig.numbers(active(remaining=600 * MIB))
+    polls = len(rig.source.asked("query-migrate"))
+    rig.source.main_loop.clear()
+    rig.says(rig.source, "PASS 2", "STOP")
+    await rig.source.until_asked("query-migrate", polls + 1)  # and it gets no answer
+    rig.says(rig.source, "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end()
+
+
+async def test_not_even_for_a_parameter(rig: Rig) -> None:
+    def freeze(_arguments: dict[str, Any]) -> Silence:
+        rig.source.main_loop.clear()
+        return Silence()
+
+    await rig.start()
+    rig.source.on("migrate-set-parameters", freeze)
+    await rig.numbers(active(passes=2, remaining=5 * MIB))
+    rig.source.on("query-migrate", active(passes=3, remaining=5 * MIB))
+    rig.says(rig.source, "PASS 3")
+    await rig.source.until_asked("migrate-set-parameters")
+    rig.says(rig.source, "STOP", "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end(1)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_numbers_are_passed_on_and_say_when_the_end_is_near(rig: Rig) -> None:
+    copying = await rig.start()
+    await rig.numbers({"status": "setup"})
+    await rig.numbers(active(remaining=600 * MIB, transferred=0))
+    assert rig.progress
+    assert "near end" not in rig.told
+    assert not copying.connected.is_set()
+    await rig.numbers(active(remaining=590 * MIB))
+    assert copying.connected.is_set()  # bytes have travelled: the handshake is over
+    await rig.numbers(active(remaining=20 * MIB))
+    assert "near end" in rig.told
+    assert [report.seq for report in rig.progress] == list(range(1, len(rig.progress) + 1))
+    assert rig.progress[-1].remaining_bytes == 20 * MIB
+    assert rig.progress[-1].id == copying.request.id
+    assert copying.last.ram is not None
+    assert copying.last.ram.remaining == 20 * MIB
+
+
+async def test_a_status_of_a_later_qemu_means_that_it_goes_on(rig: Rig) -> None:
+    await rig.start()
+    await rig.numbers(active() | {"status": "teleporting"})
+    assert rig.progress[-1].status == "teleporting"
+    rig.says(rig.source, "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end()
+
+
+async def test_once_the_guest_is_stopped_nothing_is_reported_any_more(rig: Rig) -> None:
+    await rig.start()
+    await rig.numbers(active(remaining=600 * MIB))
+    rig.says(rig.source, "STOP")
+    await rig.read()
+    before = len(rig.progress)
+    await rig.numbers(active(remaining=1))
+    assert len(rig.progress) == before
+
+
+async def test_a_guest_that_was_stopped_and_runs_again_goes_on_as_before(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.says(rig.source, "STOP", "RESUME")
+    await rig.numbers(active(remaining=600 * MIB))
+    assert copying.timeline.stopped is None
+    assert rig.progress
+
+
+async def test_resets_are_counted(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.says(rig.source, "RESET", "RESET", "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end()
+    assert copying.timeline.resets == 2
+
+
+# -- convergence ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_limit_is_raised_when_a_pass_has_shown_the_need_and_it_is_told(rig: Rig) -> None:
+    copying = await rig.start(downtime_limit_ms=300)
+    for number in (2, 3):
+        await rig.numbers(active(passes=number, remaining=5 * MIB))
+    assert rig.source.asked("migrate-set-parameters") == [{"downtime-limit": 60}]
+    (step,) = copying.steps
+    assert step in rig.told
+    assert "pass 3 left 5.0 MiB" in step
+
+
+async def test_a_guest_that_does_not_converge_is_given_up_with_the_reason(rig: Rig) -> None:
+    copying = await rig.start(downtime_limit_ms=30)
+    for number in range(2, 7):
+        await rig.numbers(active(passes=number, remaining=64 * MIB))
+    with pytest.raises(NotConverging) as caught:
+        await rig.end()
+    assert caught.value.exit_code == 6
+    assert caught.value.host == "a"
+    assert "64.0 MiB remain" in caught.value.message
+    assert "--downtime-limit" in (caught.value.hint or "")
+    assert copying.steps
+    assert not rig.source.asked("migrate-set-parameters")  # it had all that is allowed from the start
+
+
+async def test_where_there_must_be_no_second_pass_a_second_one_ends_it(rig: Rig) -> None:
+    await rig.start(one_pass=True)
+    rig.says(rig.source, "setup", "PASS 1", "active", "PASS 2", "PASS 3")
+    with pytest.raises(NotConverging, match="would lose what it writes"):
+        await rig.end()
+
+
+async def test_and_the_two_syncs_of_one_pass_do_not(rig: Rig) -> None:
+    await rig.start(one_pass=True)
+    rig.says(rig.source, "setup", "PASS 1", "active", "PASS 2", "STOP", "PASS 3", "completed")
+    rig.says(rig.destination, "completed")
+    await rig.end()
+    assert not rig.source.asked("migrate-set-parameters")
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+async def test_a_migrate_that_is_refused(rig: Rig) -> None:
+    rig.source.on("migrate", Fails("State blocked by non-migratable device"))
+    await rig.start()
+    with pytest.raises(QmpCommandFailed, match="non-migratable"):
+        await rig.end()
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+async def test_a_monitor_that_is_lost_leaves_the_outcome_unknown(rig: Rig, who: str) -> None:
+    await rig.start()
+    qemu, host = (rig.source, "a") if who == "source" else (rig.destination, "b")
+    qemu.hang_up()
+    with pytest.raises(MonitorLost, match=f"the {who}'s monitor") as caught:
+        await rig.end()
+    assert caught.value.host == host
+
+
+async def test_also_when_the_other_side_has_completed(rig: Rig) -> None:
+    await rig.start()
+    rig.says(rig.destination, "completed")
+    await rig.read()
+    rig.source.hang_up()
+    with pytest.raises(MonitorLost):
+        await rig.end()
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_qemu_gives_up_and_says_so_by_event(rig: Rig, status: str) -> None:
+    await rig.start()
+    rig.says(rig.source, "setup", status)
+    with pytest.raises(MigrationFailed, match=status) as caught:
+        await rig.end()
+    assert caught.value.safe_at_source
+    assert caught.value.host == "a"
+
+
+async def test_or_only_when_asked_and_then_with_its_reason(rig: Rig) -> None:
+    await rig.start()
+    rig.source.on("query-migrate", {"status": "failed", "error-desc": "Failed to connect to '10.0.0.2:49152'"})
+    with pytest.raises(MigrationFailed, match="Failed to connect to"):
+        await rig.end()
+
+
+async def test_and_by_event_with_its_reason_as_well(rig: Rig) -> None:
+    await rig.start()
+    await rig.numbers(active(remaining=600 * MIB))
+    rig.source.on("query-migrate", active() | {"status": "failed", "error-desc": "Sibling indicated error 1"})
+    rig.says(rig.source, "failed")
+    with pytest.raises(MigrationFailed, match="Sibling indicated error 1"):
+        await rig.end()
+
+
+async def test_a_qemu_that_cannot_be_asked_any_more(rig: Rig) -> None:
+    await rig.start()
+    rig.source.on("query-migrate", Fails("no"))
+    with pytest.raises(QmpCommandFailed):
+        await rig.end()
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_cancel_is_obeyed_at_once(rig: Rig, before: bool) -> None:
+    if before:
+        rig.cancel.set()
+    await rig.start()
+    rig.cancel.set()
+    with pytest.raises(CancelRequested):
+        await rig.end()
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        ({"guest": True, "reason": "guest-shutdown"}, "guest_shutdown", "powered itself off"),
+        ({"guest": False, "reason": "host-signal"}, "source_ended", "host-signal"),
+    ],
+)
+async def test_a_guest_that_ends_ends_its_migration(rig: Rig, data: dict[str, Any], code: str, words: str) -> None:
+    await rig.start()
+    rig.source.emit("SHUTDOWN", data)
+    with pytest.raises(MigrationFailed, match=words) as caught:
+        await rig.end()
+    assert (caught.value.code, caught.value.safe_at_source, caught.value.exit_code) == (code, False, 1)
+
+
+async def test_a_source_that_ends_once_it_is_completed_harms_nobody(rig: Rig) -> None:
+    await rig.start()
+    rig.says(rig.source, "STOP", "completed")
+    rig.source.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+    rig.says(rig.destination, "completed")
+    await rig.end()
+
+
+async def test_a_guest_that_panics_is_left_as_it_is(rig: Rig) -> None:
+    await rig.start()
+    rig.source.emit("GUEST_PANICKED", {"action": "pause"})
+    with pytest.raises(MigrationFailed, match="panicked") as caught:
+        await rig.end()
+    assert caught.value.code == "guest_panicked"
+
+
+@pytest.mark.parametrize("event", ["RESUME", "SHUTDOWN"])
+async def test_a_destination_that_does_something_by_itself_is_refused(rig: Rig, event: str) -> None:
+    """It was started with -S: nothing but our `cont` may make it run, and that has not been sent."""
+    await rig.start()
+    rig.says(rig.destination, "completed", event)
+    with pytest.raises(MigrationFailed, match=f"the destination reports {event}") as caught:
+        await rig.end()
+    assert not caught.value.safe_at_source
+    assert (caught.value.code, caught.value.host) == ("unexpected_event", "b")
+
+
+async def test_nothing_goes_on_afterwards(rig: Rig) -> None:
+    await rig.start()
+    rig.source.hang_up()
+    with pytest.raises(MonitorLost):
+        await rig.end()
+    await rig.stack.aclose()
+    names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
+    assert not {name for name in names if name.startswith("Copying")}

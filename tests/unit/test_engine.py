@@ -1,0 +1,319 @@
+"""The engine, with one thing going wrong at every moment there is: what it says at the end is always the case."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from blockbuster import BlockBuster
+
+from qmp_migrate.errors import JournalError, MigrationFailed, OutcomeUnknown
+from qmp_migrate.migration import copying, locks, release, rollback
+from qmp_migrate.migration import engine as engine_module
+from qmp_migrate.migration import side as side_module
+from qmp_migrate.migration.chronicle import Chronicle
+from qmp_migrate.migration.copying import Copying
+from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.reporter import Reporters
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.qemu import timeouts
+from tests.support import qemu_pair
+from tests.support.qemu_pair import Fault, QemuPair
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the pair's hosts in place of real ones, and wait less long for what does not come."""
+
+    async def take(*_: Any) -> GuestLock:
+        return GuestLock([], 1)
+
+    monkeypatch.setattr(locks, "take", take)
+    monkeypatch.setattr(engine_module, "launch", qemu_pair.launch)
+    monkeypatch.setattr(side_module, "is_alive", qemu_pair.is_alive)
+    monkeypatch.setattr(side_module, "kill", qemu_pair.kill)
+    monkeypatch.setattr(release, "wait_gone", qemu_pair.wait_gone)
+    monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 1.0)
+    monkeypatch.setattr(side_module, "OBSERVE_S", 1.0)
+    monkeypatch.setattr(engine_module, "CANCEL_POLL_S", 60.0)
+    monkeypatch.setattr(copying, "STOPPED_POLL_S", 0.2)
+    monkeypatch.setattr(rollback, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(rollback, "LIMIT_S", 5.0)
+    monkeypatch.setattr(rollback, "LOOK_AGAIN_S", 0.02)
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    async with await Journal.open(f"sqlite:///{tmp_path}/journal.sqlite") as opened:
+        await opened._run(
+            lambda c: c.exec_driver_sql("PRAGMA synchronous = OFF")
+        )  # hundreds of migrations, no power cut
+        yield opened
+
+
+async def migrate(pair: QemuPair, journal: Journal, *, cancel: asyncio.Event | None = None) -> Engine:
+    """Move the pair's guest; return the engine once it has ended."""
+    request = MigrationRequest("web1", "b", "a")
+    await journal.begin(id=request.id, vm="web1", source="a", destination="b", mode="live", request={})
+    await journal.enter(request.id, Phase.PREFLIGHT)
+    engine = Engine(
+        request=request,
+        source=pair.side("a"),
+        destination=pair.side("b"),
+        argv=("/usr/bin/qemu-system-x86_64", "-S", "-incoming", "defer"),
+        running=pair.running,
+        one_pass=False,
+        chronicle=Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live")),
+        cancel=cancel or asyncio.Event(),
+    )
+    try:
+        async with asyncio.timeout(60):
+            await engine.run()
+    finally:
+        await engine.source.detach()
+        await engine.destination.detach()
+    return engine
+
+
+def lies(pair: QemuPair, engine: Engine) -> list[str]:
+    """Return where what the engine says is not the case, and what must not have happened."""
+    result = engine.chronicle.result
+    here, there = pair.source, pair.destination
+    found = list(pair.wrong)
+
+    def claim(what: str, holds: bool) -> None:
+        if not holds:
+            found.append(what)
+
+    claim("no copy runs", here.running or there.running or not pair.running)
+    claim("its user had paused it, and it runs", pair.running or not (here.running or there.running))
+    claim("the error and the outcome differ", (engine.error is None) == (result.outcome == "completed"))
+    claim("the document and the error differ", (engine.error is None) == (result.error is None))
+    match result.owner:
+        case "destination":
+            claim("it says destination, and the guest does not run there", there.running or not pair.running)
+            claim("the source is left", not here.alive)
+        case "source":
+            claim("it says source, and the guest does not run there", here.running or not pair.running)
+            claim("the destination is left", not there.alive)
+            claim("the key is left in force", not here.parameters["tls-creds"])
+            claim("capabilities are left", not any(here.capabilities.values()))
+            if isinstance(engine.error, MigrationFailed):
+                claim("it is safe, and the error says it is not", engine.error.safe_at_source)
+        case owner:
+            claim(f"it says {owner}", False)
+    return found
+
+
+async def test_where_nothing_goes_wrong_it_runs_at_the_destination(journal: Journal) -> None:
+    async with QemuPair() as pair:
+        engine = await migrate(pair, journal)
+        assert lies(pair, engine) == []
+        result = engine.chronicle.result
+        assert (result.outcome, result.owner, result.encrypted, result.warnings) == (
+            "completed",
+            "destination",
+            True,
+            [],
+        )
+        assert result.blackout_ms > 0
+        assert result.qemu == {"total_ms": 99, "downtime_ms": 50, "setup_ms": 16}
+        record = await journal.get(engine.request.id)
+        assert (record.phase, record.outcome, record.may_have_run) == (Phase.DONE, "completed", True)
+        assert record.result == result.to_dict()
+
+
+async def test_memory_travels_only_when_both_sides_are_wired(journal: Journal) -> None:
+    seen: dict[str, Any] = {}
+
+    async with QemuPair() as pair:
+        reply = pair.source._replies["migrate"][0]
+
+        def at_migrate(arguments: dict[str, Any]) -> Any:
+            for name, qemu in [("a", pair.source), ("b", pair.destination)]:
+                seen[name] = {capability for capability, on in qemu.capabilities.items() if on}
+                seen[f"key at {name}"] = qemu.parameters["tls-creds"]
+            return reply(arguments)
+
+        pair.source.on("migrate", at_migrate)
+        engine = await migrate(pair, journal)
+    for name in ("a", "b"):
+        assert seen[name] == {"events", "return-path", "late-block-activate", "validate-uuid"}
+        assert seen[f"key at {name}"] == f"tls-{engine.request.id}"
+
+
+async def test_the_commit_is_written_before_it_is_sent(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a disk that takes longer for it than the switchover does."""
+    arm = Journal.arm_commit
+    written_at_cont: list[bool] = []
+    written = False
+
+    async def slowly(self: Journal, migration: str) -> None:
+        nonlocal written
+        await asyncio.sleep(0.1)
+        await arm(self, migration)
+        written = True
+
+    monkeypatch.setattr(Journal, "arm_commit", slowly)
+    async with QemuPair() as pair:
+        reply = pair.destination._replies["cont"][0]
+        pair.destination.on("cont", lambda arguments: written_at_cont.append(written) or reply(arguments))
+        await migrate(pair, journal)
+    assert written_at_cont == [True]
+
+
+async def test_a_destination_that_dies_once_it_may_have_run_is_not_taken_back(journal: Journal) -> None:
+    """The source's memory is older than the disks by now: nobody but a person may decide (DESIGN rule 4)."""
+    async with QemuPair() as pair:
+        reply = pair.destination._replies["cont"][0]
+        pair.destination.on("cont", lambda arguments: (reply(arguments) and None) or pair.destination.die())
+        engine = await migrate(pair, journal)
+        assert isinstance(engine.error, OutcomeUnknown)
+        assert engine.chronicle.result.owner == "unknown"
+        assert (pair.ran, pair.source.running, pair.wrong) == (True, False, [])
+        assert pair.source.alive  # kept for whoever looks into it
+        assert (await journal.get(engine.request.id)).phase is Phase.PARKED
+
+
+async def test_nothing_makes_the_event_loop_wait(journal: Journal) -> None:
+    """Between STOP and RESUME a disk or a name server that hangs would be a blackout."""
+    guard = BlockBuster(scanned_modules=["qmp_migrate"])
+    for function in guard.functions.values():
+        function.can_block_in("qmp_migrate/migration/journal.py", {"this_controller"})  # /proc is memory
+    guard.activate()
+    try:
+        async with QemuPair() as pair:
+            assert (await migrate(pair, journal)).error is None
+    finally:
+        guard.deactivate()
+
+
+async def test_a_paused_guest_arrives_paused(journal: Journal) -> None:
+    async with QemuPair(running=False) as pair:
+        engine = await migrate(pair, journal)
+        assert lies(pair, engine) == []
+        assert not pair.ran
+        assert ("b", "cont") not in pair.commands
+        assert engine.chronicle.result.blackout_ms == 0
+
+
+async def commands_of_one(journal: Journal) -> list[str]:
+    """Return the commands of a migration in which nothing goes wrong, in order."""
+    async with QemuPair() as pair:
+        await migrate(pair, journal)
+        return [command for _, command in pair.commands]
+
+
+@pytest.mark.parametrize("fault", get_args(Fault))
+async def test_whichever_command_fails_it_says_what_is_the_case(journal: Journal, fault: Fault) -> None:
+    """One migration for each command, all at the same time."""
+
+    async def one(number: int) -> list[str]:
+        async with QemuPair(fault, number) as pair:
+            engine = await migrate(pair, journal)
+            found = lies(pair, engine)
+            return [f"{found} after {pair.commands[number - 1 : number]}: {engine.error}"] if found else []
+
+    commands = await commands_of_one(journal)
+    assert {"migrate", "migrate-incoming", "cont", "quit"} < set(commands)
+    numbers = [
+        number
+        for number, command in enumerate(commands, start=1)
+        # A question that is not done and one whose answer is lost are the same.
+        if not (command.startswith("query-") and fault in {"unanswered", "cut off"})
+    ]
+    assert [found for found in await asyncio.gather(*map(one, numbers)) if found] == []
+
+
+async def wherever_the_journal_fails(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, *, lasting: bool, running: bool
+) -> dict[int, list[str]]:
+    """Let the journal fail at each of its writes, once or from then on; return what was wrong at which."""
+    working = Journal._run
+    wrong: dict[int, list[str]] = {}
+    for failing in range(3, 50):
+        writes = 0
+
+        async def run(self: Journal, *work: Any, failing: int = failing) -> Any:
+            nonlocal writes
+            writes += 1
+            if writes == failing or (lasting and writes > failing):
+                raise JournalError("the journal failed: disk is full")
+            return await working(self, *work)
+
+        monkeypatch.setattr(Journal, "_run", run)
+        async with QemuPair(running=running) as pair:
+            engine = await migrate(pair, journal)
+            if found := lies(pair, engine):
+                wrong[failing] = found
+        monkeypatch.setattr(Journal, "_run", working)
+        if writes < failing:
+            return wrong
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
+async def test_whenever_the_journal_fails_it_says_what_is_the_case(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, lasting: bool
+) -> None:
+    """A disk that is full stops what was not begun; it must not make a lie of where the guest is."""
+    assert await wherever_the_journal_fails(journal, monkeypatch, lasting=lasting, running=True) == {}
+
+
+async def test_a_paused_guest_is_still_paused_whenever_the_journal_fails(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = await wherever_the_journal_fails(journal, monkeypatch, lasting=False, running=False)
+    assert [found for found in wrong.values() if "its user had paused it, and it runs" in found] == []
+
+
+async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journal) -> None:
+    count = len(await commands_of_one(journal))
+
+    async def one(number: int) -> tuple[list[str], str]:
+        cancel = asyncio.Event()
+
+        def on_command(before: int) -> None:
+            if before >= number:
+                cancel.set()
+
+        async with QemuPair(on_command=on_command) as pair:
+            engine = await migrate(pair, journal, cancel=cancel)
+            return lies(pair, engine), engine.chronicle.result.outcome
+
+    ends = await asyncio.gather(*(one(number) for number in range(count)))
+    assert [found for found, _ in ends if found] == []
+    assert ends[0][1] == "cancelled"
+    assert {outcome for _, outcome in ends} == {"cancelled", "completed"}  # once it is committed it is too late
+
+
+async def cancelled_in_the_last_moment(
+    pair: QemuPair, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], str]:
+    """Cancel when both QEMUs have completed and only `cont` is missing; return lies and outcome."""
+    cancel, run = asyncio.Event(), Copying.run
+
+    async def run_and_cancel(self: Copying, address: str, port: int) -> None:
+        await run(self, address, port)
+        cancel.set()
+
+    monkeypatch.setattr(Copying, "run", run_and_cancel)
+    async with pair:
+        engine = await migrate(pair, journal, cancel=cancel)
+        return lies(pair, engine), engine.chronicle.result.outcome
+
+
+async def test_until_cont_is_sent_a_cancel_brings_the_guest_back(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await cancelled_in_the_last_moment(QemuPair(), journal, monkeypatch) == ([], "cancelled")
+
+
+async def test_and_a_paused_one_back_as_it_was(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await cancelled_in_the_last_moment(QemuPair(running=False), journal, monkeypatch) == ([], "cancelled")

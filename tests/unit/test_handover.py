@@ -1,0 +1,342 @@
+"""The decision table: every cell of it against every rule that it must keep.
+
+How the decisions play out one after the other is in `test_handover_histories`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmp_migrate.migration.handover import (
+    Action,
+    Destination,
+    Facts,
+    Goal,
+    Source,
+    classify_destination,
+    classify_source,
+    decide,
+)
+from qmp_migrate.qemu import states
+
+A, S, D = Action, Source, Destination
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table and what it says."""
+
+    source: Source
+    destination: Destination
+    facts: Facts
+    goal: Goal
+    action: Action
+    reason: str
+
+
+def all_cells() -> list[Cell]:
+    cells = []
+    flags = itertools.product((False, True), repeat=len(fields(Facts)))
+    for source, destination, known, goal in itertools.product(Source, Destination, flags, Goal):
+        facts = Facts(*known)
+        decision = decide(source, destination, facts, goal)
+        cells.append(Cell(source, destination, facts, goal, decision.action, decision.reason))
+    return cells
+
+
+CELLS = all_cells()
+
+
+def check(what: str, broken: Callable[[Cell], bool]) -> None:
+    bad = [cell for cell in CELLS if broken(cell)]
+    assert not bad, f"{what}:\n" + "\n".join(map(str, bad))
+
+
+WAKES_THE_SOURCE = {A.CANCEL_SOURCE, A.YANK_SOURCE, A.RESUME_SOURCE}
+HARMLESS = {A.WAIT, A.PARK}
+
+
+def test_there_are_all_of_them_and_each_says_why() -> None:
+    assert len(CELLS) == len(Source) * len(Destination) * 2 ** len(fields(Facts)) * len(Goal) == 3840
+    check("a reason is missing", lambda c: len(c.reason) < 10)
+
+
+# -- forward ------------------------------------------------------------------------------------------------------
+
+
+def test_commit_only_where_the_source_is_stopped_for_good_and_the_destination_holds_everything() -> None:
+    check(
+        "a commit too early",
+        lambda c: c.action is A.COMMIT and not (c.source in {S.COMPLETED, S.DEAD} and c.destination is D.LOADED),
+    )
+
+
+def test_a_source_that_is_gone_must_have_said_that_it_was_completed() -> None:
+    """Else it may have run on after the destination had loaded, and the disks are newer than that copy."""
+    check(
+        "a commit of a copy that may be stale",
+        lambda c: c.action is A.COMMIT and c.source is S.DEAD and not c.facts.source_completed,
+    )
+
+
+def test_no_commit_on_the_way_back_while_the_source_can_still_have_the_guest() -> None:
+    check(
+        "a commit that nobody wanted",
+        lambda c: c.action is A.COMMIT and c.goal is Goal.BACK and c.source is S.COMPLETED and c.facts.surely_never_ran,
+    )
+
+
+def test_the_switchover_is_begun_only_by_who_wants_it_and_towards_a_destination_that_waits() -> None:
+    check(
+        "a switchover that nobody wanted",
+        lambda c: (
+            c.action is A.CONTINUE_SOURCE and (c.source, c.destination, c.goal) != (S.HOLDS, D.INCOMING, Goal.FORWARD)
+        ),
+    )
+
+
+def test_the_source_is_ended_only_where_the_guest_is_at_the_destination_and_not_here() -> None:
+    check(
+        "a source that is ended with its guest",
+        lambda c: (
+            c.action is A.RELEASE_SOURCE
+            and not (c.destination in {D.RUNS, D.HALTED} and c.source not in {S.RUNS, S.COPIES, S.DEAD, S.UNKNOWN})
+        ),
+    )
+
+
+# -- back ---------------------------------------------------------------------------------------------------------
+
+
+def test_resume_only_where_the_destination_is_gone_with_proof_that_it_never_ran() -> None:
+    check(
+        "a resume without proof",
+        lambda c: (
+            c.action is A.RESUME_SOURCE
+            and not (c.source is S.COMPLETED and c.destination is D.ABSENT and c.facts.surely_never_ran)
+        ),
+    )
+
+
+def test_a_guest_that_was_paused_is_not_started() -> None:
+    check("a pause that is over", lambda c: c.action is A.RESUME_SOURCE and not c.facts.was_running)
+
+
+def test_the_source_is_never_woken_where_the_destination_has_run() -> None:
+    check(
+        "two copies, or a copy older than its disks",
+        lambda c: c.action in WAKES_THE_SOURCE and c.destination in {D.RUNS, D.HALTED},
+    )
+
+
+def test_the_source_is_never_woken_where_the_destination_may_have_run_and_cannot_be_seen() -> None:
+    """While it copies or waits at pre-switchover, `cont` cannot have been sent; later it can."""
+    check(
+        "a copy that may be older than its disks",
+        lambda c: (
+            c.action in WAKES_THE_SOURCE
+            and c.source not in {S.COPIES, S.HOLDS}
+            and c.destination in {D.ABSENT, D.UNKNOWN}
+            and not c.facts.surely_never_ran
+        ),
+    )
+
+
+def test_the_destination_is_killed_only_where_it_waits() -> None:
+    check(
+        "a kill of what runs, ran, or cannot be seen",
+        lambda c: c.action is A.KILL_DESTINATION and c.destination not in {D.INCOMING, D.LOADED},
+    )
+
+
+def test_the_last_whole_copy_is_never_killed() -> None:
+    check(
+        "the guest is lost",
+        lambda c: (
+            c.action is A.KILL_DESTINATION
+            and (c.source is S.UNKNOWN or (c.source is S.DEAD and c.destination is not D.INCOMING))
+        ),
+    )
+    check(
+        "neither of the two may run after this",
+        lambda c: c.action is A.KILL_DESTINATION and c.source is S.COMPLETED and not c.facts.surely_never_ran,
+    )
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="handover._switching: a source that hangs may be completed, and `cont` on its way: hangs/loaded, back, patience "
+    "over, may have run must park (as completed/loaded commits), only switches/loaded may kill",
+)
+def test_nor_where_the_source_cannot_say_that_it_is_not_the_last_one() -> None:
+    check(
+        "neither of the two may run after this",
+        lambda c: c.action is A.KILL_DESTINATION and c.source is S.HANGS and not c.facts.surely_never_ran,
+    )
+
+
+def test_back_at_the_source_means_the_source_has_it_and_the_destination_is_gone() -> None:
+    check(
+        "finished too early",
+        lambda c: (
+            c.action is A.FINISHED_AT_SOURCE
+            and not (c.source in {S.RUNS, S.HALTED} and c.destination is D.ABSENT)
+            # A guest that was paused before stays as QEMU leaves it, stopped after `completed`.
+            and not (
+                c.source is S.COMPLETED
+                and c.destination is D.ABSENT
+                and c.facts.surely_never_ran
+                and not c.facts.was_running
+            )
+        ),
+    )
+
+
+# -- neither ------------------------------------------------------------------------------------------------------
+
+
+def test_silence_leads_to_nothing_that_cannot_be_taken_back() -> None:
+    check("acted on a source that is unknown", lambda c: c.source is S.UNKNOWN and c.action not in HARMLESS)
+    # A cancel of a source that copies is right whatever the destination does; a yank only if it surely never ran.
+    check(
+        "acted on a destination that is unknown",
+        lambda c: (
+            c.destination is D.UNKNOWN
+            and c.action not in HARMLESS
+            and not (c.action is A.CANCEL_SOURCE and c.source in {S.COPIES, S.HOLDS})
+            and not (c.action is A.YANK_SOURCE and c.source in {S.SWITCHES, S.HANGS} and c.facts.surely_never_ran)
+        ),
+    )
+
+
+def test_the_ends_are_told_from_what_is_seen_alone() -> None:
+    check(
+        "gone",
+        lambda c: (c.action is A.GUEST_GONE) != (c.source is S.DEAD and c.destination is D.ABSENT),
+    )
+    check(
+        "split brain",
+        lambda c: (c.action is A.SPLIT_BRAIN) != (c.source in {S.RUNS, S.COPIES} and c.destination is D.RUNS),
+    )
+    check(
+        "finished at the destination",
+        lambda c: (
+            (c.action is A.FINISHED_AT_DESTINATION) != (c.source is S.DEAD and c.destination in {D.RUNS, D.HALTED})
+        ),
+    )
+
+
+def test_without_patience_nothing_is_waited_for_but_the_copying_itself() -> None:
+    check(
+        "waits for ever",
+        lambda c: (
+            c.action is A.WAIT
+            and not c.facts.patience
+            and (c.source, c.destination, c.goal) != (S.COPIES, D.INCOMING, Goal.FORWARD)
+        ),
+    )
+
+
+def test_proof_that_it_never_ran_outweighs_the_journal() -> None:
+    by_key = {(c.source, c.destination, c.facts, c.goal): c.action for c in CELLS}
+    for cell in CELLS:
+        if cell.facts.never_ran:
+            plain = replace(cell.facts, may_have_run=False, never_ran=False)
+            assert by_key[cell.source, cell.destination, plain, cell.goal] is cell.action, cell
+
+
+# -- what the words of QEMU mean ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run_state", "status", "source"),
+    [
+        ("running", "none", S.RUNS),
+        ("running", "failed", S.RUNS),
+        ("running", "cancelled", S.RUNS),
+        ("running", "completed", S.RUNS),  # `cont` after it had completed
+        ("running", "setup", S.COPIES),
+        ("running", "wait-unplug", S.COPIES),
+        ("running", "active", S.COPIES),
+        ("running", "cancelling", S.COPIES),
+        ("running", "a-status-of-2030", S.COPIES),
+        ("paused", "active", S.COPIES),  # paused by its user: QEMU goes on copying
+        ("finish-migrate", "pre-switchover", S.HOLDS),
+        ("finish-migrate", "active", S.SWITCHES),  # 7.2 has no `device` without pre-switchover
+        ("finish-migrate", "device", S.SWITCHES),
+        ("finish-migrate", "cancelling", S.SWITCHES),
+        ("finish-migrate", "failing", S.SWITCHES),  # 11.0
+        ("finish-migrate", "a-status-of-2030", S.SWITCHES),
+        ("postmigrate", "completed", S.COMPLETED),
+        ("finish-migrate", "completed", S.COMPLETED),
+        ("paused", "none", S.HALTED),
+        ("paused", "failed", S.HALTED),
+        ("postmigrate", "failed", S.HALTED),  # 7.2, of a guest that was paused before
+        ("shutdown", "none", S.HALTED),
+        ("guest-panicked", "cancelled", S.HALTED),
+        ("io-error", "none", S.HALTED),
+        (None, "active", S.HANGS),  # it lives, and does not answer
+        ("running", None, S.HANGS),
+    ],
+)
+def test_what_a_source_says(run_state: str | None, status: str | None, source: Source) -> None:
+    assert classify_source(alive=True, run_state=run_state, status=status) is source
+
+
+@pytest.mark.parametrize(
+    ("run_state", "status", "destination"),
+    [
+        ("inmigrate", "none", D.INCOMING),  # 7.2, also while it listens
+        ("inmigrate", "setup", D.INCOMING),
+        ("inmigrate", "active", D.INCOMING),
+        ("inmigrate", "failed", D.INCOMING),  # exit-on-error off: it lives on, and can never load anything
+        ("paused", "active", D.INCOMING),
+        ("prelaunch", "none", D.INCOMING),
+        ("inmigrate", "a-status-of-2030", D.INCOMING),
+        ("paused", "completed", D.LOADED),
+        ("prelaunch", "completed", D.LOADED),
+        ("running", "completed", D.RUNS),
+        ("running", "active", D.RUNS),  # started without -S, or `cont` during inmigrate
+        ("shutdown", "completed", D.HALTED),
+        ("io-error", "completed", D.HALTED),
+        ("guest-panicked", "completed", D.HALTED),
+        (None, "completed", D.UNKNOWN),
+        ("paused", None, D.UNKNOWN),
+    ],
+)
+def test_what_a_destination_says(run_state: str | None, status: str | None, destination: Destination) -> None:
+    assert classify_destination(alive=True, run_state=run_state, status=status) is destination
+
+
+def test_no_answer_is_never_a_death() -> None:
+    for alive in (None, True):
+        assert classify_source(alive=alive, run_state=None, status=None) is not S.DEAD
+        assert classify_destination(alive=alive, run_state=None, status=None) is D.UNKNOWN
+    assert classify_source(alive=None, run_state=None, status=None) is S.UNKNOWN
+    assert classify_source(alive=False, run_state=None, status=None) is S.DEAD
+    assert classify_destination(alive=False, run_state=None, status=None) is D.ABSENT
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_words_of_a_later_qemu_are_sorted_too_and_never_as_dead(run_state: str, status: str) -> None:
+    assert classify_source(alive=True, run_state=run_state, status=status) not in {S.DEAD, S.UNKNOWN}
+    assert classify_destination(alive=True, run_state=run_state, status=status) not in {D.ABSENT, D.UNKNOWN}
+
+
+def test_a_source_that_is_about_to_run_on_is_waited_for() -> None:
+    for status in ("failed", "cancelled"):
+        source = classify_source(alive=True, run_state="finish-migrate", status=status)
+        assert decide(source, D.ABSENT, Facts(), Goal.BACK).action is A.WAIT
+
+
+def test_in_post_copy_the_source_is_left_alone() -> None:
+    for run_state, status in itertools.product(("finish-migrate", "postmigrate"), sorted(states.POSTCOPY)):
+        source = classify_source(alive=True, run_state=run_state, status=status)
+        actions = {cell.action for cell in CELLS if cell.source is source}
+        assert not actions & {*WAKES_THE_SOURCE, A.RELEASE_SOURCE, A.KILL_DESTINATION}, (run_state, status)
