@@ -68,7 +68,7 @@ class MqttSettings(_Section):
     """``[mqtt]``: the broker that is told what happens. Without a ``url`` nothing is published.
 
     Attributes:
-        url: ``mqtt://HOST:PORT`` or ``mqtts://HOST:PORT``.
+        url: ``mqtt://HOST:PORT``, ``mqtts://HOST:PORT``, or ``ws://`` and ``wss://`` for websockets.
         root: First levels of every topic.
         username: User name for the broker.
         password_file: File that holds the password (never in the URL, never on the command line).
@@ -86,8 +86,8 @@ class MqttSettings(_Section):
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("mqtt://", "mqtts://")):
-            raise ValueError("must start with mqtt:// or mqtts://")
+        if value is not None and not value.startswith(("mqtt://", "mqtts://", "ws://", "wss://")):
+            raise ValueError("must start with mqtt://, mqtts://, ws:// or wss://")
         return value
 
 
@@ -167,6 +167,12 @@ class HostSettings(_Section):
             if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
                 raise ValueError("must be FIRST-LAST, for example 49152-49215")
         return value
+
+    @model_validator(mode="after")
+    def _receives_somewhere(self) -> HostSettings:
+        if self.address == "local" and self.migration_address is None:
+            raise ValueError('address = "local" needs a migration_address: where this machine receives guests')
+        return self
 
     @property
     def ports(self) -> tuple[int, int] | None:

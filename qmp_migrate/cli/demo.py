@@ -75,6 +75,8 @@ def _headline(console: Console, text: str) -> None:
 
 
 async def _migrate(console: Console, state: RigState, *, encrypt: bool) -> Verdict:
+    if state.warnings:
+        raise RigError(state.warnings[0], hint="build the test guest first: make images, in a checkout")
     settings = load(state.settings_file)
     spec = parse_spec(state.guest_file.read_text("utf-8"), source=str(state.guest_file), base_dir=str(state.directory))
     source, destination = (state.hosts[0], state.hosts[1])

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from qmp_migrate.migration.plan import Plan
     from qmp_migrate.migration.request import MigrationRequest, MigrationResult
     from qmp_migrate.settings import Settings
+
+ONE_PRESS_S: Final = 1.0
+"""Signals within this time are one press: `timeout`, shells and terminals may send a signal twice."""
 
 Vm = Annotated[str, typer.Argument(metavar="VM", help="The guest's name.")]
 To = Annotated[str, typer.Option("--to", metavar="HOST", help="Where it goes.")]
@@ -145,12 +149,15 @@ async def _migrate(settings: Settings, request: MigrationRequest, view: Any) -> 
 
 def _obey_signals(controller: Controller, request: MigrationRequest, view: Any) -> None:
     """First SIGINT or SIGTERM: cancel and wait for proof. Second: leave, and say what is left open."""
-    presses = 0
+    first: float | None = None
 
     def on_signal() -> None:
-        nonlocal presses
-        presses += 1
-        if presses == 1:
+        nonlocal first
+        now = time.monotonic()
+        if first is not None and now - first < ONE_PRESS_S:
+            return
+        if first is None:
+            first = now
             view.note("cancelling: waiting until the guest is proven to run on at its source (again: stop waiting)")
             controller.cancel_here()
             return

@@ -64,7 +64,7 @@ def up(
     console.print(f"try:  export QMP_MIGRATE_CONFIG={state.settings_file}")
     console.print(f"      qmp-migrate vm start {state.guest_file} --on a")
     console.print("      qmp-migrate migrate web1 --to b")
-    console.print("      qmp-migrate rig down")
+    console.print("      qmp-migrate rig down" + (f" --dir {directory}" if directory is not None else ""))
 
 
 @app.command()

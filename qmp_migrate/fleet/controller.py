@@ -181,7 +181,7 @@ class Controller:
             side = await self.find(vm, on=on)
         except GuestUnknown:
             listed, _ = await self.list_guests(on=on)
-            ended = [guest for guest in listed if guest.name == vm]
+            ended = [guest for guest in listed if guest.name == vm and guest.state == "ended"]
             if not ended:
                 raise
             side = self.side(ended[0].host, vm)
@@ -271,6 +271,8 @@ class Controller:
                 await source.detach()
                 await destination.detach()
         except QmpMigrateError as error:
+            if not result.source:
+                result.owner = "unknown"  # nobody could be asked where it is
             result.error = result.error or error.to_dict()
             error.result = result
             raise

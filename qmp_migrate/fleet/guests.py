@@ -15,6 +15,7 @@ from qmp_migrate.errors import (
     FileFailed,
     GuestExists,
     GuestUnknown,
+    HostUnreachable,
     LaunchFailed,
     LockBusy,
     MigrationFailed,
@@ -90,15 +91,18 @@ async def one_place(name: str, found: Sequence[Side], unreachable: Sequence[str]
     an interrupted one left waits for memory that will not come (``inmigrate``), and is not the guest.
 
     Raises:
-        GuestUnknown: On none of the hosts that answered.
+        GuestUnknown: On none of the hosts.
+        HostUnreachable: On none of those that answered, and not all did.
         LockBusy: It is being migrated.
         ConfigError: On more than one: two guests share a name, which is shown and never merged.
     """
+    if not found and unreachable:
+        raise HostUnreachable(
+            f"no host that answers has a guest named {name!r}",
+            hint=f"these could not be asked: {'; '.join(unreachable)}",
+        )
     if not found:
-        hint = "see: qmp-migrate vm list"
-        if unreachable:
-            hint = f"these hosts could not be asked: {'; '.join(unreachable)}"
-        raise GuestUnknown(f"no host has a guest named {name!r}", hint=hint)
+        raise GuestUnknown(f"no host has a guest named {name!r}", hint="see: qmp-migrate vm list")
     if len(found) == 1:
         return found[0]
     for side in found:

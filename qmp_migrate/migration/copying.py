@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qmp_migrate.errors import MigrationFailed, MonitorError, MonitorLost, NotConverging
+from qmp_migrate.errors import MigrationFailed, MonitorError, MonitorLost, NotConverging, QmpMigrateError
 from qmp_migrate.migration import convergence
 from qmp_migrate.migration.convergence import Sample
 from qmp_migrate.migration.progress import ProgressMeter
@@ -30,6 +30,9 @@ POLL_S: Final = 0.25
 NEAR_END_POLL_S: Final = 0.025
 STOPPED_POLL_S: Final = 2.0
 REASON_S: Final = 2.0
+CONNECT_S: Final = 30.0
+"""Connecting and the TLS handshake must be over by then: packets that a firewall drops give no error for minutes."""
+
 NEAR_END_S: Final = 0.5
 """What is left takes less than this: poll faster, and make the journal ready for the commit."""
 
@@ -139,6 +142,7 @@ class Copying:
         meter = ProgressMeter(self.request.id)
         poller = asyncio.create_task(self._poll(source))
         cancelled = asyncio.create_task(self._await_cancel())
+        connecting = asyncio.create_task(self._await_connection(address, port))
         try:
             while self.timeline.completed is None or self.timeline.loaded is None:
                 origin, item = await self._queue.get()
@@ -146,7 +150,7 @@ class Copying:
                     raise CancelRequested
                 if isinstance(item, MigrationInfo):
                     await self._on_numbers(item, meter, source)
-                elif isinstance(item, MonitorError):
+                elif isinstance(item, QmpMigrateError):
                     raise item
                 elif item is None:
                     raise MonitorLost(f"the {origin}'s monitor closed during the migration", host=self._host(origin))
@@ -155,7 +159,7 @@ class Copying:
                 if self._ended is not None:
                     raise await self._failure(source, self._ended)
         finally:
-            tasks = [task for task in (poller, cancelled, self._tuning) if task is not None]
+            tasks = [task for task in (poller, cancelled, connecting, self._tuning) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -177,6 +181,20 @@ class Copying:
     async def _await_cancel(self) -> None:
         await self.cancel.wait()
         self._queue.put_nowait(("cancel", None))
+
+    async def _await_connection(self, address: str, port: int) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self.connected.wait()
+        except TimeoutError:
+            error = MigrationFailed(
+                f"no memory has travelled to {address} port {port} within {CONNECT_S:g} s",
+                safe_at_source=True,
+                code="not_connected",
+                hint="does a firewall drop it? set migration_ports of the host and open them from the source",
+                host=self.source.name,
+            )
+            self._queue.put_nowait(("source", error))
 
     async def _poll(self, source: Monitor) -> None:
         """Put numbers into the queue, as often as they are of use."""
@@ -225,6 +243,7 @@ class Copying:
                 if self.one_pass and int(event.data.get("pass", 0)) > 2 and self.timeline.stopped is None:
                     raise self._second_pass()
             case "STOP":
+                self.connected.set()
                 self.timeline.stopped = event.at
                 self.on_stopped()
             case "RESUME":

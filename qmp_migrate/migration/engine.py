@@ -364,8 +364,8 @@ class Engine:
             stderr=getattr(error, "stderr", "") or stderr,
         )
         outcome: Outcome = "cancelled" if isinstance(error, MigrationCancelled) else "rolled_back"
-        await self.chronicle.end(Phase.ROLLED_BACK, outcome, "source", final)
         self.chronicle.event("rolled-back", owner="source", reason=error.message)
+        await self.chronicle.end(Phase.ROLLED_BACK, outcome, "source", final)
         return final
 
     async def _ended_nowhere(self, error: QmpMigrateError) -> QmpMigrateError:

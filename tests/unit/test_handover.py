@@ -168,13 +168,6 @@ def test_the_last_whole_copy_is_never_killed() -> None:
         lambda c: c.action is A.KILL_DESTINATION and c.source is S.COMPLETED and not c.facts.surely_never_ran,
     )
 
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="handover._switching: a source that hangs may be completed, and `cont` on its way: hangs/loaded, back, patience "
-    "over, may have run must park (as completed/loaded commits), only switches/loaded may kill",
-)
-def test_nor_where_the_source_cannot_say_that_it_is_not_the_last_one() -> None:
     check(
         "neither of the two may run after this",
         lambda c: c.action is A.KILL_DESTINATION and c.source is S.HANGS and not c.facts.surely_never_ran,

@@ -61,11 +61,6 @@ def test_commit_is_sent_only_where_the_source_is_completed_or_gone() -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="handover._switching: a source that hangs may be completed, and `cont` on its way: the loaded destination is "
-    "killed all the same",
-)
 def test_no_act_of_the_controller_loses_the_guest() -> None:
     """Not counted: the source dies in the instant between the look and the act; that takes two faults at once."""
     for before, after in acts():

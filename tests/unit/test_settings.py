@@ -33,6 +33,7 @@ path_map = { "/srv/a" = "/srv/b" }
 
 [hosts.b]
 address = "local"
+migration_address = "127.0.0.1"
 """
 
 
@@ -224,9 +225,15 @@ def test_an_address_is_nothing_but_an_address(address: str) -> None:
             HostSettings.model_validate({"address": "x", key: address})
 
 
-@pytest.mark.parametrize("address", ["a", "192.0.2.11", "fd00::1", "[fd00::1]", "b-1.example.org", "local"])
+@pytest.mark.parametrize("address", ["a", "192.0.2.11", "fd00::1", "[fd00::1]", "b-1.example.org"])
 def test_these_are_addresses(address: str) -> None:
     assert HostSettings(address=address).address == address
+
+
+def test_this_machine_needs_an_address_to_receive_on() -> None:
+    assert HostSettings(address="local", migration_address="127.0.0.1").address == "local"
+    with pytest.raises(ValueError, match="needs a migration_address"):
+        HostSettings(address="local")
 
 
 @given(st.text(alphabet=st.sampled_from('[]{}=".#\n ahostsmqttcontrolleraddress0'), max_size=60))

@@ -1,0 +1,175 @@
+"""``python -m bench``: measures, prints a table, writes ``build/bench.json``. Ctrl-C ends it and leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from bench import environment, libvirt_lab, report, sampling
+from bench.command import Command, time_help
+from bench.contender import Contender, MoveFailed
+from bench.fleet import ROOT, Fleet
+from bench.guest import Guest, Machine, loses_writes
+from bench.library import Library
+from bench.raw import Raw
+from bench.samples import Sample
+from bench.scenarios import ALL, EVERYBODY, Scenario
+from bench.summary import Spread, Summary
+from bench.targets import judge
+from bench.virsh import Virsh
+from qmp_migrate.errors import QmpMigrateError
+from qmp_migrate.rig.accel import probe_accel
+from qmp_migrate.rig.images import find_images
+
+QEMU: Final = "qemu-system-x86_64"
+
+
+def main() -> int:
+    """Run it; returns the exit code. A target that is missed is no failure."""
+    options = _options()
+    os.chdir(ROOT)  # the images are found from here, wherever it is started
+    try:
+        return asyncio.run(_main(options))
+    except QmpMigrateError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except (MoveFailed, TimeoutError) as error:
+        print(f"error: {error!r}", file=sys.stderr)
+        return 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure qmp-migrate side by side with others."
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="samples of each kind (default: 5)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SCENARIO", choices=[s.name for s in ALL], help="only these scenarios"
+    )
+    parser.add_argument("--contenders", nargs="+", choices=EVERYBODY, default=list(EVERYBODY), help="only these")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/bench.json", metavar="FILE")
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    options.output = options.output.absolute()
+    return options
+
+
+async def _main(options: argparse.Namespace) -> int:
+    _obey_signals()
+    path = await asyncio.to_thread(shutil.which, QEMU)
+    image = find_images()
+    accel = await probe_accel(QEMU, image)
+    around = await environment.describe(QEMU, accel)
+    machine = Machine(path or QEMU, accel, image, loses_writes(accel, around["qemu"]))
+    samples: list[Sample] = []
+    help_ms: list[float] = []
+    absent: dict[str, str] = {}
+    interrupted = False
+    try:
+        help_ms += await time_help(max(5, options.repeats))
+        async with _contenders(set(options.contenders), absent) as contenders:
+            wanted = [scenario for scenario in ALL if options.only is None or scenario.name in options.only]
+            if machine.loses_writes and "virsh" in contenders:
+                absent["virsh with a guest that dirties memory"] = (
+                    "libvirt rounds memory to whole MiB, with which this QEMU loses writes under TCG"
+                )
+            await _measure(wanted, contenders, machine, options.repeats, samples)
+    except asyncio.CancelledError:
+        interrupted = True
+        print("interrupted; everything was taken down", file=sys.stderr)
+    targets = judge(Summary(samples), Spread.of(help_ms))
+    content = report.document(around, samples, help_ms, targets, absent, complete=not interrupted)
+    report.write(options.output, content)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    report.show(console, around, samples, help_ms, targets, absent)
+    print(f"written: {options.output}", file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def _obey_signals() -> None:
+    """Let the first signal end the measuring; more of them must not end the cleaning up."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    seen = False
+
+    def on_signal() -> None:
+        nonlocal seen
+        if seen:
+            print("taking everything down; this has a time limit of its own", file=sys.stderr)
+            return
+        seen = True
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+
+
+@contextlib.asynccontextmanager
+async def _contenders(wanted: set[str], absent: dict[str, str]) -> AsyncIterator[dict[str, Contender]]:
+    """Bring up what the contenders need, and take it down. Where libvirt cannot be used, `absent` says why."""
+    async with contextlib.AsyncExitStack() as stack:
+        scratch = Path(tempfile.mkdtemp(prefix="qmp-bench-"))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        found: dict[str, Contender] = {}
+        if "raw" in wanted:
+            found["raw"] = Raw(scratch / "raw")
+        if wanted & {"command", "library"}:
+            fleet = await stack.enter_async_context(Fleet.up(scratch / "rig"))
+            found |= {"command": Command(fleet), "library": Library(fleet)}
+        if "virsh" in wanted:
+            reason = libvirt_lab.missing()
+            if reason is None:
+                shared = scratch / "guests"
+                shared.mkdir()
+                try:
+                    lab = libvirt_lab.two_daemons(scratch / "libvirt", shared)
+                    found["virsh"] = Virsh(*await stack.enter_async_context(lab), shared)
+                except (MoveFailed, TimeoutError, OSError) as error:
+                    reason = str(error) or repr(error)
+            if reason is not None:
+                absent["virsh"] = reason
+        yield {name: found[name] for name in EVERYBODY if name in wanted and name in found}
+
+
+async def _measure(
+    scenarios: list[Scenario],
+    contenders: dict[str, Contender],
+    machine: Machine,
+    repeats: int,
+    samples: list[Sample],
+) -> None:
+    """Let the contenders take turns, scenario by scenario; `samples` grows."""
+    for scenario in scenarios:
+        left_out = {"virsh"} if machine.loses_writes and scenario.rate_mib_s else set()
+        taking_part = [contenders[name] for name in scenario.contenders if name in contenders.keys() - left_out]
+        for number in range(1, repeats + 1):
+            for contender in taking_part:
+                guest = Guest(f"bench{len(samples)}", scenario, machine)
+                sample = await sampling.take(contender, guest, number)
+                samples.append(sample)
+                _tell(sample, repeats)
+
+
+def _tell(sample: Sample, repeats: int) -> None:
+    if sample.error is not None:
+        told = f"failed: {sample.error}"
+    else:
+        total = f"{sample.qemu.total_ms} ms of it QEMU's" if sample.qemu else "QEMU's own figures are missing"
+        told = f"{sample.wall_ms:6.0f} ms, {total}, blackout {sample.blackout_ms} ms"
+    print(f"{sample.scenario:<13} {sample.round}/{repeats} {sample.contender:<8} {told}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

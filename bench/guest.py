@@ -1,0 +1,123 @@
+"""The guest that everybody moves: its spec, and what it says of itself on its serial line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.scenarios import MEMORY_KIB, ODD_KIB, Scenario
+from qmp_migrate.rig.accel import Accelerator
+from qmp_migrate.rig.images import GuestImage
+from qmp_migrate.rig.oracle import Verdict, judge
+
+SOCKET: Final = "bench.sock"
+"""The observer's monitor, in the guest's directory."""
+
+SERIAL_LOGS: Final = ("serial.log.1", "serial.log")
+"""What it brought along, and what it wrote where it is."""
+
+SETTLED_TICKS: Final = 50
+GOES_ON_TICKS: Final = 5
+LOOK_EVERY_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every guest here is started with.
+
+    Attributes:
+        qemu: Path of the QEMU binary.
+        accel: What was proven to run a guest here.
+        image: Kernel and initramfs of the test guest.
+        loses_writes: See `loses_writes`.
+    """
+
+    qemu: str
+    accel: Accelerator
+    image: GuestImage
+    loses_writes: bool
+
+
+def loses_writes(accel: Accelerator, version: str) -> bool:
+    """Tell whether a guest's memory must not be a multiple of 256 KiB (``vm-images/README.md``, "Beware").
+
+    That makes QEMU's dirty syncs slower: so it is done only where it must be, and then for everybody but libvirt, which
+    knows whole MiB only.
+
+    Args:
+        accel: The accelerator.
+        version: What ``qemu-system-x86_64 --version`` says.
+    """
+    found = re.search(r"version (\d+)\.", version)
+    return accel == "tcg" and found is not None and int(found[1]) < 9
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest, for one migration."""
+
+    name: str
+    scenario: Scenario
+    machine: Machine
+
+    @property
+    def memory_kib(self) -> int:
+        """Its memory, KiB."""
+        return MEMORY_KIB + (ODD_KIB if self.machine.loses_writes else 0)
+
+    @property
+    def append(self) -> str:
+        """Its kernel command line. It does not verify its memory: that costs CPU, and the tests prove that it survives."""
+        scenario = self.scenario
+        return f"console=ttyS0 quiet qm.ws={scenario.ws_mib} qm.rate={scenario.rate_mib_s} qm.tick=20 qm.verify=0"
+
+    def spec(self, directory: Path) -> str:
+        """Return its SPEC.toml for a directory (``RUN_DIR/NAME``): one monitor more than usual, for the observer."""
+        socket = f"socket,id=bench,path={directory / SOCKET},server=on,wait=off"
+        keys = {
+            "name": self.name,
+            "machine": "pc-q35-7.2",
+            "cpu": "qemu64",
+            "memory": f"{self.memory_kib}KiB",
+            "vcpus": 1,
+            "accel": self.machine.accel,
+            "kernel": str(self.machine.image.kernel),
+            "initrd": str(self.machine.image.initrd),
+            "append": self.append,
+            "args": ["-chardev", socket, "-mon", "chardev=bench,mode=control"],
+        }
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+
+
+def read_verdict(directories: Sequence[Path]) -> Verdict:
+    """Return what a guest's logs say, those of the directories it was in, in that order."""
+    paths = (directory / name for directory in directories for name in SERIAL_LOGS)
+    return judge([path.read_bytes() for path in paths if path.exists()])
+
+
+async def settled(directory: Path) -> None:
+    """Wait until a guest has booted, filled its working set, and counted for a second; the caller limits the time."""
+    while (verdict := read_verdict([directory])).ready is None or verdict.last_tick < SETTLED_TICKS:  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def went_on(source: Path, destination: Path, *, seconds: float = 4.0) -> tuple[bool, float | None]:
+    """Look whether a guest counts on after its move.
+
+    Returns:
+        Whether it does within some seconds, and the rate at which it dirtied its memory, MiB per second.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        # The source's directory is gone where the log moved along.
+        verdict = read_verdict([source, destination])
+        if verdict.ticks_after_handover >= GOES_ON_TICKS and not verdict.tick_faults:
+            return True, verdict.achieved_mib_s
+        if asyncio.get_running_loop().time() > deadline:
+            return False, verdict.achieved_mib_s
+        await asyncio.sleep(LOOK_EVERY_S)
