@@ -266,7 +266,8 @@ def _answers(text: str) -> dict[str, Any]:
         try:
             message, at = decoder.raw_decode(text, start)
         except json.JSONDecodeError:
-            break
+            at = start + 1
+            continue
         if isinstance(message, dict) and "return" in message:
             found[str(message.get("id"))] = message["return"]
     return found

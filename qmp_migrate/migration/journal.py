@@ -279,8 +279,12 @@ class Journal:
         Raises:
             MigrationUnknown: None, or more than one, begins so.
         """
-        rows = await self._select(_migrations.c.id.startswith(migration, autoescape=True), limit=2)
-        if len(rows) != 1:
+        rows = await self._select(_migrations.c.id.startswith(migration, autoescape=True), limit=2) if migration else []
+        if len(rows) > 1:
+            raise MigrationUnknown(
+                f"more than one migration begins with {migration!r}", hint="give more of the id: qmp-migrate history"
+            )
+        if not rows:
             raise _unknown(migration)
         return rows[0]
 
