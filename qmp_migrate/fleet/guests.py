@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from qmp_migrate.errors import (
+    ChannelRefused,
     CommandFailed,
     ConfigError,
     FileFailed,
@@ -20,6 +21,7 @@ from qmp_migrate.errors import (
     LockBusy,
     MigrationFailed,
     MonitorBusy,
+    MonitorLost,
     QmpMigrateError,
     TransportError,
 )
@@ -35,7 +37,7 @@ from qmp_migrate.vm.argv import build_argv
 from qmp_migrate.vm.spec import DiskSpec, GuestSpec
 
 QUIT_S: Final = 20.0
-_GOES_ON: Final = 0.1
+_ENDING_S: Final = 2.0
 
 # $1 path  $2 format  $3 bytes  $4 qemu-img beside the QEMU binary
 _MAKE_DISK: Final = """
@@ -222,10 +224,34 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
             uuid=spec.uuid or str(uuids.uuid4()),
         )
         side.process = await launch(host, directory=side.directory, argv=command.argv())
+        await _see_it_up(side)
         return await look_at(side)
     finally:
         with contextlib.suppress(QmpMigrateError):
             await lock.release()
+
+
+async def _see_it_up(side: Side) -> None:
+    """Wait for QEMU's greeting: it makes its socket first, and may not like its command line only after that.
+
+    Raises:
+        LaunchFailed: It has ended; carries its standard error. Nothing is left of it.
+        MonitorError: It lives, but does not answer.
+    """
+    try:
+        await side.attach()
+    except (MonitorLost, ChannelRefused) as error:
+        assert side.process is not None
+        if not await wait_gone(side.host, side.process, _ENDING_S):
+            raise
+        stderr = await side.stderr_tail()
+        await remove_guest_directory(side)
+        raise LaunchFailed(
+            f"QEMU ended before its monitor answered: {stderr.splitlines()[-1] if stderr else 'it wrote nothing'}",
+            stderr=stderr,
+            hint="QEMU's own words say what it did not like",
+            host=side.name,
+        ) from error
 
 
 def _pin_cpu(cpu: str, binary: BinaryFacts) -> str:

@@ -113,6 +113,24 @@ class TestSpec:
         assert "no-such-device" in told, "QEMU's own words are shown"
         assert not (lab.run_dir("a") / "x").exists()
 
+    def test_a_qemu_that_ends_after_it_has_made_its_socket(self, lab: Lab) -> None:
+        real = shutil.which("qemu-system-x86_64")
+        late = lab.files / "qemu-late"
+        late.write_text(
+            f"""#!/bin/sh
+case "$*" in *"-M none"*) exec {real} "$@";; esac
+exec python3 -c 'import socket, sys, time
+s = socket.socket(socket.AF_UNIX); s.bind("qmp.sock"); s.listen()
+time.sleep(0.5); print("late: I do not like this after all", file=sys.stderr); sys.exit(1)'
+"""
+        )
+        late.chmod(0o755)
+        ran = lab.cli(
+            "vm", "start", str(lab.spec("late")), "--on", "a", config=lab.config(hosts_a={"qemu": str(late)}), code=1
+        )
+        assert "I do not like this after all" in ran.err
+        assert not (lab.run_dir("a") / "late").exists()
+
     def test_unknown_machine_type(self, lab: Lab) -> None:
         assert "pc-q35-99.9" in self.start(lab, 'name = "x"\naccel = "tcg"\nmachine = "pc-q35-99.9"\n', 1)
 
