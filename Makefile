@@ -51,16 +51,21 @@ bench: venv images ## Measure against raw QEMU (and virsh where installed): tabl
 
 .PHONY: docs
 docs: venv ## Build the documentation into docs/_build
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@$(BIN)/sphinx-build -W -q -b html docs docs/_build/html && echo "docs/_build/html/index.html"
 
 .PHONY: dist
 dist: venv ## Build wheel and sdist into dist/
 	@$(BIN)/python -m build --no-isolation
 
+# Made with the oldest Python that is supported (Debian 12's): what it resolves installs everywhere.
+COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url \
+	--no-emit-find-links --no-emit-trusted-host --no-header --upgrade
+
 .PHONY: lock
-lock: ## Renew the hash-pinned requirements from pyproject.toml
-	@$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host --all-extras --no-header --upgrade -o requirements/dev.txt pyproject.toml requirements/build.in
+lock: ## Renew the hash-pinned requirements from pyproject.toml (PYTHON=python3.11, the oldest one)
+	@$(COMPILE) --extra rig --extra test --extra dev --extra postgresql -o requirements/dev.txt pyproject.toml requirements/build.in
+	@$(COMPILE) --extra docs -c requirements/dev.txt -o requirements/docs.txt pyproject.toml
 
 .PHONY: clean
 clean: ## Remove what was built (not the virtual environment)
