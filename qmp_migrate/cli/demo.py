@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -51,6 +52,8 @@ async def show(directory: Path | None, *, encrypt: bool) -> bool:
         QmpMigrateError: The lab, the guest or the migration failed; nothing is left behind.
     """
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=120)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qmp-demo-") as temporary:
         place = directory if directory is not None else Path(temporary) / "rig"
@@ -156,7 +159,8 @@ async def _told_by_the_bus(console: Console, state: RigState, vm: str):  # type:
     async def listen(client: BusClient) -> None:
         async for news in follow(client, vm=vm):
             if not isinstance(news.received.message, MigrationProgress):
-                console.print(Text(f"{'':>28}bus | {line(news)}"[: max(40, console.width)], style="magenta dim"))
+                text = re.sub(r"migration/[^/ ]+/", "migration/…/", line(news))
+                console.print(Text(f"{'':>28}bus | {text}"[: console.width], style="magenta dim"))
 
     async with BusClient(BrokerAddress.parse(state.broker_url), Topics(), role="demo") as client:
         await client.wait_connected()
