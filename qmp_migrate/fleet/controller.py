@@ -14,7 +14,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmp_migrate.errors import (
     CommandFailed,
@@ -39,7 +39,9 @@ from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings, Settings
 from qmp_migrate.vm.names import validate_name
-from qmp_migrate.vm.spec import GuestSpec
+
+if TYPE_CHECKING:
+    from qmp_migrate.vm.spec import GuestSpec
 
 CANCEL_WAIT_S: Final = 60.0
 FLUSH_S: Final = 1.0

@@ -7,7 +7,7 @@ import contextlib
 import uuid as uuids
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qmp_migrate.errors import (
     ChannelRefused,
@@ -33,8 +33,9 @@ from qmp_migrate.migration.rollback import remove_guest_directory
 from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
-from qmp_migrate.vm.argv import build_argv
-from qmp_migrate.vm.spec import DiskSpec, GuestSpec
+
+if TYPE_CHECKING:  # only `start` needs a spec: moving a guest does not
+    from qmp_migrate.vm.spec import DiskSpec, GuestSpec
 
 QUIT_S: Final = 20.0
 _ENDING_S: Final = 2.0
@@ -182,6 +183,8 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
         LaunchFailed: QEMU did not start; carries its standard error.
         ConfigError, FileFailed: Something the spec asks for is not on the host.
     """
+    from qmp_migrate.vm.argv import build_argv
+
     host, settings = side.host, side.settings
     await host.connect()
     facts = await gather_host(host, settings, spec.name)

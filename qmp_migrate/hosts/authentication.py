@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import paramiko
 from paramiko.pkey import UnknownKeyType
 
 from qmp_migrate.errors import AuthenticationFailed
 from qmp_migrate.hosts.base import HostAddress
+from qmp_migrate.hosts.slim import paramiko
 
 #: What ``except`` lists wherever paramiko is called: it lets EOFError and plain socket errors through as they come.
 BROKEN = (paramiko.SSHException, OSError, EOFError)

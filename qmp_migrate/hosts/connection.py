@@ -11,14 +11,13 @@ import logging
 import socket
 import threading
 
-import paramiko
-
 from qmp_migrate.errors import ChannelRefused, ConnectionLost, HostUnreachable
 from qmp_migrate.hosts.authentication import BROKEN, authenticate
 from qmp_migrate.hosts.base import HostAddress
 from qmp_migrate.hosts.host_keys import KnownKeys
 from qmp_migrate.hosts.jump import Jump
 from qmp_migrate.hosts.pump import Pump
+from qmp_migrate.hosts.slim import paramiko
 from qmp_migrate.hosts.streamlocal import StreamlocalTransport
 
 #: The kernel gives the connection up when the other end has acknowledged nothing for so long.

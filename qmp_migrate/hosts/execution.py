@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 
-import paramiko
-
 from qmp_migrate.hosts.authentication import BROKEN
 from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed
 from qmp_migrate.hosts.connection import Connection
+from qmp_migrate.hosts.slim import paramiko
 
 
 class Execution:

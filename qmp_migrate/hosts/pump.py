@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 
-import paramiko
+from qmp_migrate.hosts.slim import paramiko
 
 _CHUNK = 65536
 

@@ -11,8 +11,9 @@ import threading
 import time
 from typing import Any
 
-import paramiko
 from paramiko.common import cMSG_CHANNEL_OPEN
+
+from qmp_migrate.hosts.slim import paramiko
 
 KIND = "direct-streamlocal@openssh.com"
 
