@@ -79,6 +79,8 @@ async def _place_keys(source: Side, destination: Side, request: MigrationRequest
     async def place(side: Side, directory: str) -> None:
         await side.host.script('umask 077; mkdir -p -- "$1"', [directory])
         await side.host.write_file(f"{directory}/{encryption.KEY_FILE}", content, mode=0o600)
+        if side is destination:
+            await side.host.write_file(f"{directory}/{encryption.GROUP_FILE}", encryption.GROUP, mode=0o600)
 
     await asyncio.gather(*(place(side, directory) for side, directory in wires.key_directories))
     wires.credentials = f"tls-{request.id}"
@@ -135,7 +137,8 @@ async def remove_keys(wires: Wires) -> list[str]:
 
     async def remove(side: Side, directory: str) -> str | None:
         try:
-            await side.host.script('rm -f -- "$1/$2" && rmdir -- "$1"', [directory, encryption.KEY_FILE])
+            names = [encryption.KEY_FILE, encryption.GROUP_FILE]
+            await side.host.script('cd -- "$1" && rm -f -- "$2" "$3" && cd / && rmdir -- "$1"', [directory, *names])
         except QmpMigrateError as error:
             return f"the key file in {directory} on {side.name} could not be removed: {error}"
         return None
