@@ -43,7 +43,7 @@ SESSIONS = 10 - HOLDERS - 1
 KILL_LIMIT_S = 5.0
 #: Seconds between two signs of life asked of the SSH server, and how long each may take.
 PING_EVERY_S = 5.0
-PING_LIMIT_S = 20.0
+PING_LIMIT_S = 10.0
 
 
 class SshHost:

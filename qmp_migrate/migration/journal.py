@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 
-from qmp_migrate.errors import JournalError, MigrationUnknown
+from qmp_migrate.errors import Fenced, JournalError, MigrationUnknown
 from qmp_migrate.migration.phases import Phase
 
 SCHEMA: Final = 1
@@ -127,6 +127,7 @@ class Journal:
         self._executor = executor
         self._url = url
         self._pending: list[dict[str, Any]] = []
+        self._epochs: dict[str, int] = {}
 
     @classmethod
     async def open(cls, url: str) -> Journal:
@@ -181,17 +182,33 @@ class Journal:
                 hint="is its disk full, or its file system read-only?",
             ) from error
 
-    async def _write_with(self, rows: list[dict[str, Any]], work: Callable[[sa.Connection], None]) -> None:
-        """Write what is pending, then `rows`, then do `work`, in one transaction; what is pending stays if it fails."""
+    async def _write_with(
+        self, rows: list[dict[str, Any]], work: Callable[[sa.Connection], None], *, migration: str | None = None
+    ) -> None:
+        """Write what is pending, then `rows`, then do `work`, in one transaction; what is pending stays if it fails.
+
+        Raises:
+            Fenced: Another controller has claimed the `migration` since: this one's words count no more.
+        """
         pending, self._pending = self._pending, []
 
         def write(connection: sa.Connection) -> None:
+            if migration in self._epochs:
+                epoch = connection.execute(sa.select(_migrations.c.epoch).where(_migrations.c.id == migration)).scalar()
+                if epoch is not None and epoch > self._epochs[migration]:
+                    raise Fenced(
+                        f"another controller has taken migration {migration} over (epoch {epoch})",
+                        hint="nothing more is done here; see: qmp-migrate status",
+                    )
             if pending or rows:
                 connection.execute(_entries.insert(), [*pending, *rows])
             work(connection)
 
         try:
             await self._run(write)
+        except Fenced:
+            self._pending = []
+            raise
         except JournalError:
             self._pending = [*pending, *self._pending]
             raise
@@ -225,7 +242,9 @@ class Journal:
         Raises:
             JournalError: It could not be written; then the act must not happen.
         """
-        await self._write_with([self._row(migration, "intent", act, data)], lambda _connection: None)
+        await self._write_with(
+            [self._row(migration, "intent", act, data)], lambda _connection: None, migration=migration
+        )
 
     def result(self, migration: str, act: str, **data: Any) -> None:
         """Record what came of an act; durable with the next intent, phase or close."""
@@ -248,7 +267,28 @@ class Journal:
         def work(connection: sa.Connection) -> None:
             connection.execute(_migrations.update().where(_migrations.c.id == migration).values(values))
 
-        await self._write_with([self._row(migration, "phase", phase.value, {})], work)
+        await self._write_with([self._row(migration, "phase", phase.value, {})], work, migration=migration)
+        if "epoch" in columns:
+            self._epochs[migration] = columns["epoch"]
+
+    async def claim(self, migration: str, epoch: int) -> None:
+        """Record that this controller drives a migration from now on: whoever did before writes no more. Durable.
+
+        Args:
+            migration: Its id.
+            epoch: The guest's fencing number, which this controller has just raised.
+
+        Raises:
+            Fenced: Another controller holds a higher one.
+        """
+        self._epochs[migration] = epoch
+
+        def work(connection: sa.Connection) -> None:
+            values = {"epoch": epoch, "controller": this_controller(), "updated_at": time.time()}
+            connection.execute(_migrations.update().where(_migrations.c.id == migration).values(values))
+
+        row = self._row(migration, "intent", "recover", {"epoch": epoch, **this_controller()})
+        await self._write_with([row], work, migration=migration)
 
     async def arm_commit(self, migration: str) -> None:
         """Record that from now on the destination may run the guest (DESIGN rule 4). Durable on return."""
@@ -256,7 +296,15 @@ class Journal:
         def work(connection: sa.Connection) -> None:
             connection.execute(_migrations.update().where(_migrations.c.id == migration).values(may_have_run=True))
 
-        await self._write_with([self._row(migration, "intent", "commit", {})], work)
+        await self._write_with([self._row(migration, "intent", "commit", {})], work, migration=migration)
+
+    async def disarm_commit(self, migration: str) -> None:
+        """Record that the destination has surely not run, although the commit was written. Durable on return."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(_migrations.update().where(_migrations.c.id == migration).values(may_have_run=False))
+
+        await self._write_with([self._row(migration, "intent", "not-committed", {})], work, migration=migration)
 
     async def request_cancel(self, migration: str) -> None:
         """Ask the controller that drives a migration to cancel it.

@@ -22,6 +22,15 @@ Owner = Literal["destination", "source", "none", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a migration may stand still, seconds; see `qmp_migrate.settings.WatchdogSettings`."""
+
+    connect_s: float = 30.0
+    stall_s: float = 20.0
+    switchover_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationRequest:
     """One migration that somebody wants.
 
@@ -33,6 +42,9 @@ class MigrationRequest:
         downtime_limit_ms: The longest blackout the user allows, milliseconds.
         bandwidth_bytes_per_s: Rate limit; 0: as fast as the link goes.
         encrypt: TLS with a key of this migration's own.
+        guarded: The source stops at pre-switchover until the controller has proven lock and destination once more; if the
+            controller is gone there, the source's agent takes the guest back. Costs a round trip of blackout.
+        limits: When standing still becomes a failure.
         id: Made here; names the migration in the journal and on the bus.
 
     Raises:
@@ -47,6 +59,8 @@ class MigrationRequest:
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = 0
     encrypt: bool = True
+    guarded: bool = False
+    limits: Limits = field(default_factory=Limits)
     id: str = field(default_factory=lambda: new_id())
 
     def __post_init__(self) -> None:
