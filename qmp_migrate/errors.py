@@ -33,6 +33,7 @@ what the command line ends with (the table is in DESIGN §6 and in ``docs/refere
     │   └── QmpCommandFailed                   QEMU answered with an error
     ├── GuestExists                        1   there is already a guest of that name on the host
     ├── LockBusy                          75   another controller holds the guest
+    │   └── Fenced                             another controller has taken the guest since
     ├── PreflightRefused                   3   a check failed; nothing was touched
     ├── MigrationError                     1   a migration did not end at its destination
     │   ├── MigrationFailed                    4 where the guest is safe at the source, else 1
@@ -289,6 +290,12 @@ class LockBusy(QmpMigrateError):
 
     code = "locked"
     exit_code = 75
+
+
+class Fenced(LockBusy):
+    """Another controller has taken this guest since: its epoch is no longer ours, and nothing of ours may be done."""
+
+    code = "fenced"
 
 
 class PreflightRefused(QmpMigrateError):
