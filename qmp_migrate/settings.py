@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -118,6 +119,15 @@ class MigrationSettings(_Section):
         return value if value is None else _quantity(parse_rate, value)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a migration may stand still, seconds; see `WatchdogSettings`."""
+
+    connect_s: float = 30.0
+    stall_s: float = 20.0
+    switchover_s: float = 10.0
+
+
 class WatchdogSettings(_Section):
     """``[watchdog]``: how long a migration may stand still before it is taken back to the source.
 
@@ -138,6 +148,12 @@ class WatchdogSettings(_Section):
         if parse_time_ms(value) < MIN_WATCHDOG_MS:
             raise ValueError(f"must be at least {MIN_WATCHDOG_MS // 1000}s")
         return value
+
+    @property
+    def limits(self) -> Limits:
+        """The same in seconds."""
+        seconds = {name: parse_time_ms(getattr(self, name)) / 1000 for name in ("connect", "stall", "switchover")}
+        return Limits(seconds["connect"], seconds["stall"], seconds["switchover"])
 
 
 class HostSettings(_Section):

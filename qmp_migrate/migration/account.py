@@ -52,13 +52,13 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
             lines = [
                 f"{recover} --owner destination   (runs the copy that {there} has loaded: right unless the guest ran on "
                 f"at {here} after the hand-over and wrote to its disks)",
-                f"qmp-migrate vm stop {names.vm} --on {there} --force   (ends that copy; then start the guest from its disks)",
+                f"qmp-migrate vm stop {names.vm} --on {there} --force   (ends that copy; then start it from its disks)",
             ]
         case Source.COMPLETED | Source.HALTED, Destination.ABSENT:
             lines = [
                 f"{recover} --owner source   (resumes the guest at {here} as it was at the hand-over: right only if it "
                 f"has not run at {there} since, else its disks are newer than its memory)",
-                f"qmp-migrate vm stop {names.vm} --on {here} --force   (ends that copy; then start the guest from its disks)",
+                f"qmp-migrate vm stop {names.vm} --on {here} --force   (ends that copy; then start it from its disks)",
             ]
         case Source.RUNS, Destination.HALTED:
             lines = [

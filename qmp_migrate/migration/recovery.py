@@ -14,7 +14,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from qmp_migrate.errors import ConnectionLost, MigrationFailed, QmpMigrateError, UsageError
@@ -27,9 +27,10 @@ from qmp_migrate.migration.handover import Destination, Goal, Source
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.reporter import Reporter
-from qmp_migrate.migration.request import Limits, MigrationRequest, MigrationResult
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import states
+from qmp_migrate.settings import Limits
 
 LAUNCH_S: Final = 25.0
 """How long a launch that the dead controller had begun may still be under way on the host."""
@@ -53,7 +54,7 @@ class Wish:
     back: bool = False
     fenced: frozenset[str] = frozenset()
     owner: Literal["source", "destination"] | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 async def recover(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from qmp_migrate.errors import InvalidQuantity, UsageError
+from qmp_migrate.settings import Limits
 from qmp_migrate.vm.names import validate_name
 
 MAX_DOWNTIME_MS: Final = 2_000_000
@@ -19,15 +20,6 @@ MIN_BANDWIDTH: Final = 64 * 1024
 
 Outcome = Literal["completed", "rolled_back", "cancelled", "failed", "unknown"]
 Owner = Literal["destination", "source", "none", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a migration may stand still, seconds; see `qmp_migrate.settings.WatchdogSettings`."""
-
-    connect_s: float = 30.0
-    stall_s: float = 20.0
-    switchover_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
