@@ -97,8 +97,10 @@ async def _one(controller: Controller, record: MigrationRecord, wish: Wish, wait
             record = await controller.journal.get(record.id)
             continue
         console.print(f"migration {record.id} of {record.vm}: {result.outcome}; {_where(result)}")
+        if result.error is not None:
+            console.print(f"because: {result.error['message']}", markup=False)
         for warning in result.warnings:
-            console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+            console.print(f"warning: {warning}", markup=False)
         return result.to_dict(), 0
 
 

@@ -177,6 +177,12 @@ async def _wire_destination(side: Side, request: MigrationRequest, wires: Wires)
     wires.port = await qmp.listen(monitor, side.migration_listen, side.settings.ports)
 
 
+_REMOVE_KEYS: Final = """
+[ -d "$1" ] || exit 0
+cd -- "$1" && rm -f -- "$2" "$3" && cd / && rmdir -- "$1"
+"""
+
+
 async def remove_keys(wires: Wires) -> list[str]:
     """Remove the key files from both hosts; they have done their work once copying has begun.
 
@@ -188,7 +194,7 @@ async def remove_keys(wires: Wires) -> list[str]:
     async def remove(side: Side, directory: str) -> str | None:
         try:
             names = [encryption.KEY_FILE, encryption.GROUP_FILE]
-            await side.host.script('cd -- "$1" && rm -f -- "$2" "$3" && cd / && rmdir -- "$1"', [directory, *names])
+            await side.host.script(_REMOVE_KEYS, [directory, *names])
         except QmpMigrateError as error:
             return f"the key file in {directory} on {side.name} could not be removed: {error}"
         return None
