@@ -38,7 +38,11 @@ class Chronicle:
     lenient: bool = False
     rev: int = 1
     started_at: float = field(default_factory=time.time)
-    _begun: float = field(default_factory=time.monotonic)
+    _begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        # One that another controller began is as old as the journal says; from here on clocks may be set.
+        self._begun = time.monotonic() - (time.time() - self.started_at)
 
     @property
     def ended(self) -> bool:
@@ -96,7 +100,7 @@ class Chronicle:
         """Enter a last phase, with the outcome. A journal that fails becomes a warning: the guest is where it is."""
         result = self.result
         result.outcome, result.owner = outcome, owner
-        result.total_ms = int((time.monotonic() - self._begun) * 1000)
+        result.total_ms = max(0, int((time.monotonic() - self._begun) * 1000))
         result.error = error.to_dict() if error else None
         self.phase = phase
         self.rev += 1

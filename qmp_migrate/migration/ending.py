@@ -24,6 +24,7 @@ from qmp_migrate.migration.handover import Action, Destination, Goal, Source
 from qmp_migrate.migration.phases import AFTER_COMMIT, Phase
 from qmp_migrate.migration.request import Outcome, Owner
 from qmp_migrate.migration.rollback import Settled
+from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import migration as qmp
 
 AFTER_WATCHDOG_S = 2.0
@@ -138,13 +139,17 @@ async def finish(course: Course) -> None:
     """The guest is the destination's: take the numbers, end the source, clean up, and say so."""
     chronicle = course.chronicle
     take_timeline(course)
-    if course.copying is not None and not course.source.fenced:
+    if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
     await release.release_source(course.source, course.destination, course.wires, chronicle)
     if chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
     await chronicle.end(Phase.DONE, "completed", "destination", None)
+
+
+async def _alive(side: Side) -> bool:
+    return (await side.observe()).run_state is not None
 
 
 def take_timeline(course: Course) -> None:

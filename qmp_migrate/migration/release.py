@@ -85,12 +85,12 @@ async def _unwire_destination(destination: Side, wires: Wires) -> None:
         await qmp.set_capabilities(monitor, wires.destination, {})
 
 
-async def take_numbers(source: Side, copying: Copying, result: MigrationResult, *, running: bool) -> None:
+async def take_numbers(source: Side, copying: Copying | None, result: MigrationResult, *, running: bool) -> None:
     """Put QEMU's own figures into the result; asked until they are there: right after `completed` 7.2 may still say 0.
 
     Args:
         source: Asked before it is ended.
-        copying: Its last numbers stand in where QEMU gives none once completed.
+        copying: Its last numbers stand in where QEMU gives none once completed; None: this controller saw none.
         result: Filled.
         running: The guest ran; a paused one has no downtime to wait for.
 
@@ -103,7 +103,7 @@ async def take_numbers(source: Side, copying: Copying, result: MigrationResult, 
         if info.total_ms and (info.downtime_ms or not running):
             break
         await asyncio.sleep(0.01)
-    ram = info.ram or copying.last.ram
+    ram = info.ram or (copying.last.ram if copying else None)
     result.qemu = {"total_ms": info.total_ms, "downtime_ms": info.downtime_ms, "setup_ms": info.setup_ms}
     if ram is not None:
         result.ram_bytes = ram.total
