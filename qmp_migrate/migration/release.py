@@ -37,22 +37,36 @@ async def release_source(source: Side, destination: Side, wires: Wires, chronicl
         JournalError: The intent could not be written.
     """
     await chronicle.intent("release-source", host=source.name)
-    gone = await _end(source)
-    if gone:
-        with chronicle.tolerate("the guest's serial log stayed behind"):
-            await _carry_console_log(source, destination)
-        chronicle.result.warnings += await wiring.remove_keys(wires)
-        with chronicle.tolerate(f"{source.directory} on {source.name} could not be removed"):
-            await rollback.remove_guest_directory(source)
-    else:
-        pid = source.process.pid if source.process else "?"
-        chronicle.warn(
-            f"the source QEMU on {source.name} could not be proven gone; it is stopped for good and must not be "
-            f"continued: end it (pid {pid})"
-        )
-    chronicle.did("release-source", gone=gone)
+    unwired = asyncio.create_task(_unwire(destination, wires, chronicle))
+    try:
+        gone = await _end(source)
+        if gone:
+            await asyncio.gather(_take_along(source, destination, chronicle), _forget_keys(wires, chronicle))
+            with chronicle.tolerate(f"{source.directory} on {source.name} could not be removed"):
+                await rollback.remove_guest_directory(source)
+        else:
+            pid = source.process.pid if source.process else "?"
+            chronicle.warn(
+                f"the source QEMU on {source.name} could not be proven gone; it is stopped for good and must not be "
+                f"continued: end it (pid {pid})"
+            )
+        chronicle.did("release-source", gone=gone)
+    finally:
+        await unwired
+
+
+async def _unwire(destination: Side, wires: Wires, chronicle: Chronicle) -> None:
     with chronicle.tolerate("the migration settings stay in force at the destination"):
         await _unwire_destination(destination, wires)
+
+
+async def _take_along(source: Side, destination: Side, chronicle: Chronicle) -> None:
+    with chronicle.tolerate("the guest's serial log stayed behind"):
+        await _carry_console_log(source, destination)
+
+
+async def _forget_keys(wires: Wires, chronicle: Chronicle) -> None:
+    chronicle.result.warnings += await wiring.remove_keys(wires)
 
 
 async def _end(source: Side) -> bool:

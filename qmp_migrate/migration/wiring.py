@@ -126,10 +126,10 @@ async def _place_keys(source: Side, destination: Side, request: MigrationRequest
     wires.key_directories = _key_directories(source, destination, request.id)
 
     async def place(side: Side, directory: str) -> None:
-        await side.host.script('umask 077; mkdir -p -- "$1"', [directory])
-        await side.host.write_file(f"{directory}/{encryption.KEY_FILE}", content, mode=0o600)
-        if side is destination:
-            await side.host.write_file(f"{directory}/{encryption.GROUP_FILE}", encryption.GROUP, mode=0o600)
+        known = wires.destination
+        group = encryption.GROUP if side is destination and known and encryption.wants_group(known.version) else b""
+        names = [directory, encryption.KEY_FILE, encryption.GROUP_FILE, str(len(content))]
+        await side.host.script(_PLACE_KEYS, names, input=content + group)
 
     await asyncio.gather(*(place(side, directory) for side, directory in wires.key_directories))
     wires.credentials = _name(request.id)
@@ -176,6 +176,18 @@ async def _wire_destination(side: Side, request: MigrationRequest, wires: Wires)
         await encryption.verify(monitor, wires.credentials)
     wires.port = await qmp.listen(monitor, side.migration_listen, side.settings.ports)
 
+
+# $1 directory, $2 key file, $3 group file, $4 bytes of the key on standard input; what follows is the group.
+_PLACE_KEYS: Final = """
+set -eu
+umask 077
+mkdir -p -- "$1"
+cd -- "$1"
+head -c "$4" >"$2"
+[ "$(wc -c <"$2")" -eq "$4" ] || { echo "the key arrived in part only" >&2; exit 1; }
+cat >"$3"
+[ -s "$3" ] || rm -f -- "$3"
+"""
 
 _REMOVE_KEYS: Final = """
 [ -d "$1" ] || exit 0
