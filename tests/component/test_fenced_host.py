@@ -11,6 +11,7 @@ import pytest
 from qmp_migrate.errors import CommandFailed, Fenced, FileFailed, LockBusy
 from qmp_migrate.hosts import Host, HostAddress, SshHost, make_host
 from qmp_migrate.hosts.fenced import FencedHost
+from qmp_migrate.hosts.process import identify, is_alive, kill, launch
 from tests.support.sshd import running_sshd, short_directory
 
 
@@ -73,6 +74,22 @@ async def test_with_our_epoch_all_is_as_without_the_fence(host: FencedHost, dire
     with pytest.raises(LockBusy):
         await host.hold_lock(str(directory / "lock"), owner="me")
     await held.release()
+
+
+async def test_processes_are_started_and_ended_behind_it(host: FencedHost, directory: Path) -> None:
+    guest = directory / "web1"
+    argv = ["sh", "-c", ": >ready; exec sleep 600"]
+    process = await launch(host, directory=str(guest), argv=argv, ready="ready")
+    assert await identify(host, str(guest)) == process
+    (directory / "it's.epoch").write_text("8\n")
+    with pytest.raises(Fenced):
+        await kill(host, process)
+    with pytest.raises(Fenced):
+        await launch(host, directory=str(directory / "web2"), argv=argv, ready="ready")
+    assert not (directory / "web2").exists()
+    assert await is_alive(host._host, process)
+    (directory / "it's.epoch").write_text("7\n")
+    assert await kill(host, process)
 
 
 @pytest.mark.parametrize("epoch", ["8\n", "6\n", "70\n", "7 8\n", "\n", None])
