@@ -23,7 +23,7 @@ _MARK: Final = "qmp-migrate: the epoch is "
 # $1 epoch file, $2 the epoch; the act's own arguments follow. The mark tells it from an act that itself ends with 75.
 _FENCE: Final = f"""
 epoch=
-{{ read -r epoch <"$1"; }} 2>/dev/null
+{{ IFS= read -r epoch <"$1"; }} 2>/dev/null
 [ "$epoch" = "$2" ] || {{ echo "{_MARK}${{epoch:-unknown}}" >&2; exit {_STATUS}; }}
 shift 2
 """

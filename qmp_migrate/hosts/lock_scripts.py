@@ -78,15 +78,25 @@ look "$$"
 me="$$ $begun"
 same() { [ "$path" -ef "/proc/self/fd/$fd" ]; }
 shut() { eval "exec $fd>&-; held_$fd="; }
+# who: sets $found to the owner line; fails where the file does not name a holder that lives. Then it is of before, was
+# just released, or is just being written.
+who() {
+    for glance in 1 2 3 4; do
+        found= pid= start=
+        { IFS= read -r found && read -r pid start; } <"$path"
+        if [ -n "$pid" ] && alive "$pid" "$start"; then return 0; fi
+        [ -e "$path" ] || return 1
+        sleep 0.05
+    done
+    return 1
+}
 take() {
     for attempt in 1 2 3 4 5; do
         if ! eval "command exec $fd>>\"\$path\""; then echo "error cannot open"; return; fi
         if ! flock -n "$fd"; then
-            owner=
-            IFS= read -r owner <"$path"
             shut
-            printf 'busy %s\n' "$owner"
-            return
+            if who || [ "$attempt" -eq 5 ]; then printf 'busy %s\n' "$found"; return; fi
+            continue
         fi
         if same; then
             printf '%s\n%s\n' "$owner" "$me" >"$path"

@@ -114,6 +114,25 @@ async def test_a_file_left_by_a_crash_is_taken_over(hosts: tuple[Host, Host], di
     await held.release()
 
 
+async def test_who_only_looks_is_not_taken_for_a_holder(hosts: tuple[Host, Host], directory: Path) -> None:
+    # Asking whether somebody holds a lock locks it for a moment; the file still names a controller that is dead.
+    path = directory / "lock"
+    path.write_text("a dead controller\n999999999 17\n")
+    looking = await asyncio.create_subprocess_exec("flock", str(path), "sleep", "0.3")
+    await until(lambda: holders(path), "the look")
+    held = await hosts[0].hold_lock(str(path), owner="me")
+    await held.release()
+    await looking.wait()
+    path.write_text("someone's tool\n")
+    staying = await asyncio.create_subprocess_exec("flock", str(path), "sh", "-c", "read line", stdin=subprocess.PIPE)
+    await until(lambda: holders(path), "a lock that is not of ours")
+    with pytest.raises(LockBusy, match="someone's tool"):
+        await hosts[0].hold_lock(str(path), owner="me")
+    assert staying.stdin is not None
+    staying.stdin.close()
+    await staying.wait()
+
+
 async def test_many_locks_on_one_connection(hosts: tuple[Host, Host], directory: Path) -> None:
     most = lock.HOLDERS * lock.LOCKS_PER_HOLDER
     paths = [str(directory / f"lock{number}") for number in range(most)]
