@@ -41,6 +41,11 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
             f"{recover} --wait   (goes on as soon as {there} answers)",
             f"{recover} --fenced {there}   (only if you have proof that {there} is switched off)",
         ]
+    if destination is Destination.HANGS:
+        lines += [
+            f"{recover} --wait   (goes on as soon as the QEMU on {there} answers)",
+            f"if it never will: end that QEMU on {there} (SIGKILL), then {recover}",
+        ]
     if lines:
         return lines
     match source, destination:

@@ -79,6 +79,8 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
         of_source, of_destination, source_state, destination_state = await look(source, destination)
         waited = time.monotonic() - begun
         facts = replace(course.facts(waited < patience), yanked=yanked)
+        if not course.held_by_others and handover.proves_never_ran(source_state, of_source.status):
+            facts = replace(facts, never_ran=True)
         decision = handover.decide(source_state, destination_state, facts, goal)
         settled = Settled(decision.action, of_source, of_destination, source_state, destination_state, decision.reason)
         match decision.action:
