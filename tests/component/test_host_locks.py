@@ -271,11 +271,13 @@ async def test_a_killed_sshd_session_frees_its_locks_and_they_are_lost(sshd: Ssh
     await host.close()
 
 
-async def test_a_killed_holder_frees_its_locks_and_they_are_lost(hosts: tuple[Host, Host], directory: Path) -> None:
+async def test_a_killed_holder_frees_its_locks_and_they_are_lost(
+    hosts: tuple[Host, Host], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 600.0)  # its child waits for one line all the time
     path = directory / "lock"
     held = await hosts[0].hold_lock(str(path), owner="me")
-    # What the holder starts for a moment may have its descriptors; what stays (it waits for the next line) has not.
-    await until(lambda: len(holders(path)) == 1, "the holder alone")
+    await until(lambda: len(holders(path)) == 1, "the holder alone: its child has closed the lock")
     holder = psutil.Process(int(path.read_text().split()[-2]))
     assert holder.children()
     holder.kill()
