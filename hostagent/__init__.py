@@ -1,2 +1,1 @@
-"""The per-host agent: sees the guests of its host and tells the bus about them. All that it ever
-changes: a guest whose controller is gone in a guarded switchover runs on (`hostagent.guardian`)."""
+"""The per-host agent: sees the guests of its host, tells the bus about them, and guards them (`hostagent.guardian`)."""
