@@ -82,6 +82,8 @@ class Engine:
         try:
             async with self._locked(), self._cancel_watched():
                 self.error = await self._settled(self._drive())
+        except Fenced as failure:
+            self.error = ending.gave_way(course, failure)
         except QmpMigrateError as failure:  # before anything was launched, or the journal failed
             self.error = failure
             if not course.chronicle.ended:
