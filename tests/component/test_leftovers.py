@@ -305,8 +305,8 @@ async def test_another_qemu_than_the_one_that_was_looked_at_is_not_killed(fleet:
 async def test_a_launch_under_way_keeps_its_directory(fleet: Fleet) -> None:
     await (await fleet.qemu()).kill()
     looked = await fleet.find()
-    launching = subprocess.Popen(  # noqa: ASYNC220["flock", fleet.run_dir() / "web1", "sh", "-c", "echo in; read x"],
-                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")  # fmt: skip
+    holding = ["flock", str(fleet.run_dir() / "web1"), "sh", "-c", "echo in; read x"]
+    launching = subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")  # noqa: ASYNC220
     assert launching.stdout is not None
     assert await asyncio.to_thread(launching.stdout.readline) == b"in\n"
     found = await _act_blindly(fleet, looked)
