@@ -333,3 +333,19 @@ async def test_a_host_that_cannot_be_asked_is_named_and_the_others_are_done(flee
     fleet.controller.settings.hosts["b"] = fleet.controller.settings.hosts["b"].model_copy(update={"port": 1})
     found = await fleet.remove()
     assert (kinds(found), list(found.unreachable), found.exit_code) == ({Kind.DIRECTORY: "quarantined"}, ["b"], 69)
+
+
+async def test_a_loaded_destination_is_looked_at_again_under_both_locks(fleet: Fleet) -> None:
+    source, destination = await fleet.moved()
+    await (await source.attach()).execute("cont")
+    await source.detach()
+    (finding,) = [f for f in (await fleet.find()).findings if f.kind is Kind.LOADED_DESTINATION]
+    holders: list[str | None] = []
+
+    async def look(_vm: str, _mine: object) -> list[Finding]:
+        holders.extend([await locks.holder(source), await locks.holder(destination)])
+        return []
+
+    assert (await leftover_removal.remove(finding, fleet.controller.side, look)).action == "kept"
+    assert all(who is not None and "doctor" in who for who in holders)
+    assert [await locks.holder(source), await locks.holder(destination)] == [None, None]
