@@ -7,6 +7,7 @@ travel between NUL bytes and are never read by a shell.
 from __future__ import annotations
 
 import asyncio
+import base64
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -188,8 +189,6 @@ def parse(host: str, run_dir: str, output: bytes) -> RunDir:
     Raises:
         FileFailed: It is not what the script prints.
     """
-    import base64
-
     uid = boot_id = now = ""
     entries, processes = list[Entry](), list[Process]()
     records, holders = dict[str, Record](), dict[str, str]()
