@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmp_migrate.hosts.process_scripts import _STATE_OF
+from qmp_migrate.hosts.process_scripts import STATE_OF
 
 # clean_keys DIRECTORY: removes a migration's key directory; fails, and leaves it, where something else is in it.
 _CLEAN_KEYS: Final = r"""
@@ -29,7 +29,7 @@ clean_keys "./$2/$3"
 #: Refuses where its QEMU, or any process with its files in the command line or with it as working directory, lives;
 #: and where a launch is under way there: that one has the directory locked.
 QUARANTINE: Final = (
-    _STATE_OF
+    STATE_OF
     + _CLEAN_KEYS
     + r"""
 umask 077

@@ -93,7 +93,7 @@ async def recover(
         gone = _gone(record)
         await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
         return course.chronicle.result, gone
-    lock = await locks.take(source, destination, record.id, partial=True)
+    lock = await locks.take(source, destination, f"migration {record.id}", partial=True)
     # Only now: while its locks were held by another, that one may have gone on.
     record = await journal.get(record.id)
     entries = await journal.entries(record.id)
