@@ -27,7 +27,7 @@ from bench.samples import Sample
 from bench.scenarios import ALL, EVERYBODY, Scenario
 from bench.summary import Spread, Summary
 from bench.targets import judge
-from bench.virsh import Virsh
+from bench.virsh import Virsh, make_emulator
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.rig.accel import probe_accel
 from qmp_migrate.rig.images import find_images
@@ -79,12 +79,8 @@ async def _main(options: argparse.Namespace) -> int:
     interrupted = False
     try:
         help_ms += await time_help(max(5, options.repeats))
-        async with _contenders(set(options.contenders), absent) as contenders:
+        async with _contenders(set(options.contenders), machine, absent) as contenders:
             wanted = [scenario for scenario in ALL if options.only is None or scenario.name in options.only]
-            if machine.loses_writes and "virsh" in contenders:
-                absent["virsh with a guest that dirties memory"] = (
-                    "libvirt rounds memory to whole MiB, with which this QEMU loses writes under TCG"
-                )
             await _measure(wanted, contenders, machine, options.repeats, samples)
     except asyncio.CancelledError:
         interrupted = True
@@ -117,7 +113,9 @@ def _obey_signals() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _contenders(wanted: set[str], absent: dict[str, str]) -> AsyncIterator[dict[str, Contender]]:
+async def _contenders(
+    wanted: set[str], machine: Machine, absent: dict[str, str]
+) -> AsyncIterator[dict[str, Contender]]:
     """Bring up what the contenders need, and take it down. Where libvirt cannot be used, `absent` says why."""
     async with contextlib.AsyncExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="qmp-bench-"))
@@ -134,8 +132,9 @@ async def _contenders(wanted: set[str], absent: dict[str, str]) -> AsyncIterator
                 shared = scratch / "guests"
                 shared.mkdir()
                 try:
-                    lab = libvirt_lab.two_daemons(scratch / "libvirt", shared)
-                    found["virsh"] = Virsh(*await stack.enter_async_context(lab), shared)
+                    emulator = make_emulator(scratch / "qemu", machine)
+                    lab = libvirt_lab.two_daemons(scratch / "libvirt", shared, emulator)
+                    found["virsh"] = Virsh(*await stack.enter_async_context(lab), shared, emulator)
                 except (MoveFailed, TimeoutError, OSError) as error:
                     reason = str(error) or repr(error)
             if reason is not None:
@@ -152,8 +151,7 @@ async def _measure(
 ) -> None:
     """Let the contenders take turns, scenario by scenario; `samples` grows."""
     for scenario in scenarios:
-        left_out = {"virsh"} if machine.loses_writes and scenario.rate_mib_s else set()
-        taking_part = [contenders[name] for name in scenario.contenders if name in contenders.keys() - left_out]
+        taking_part = [contenders[name] for name in scenario.contenders if name in contenders]
         for number in range(1, repeats + 1):
             for contender in taking_part:
                 guest = Guest(f"bench{len(samples)}", scenario, machine)

@@ -42,12 +42,16 @@ class Machine:
     image: GuestImage
     loses_writes: bool
 
+    @property
+    def memory_kib(self) -> int:
+        """A guest's memory, KiB."""
+        return MEMORY_KIB + (ODD_KIB if self.loses_writes else 0)
+
 
 def loses_writes(accel: Accelerator, version: str) -> bool:
     """Tell whether a guest's memory must not be a multiple of 256 KiB (``vm-images/README.md``, "Beware").
 
-    That makes QEMU's dirty syncs slower: so it is done only where it must be, and then for everybody but libvirt, which
-    knows whole MiB only.
+    That makes QEMU's dirty syncs slower: so it is done only where it must be, and then for everybody.
 
     Args:
         accel: The accelerator.
@@ -66,11 +70,6 @@ class Guest:
     machine: Machine
 
     @property
-    def memory_kib(self) -> int:
-        """Its memory, KiB."""
-        return MEMORY_KIB + (ODD_KIB if self.machine.loses_writes else 0)
-
-    @property
     def append(self) -> str:
         """Its kernel command line. It does not verify its memory: that costs CPU, and the tests prove that it survives."""
         scenario = self.scenario
@@ -83,7 +82,7 @@ class Guest:
             "name": self.name,
             "machine": "pc-q35-7.2",
             "cpu": "qemu64",
-            "memory": f"{self.memory_kib}KiB",
+            "memory": f"{self.machine.memory_kib}KiB",
             "vcpus": 1,
             "accel": self.machine.accel,
             "kernel": str(self.machine.image.kernel),

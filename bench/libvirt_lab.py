@@ -149,12 +149,13 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def two_daemons(directory: Path, shared: Path) -> AsyncIterator[tuple[Daemon, Daemon]]:
+async def two_daemons(directory: Path, shared: Path, emulator: Path) -> AsyncIterator[tuple[Daemon, Daemon]]:
     """Bring two libvirtds up that can reach each other, and end them with all that they started.
 
     Args:
         directory: For their files.
         shared: A directory that is there; each sees its own guests' directory at this path.
+        emulator: What they will start as QEMU.
 
     Raises:
         MoveFailed: One did not come up; with the end of its log.
@@ -177,7 +178,7 @@ async def two_daemons(directory: Path, shared: Path) -> AsyncIterator[tuple[Daem
             *("nsenter", "--target", str(left.init), "--net"),
             *("ip", "link", "add", "link0", "type", "veth", "peer", "name", "link0", "netns", str(right.init)),
         )
-        await asyncio.gather(*(_ready(daemon, directory) for daemon in daemons))
+        await asyncio.gather(*(_ready(daemon, directory, emulator) for daemon in daemons))
         yield left, right
 
 
@@ -213,12 +214,13 @@ async def _enter(directory: Path, name: str, addresses: dict[str, str], shared: 
     return Daemon(name, address, uri, own / "guests", outer, int(found[0]))
 
 
-async def _ready(daemon: Daemon, directory: Path) -> None:
+async def _ready(daemon: Daemon, directory: Path, emulator: Path) -> None:
     """Wait until it answers and has asked its QEMU what it can do, which it does once."""
+    asking = ("virsh", "-c", "qemu:///system", "domcapabilities", "--emulatorbin", str(emulator))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(READY_S):
             while daemon.outer.returncode is None:
-                if (await daemon.run("virsh", "-c", "qemu:///system", "domcapabilities", check=False)).startswith("<"):
+                if (await daemon.run(*asking, check=False)).startswith("<"):
                     return
                 await asyncio.sleep(RETRY_S)
     log = directory / daemon.name / "libvirtd.log"

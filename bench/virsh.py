@@ -5,12 +5,27 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
 from bench.contender import Moved, MoveFailed
-from bench.guest import SOCKET, Guest
+from bench.guest import SOCKET, Guest, Machine
 from bench.libvirt_lab import Daemon
 from bench.scenarios import DOWNTIME_LIMIT_MS, MEMORY_KIB, MIB
+
+_EMULATOR: Final = """\
+#!/bin/sh
+for word; do
+    shift
+    case $before:$word in
+    -m:{mib}) word=size={kib}K ;;
+    -object:*'"id":"pc.ram","size":{old}'*) word=${{word%{old}*}}{new}${{word##*{old}}} ;;
+    esac
+    set -- "$@" "$word"
+    before=$word
+done
+exec {qemu} "$@"
+"""
 
 
 class Virsh:
@@ -19,10 +34,11 @@ class Virsh:
     name = "virsh"
     controller_pid = None
 
-    def __init__(self, source: Daemon, destination: Daemon, shared: Path) -> None:
+    def __init__(self, source: Daemon, destination: Daemon, shared: Path, emulator: Path) -> None:
         self._source = source
         self._destination = destination
         self._shared = shared
+        self._emulator = emulator
 
     def directories(self, guest: Guest) -> tuple[Path, Path]:
         """See `Contender`."""
@@ -34,7 +50,7 @@ class Virsh:
             directory.mkdir()
         file = self.directories(guest)[0] / "domain.xml"
         inside = self._shared / guest.name
-        file.write_text(domain_xml(guest, inside))
+        file.write_text(domain_xml(guest, inside, self._emulator))
         await self._source.run("virsh", "-q", "create", str(inside / file.name))
 
     async def move(self, guest: Guest) -> Moved:
@@ -59,12 +75,28 @@ class Virsh:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def domain_xml(guest: Guest, directory: Path) -> str:
+def make_emulator(path: Path, machine: Machine) -> Path:
+    """Return what libvirt shall start as QEMU: QEMU, or a script that starts it with the memory that the others get.
+
+    Args:
+        path: Where to put the script if one is needed: libvirt itself knows whole MiB only.
+        machine: What every guest is started with.
+    """
+    if machine.memory_kib == MEMORY_KIB:
+        return Path(machine.qemu)
+    sizes = {"mib": MEMORY_KIB // 1024, "old": MEMORY_KIB * 1024, "kib": machine.memory_kib}
+    path.write_text(_EMULATOR.format(**sizes, new=machine.memory_kib * 1024, qemu=machine.qemu))
+    path.chmod(0o700)
+    return path
+
+
+def domain_xml(guest: Guest, directory: Path, emulator: Path) -> str:
     """Return the guest for libvirt: the same machine, kernel and devices, and nothing that libvirt would add by itself.
 
     Args:
         guest: The guest.
         directory: Its directory, as libvirt sees it.
+        emulator: See `make_emulator`.
     """
     machine = guest.machine
     kind = {"tcg": "qemu", "kvm": "kvm"}[machine.accel]
@@ -83,7 +115,7 @@ def domain_xml(guest: Guest, directory: Path) -> str:
   <features><acpi/></features>
   <cpu mode="custom" match="exact" check="none"><model fallback="forbid">qemu64</model></cpu>
   <devices>
-    <emulator>{escape(machine.qemu)}</emulator>
+    <emulator>{escape(str(emulator))}</emulator>
     <serial type="file"><source path={quoteattr(str(directory / "serial.log"))}/></serial>
     <controller type="usb" model="none"/>
     <memballoon model="none"/>

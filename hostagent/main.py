@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from hostagent.service import AgentConfig
 
 ENV: Final = "QMP_HOSTAGENT_"
+GUARDIAN_LIMIT_MIN_MS: Final = 2000
 
 app = typer.Typer(
     name="qmp-hostagent",
-    help="The agent of one host: tells the MQTT bus about the host and its guests. Never changes a guest.",
+    help="The agent of one host: tells the MQTT bus about the host and its guests, and takes a guest back whose "
+    "controller is gone in a guarded switchover. Changes nothing else.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +56,14 @@ def run(
     interval: Annotated[
         str, typer.Option(envvar=_variable("INTERVAL"), help="Time between load reports, for example 5s.")
     ] = "5s",
+    guardian_limit: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("GUARDIAN_LIMIT"),
+            help="A controller without a sign of life for this long is gone: a guest that it holds in pre-switchover "
+            "runs on here. At least 2s; 0 turns it off.",
+        ),
+    ] = "3s",
     qemu: Annotated[
         list[str] | None,
         typer.Option(envvar=_variable("QEMU"), help="QEMU binary to tell about; repeatable. [default: from PATH]"),
@@ -86,6 +96,7 @@ def run(
             mqtt=mqtt,
             root=root,
             interval=interval,
+            guardian_limit=guardian_limit,
             qemu=qemu,
             username=mqtt_username,
             password_file=mqtt_password_file,
@@ -102,7 +113,15 @@ def run(
 
 
 def _configure(
-    *, host: str, run_dir: Path | None, mqtt: str, root: str, interval: str, qemu: list[str] | None, **broker: Any
+    *,
+    host: str,
+    run_dir: Path | None,
+    mqtt: str,
+    root: str,
+    interval: str,
+    guardian_limit: str,
+    qemu: list[str] | None,
+    **broker: Any,
 ) -> AgentConfig:
     from hostagent.service import AgentConfig
     from qmp_migrate.bus.address import BrokerAddress
@@ -117,8 +136,25 @@ def _configure(
         broker=BrokerAddress.parse(mqtt, **broker),
         topics=Topics(root),
         interval_s=parse_time_ms(interval) / 1000,
+        guardian_limit_s=_guardian_limit_s(guardian_limit),
         qemus=tuple(qemu) if qemu else (found,) if found else (),
     )
+
+
+def _guardian_limit_s(text: str) -> float:
+    """Return the guardian's limit in seconds, 0.0 where it is turned off."""
+    from qmp_migrate.errors import InvalidQuantity
+    from qmp_migrate.vm.units import parse_time_ms
+
+    if text.strip() == "0":
+        return 0.0
+    limit_ms = parse_time_ms(text)
+    if limit_ms < GUARDIAN_LIMIT_MIN_MS:
+        raise InvalidQuantity(
+            f"a guardian's limit of {text} is too short: a controller gives a sign of life once a second",
+            hint="use 2s or more for --guardian-limit, or 0 to turn the guardian off",
+        )
+    return limit_ms / 1000
 
 
 def _default_run_dir() -> Path:

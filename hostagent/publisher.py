@@ -99,7 +99,7 @@ class Publisher:
             self._event(f"{QMP_TYPE}{name}"[:256], vm, data, moment, publish=publish)
 
     def own_event(self, kind: str, vm: str, data: Mapping[str, Any]) -> None:
-        """Publish what the agent itself has seen: ``guest-appeared``, ``guest-gone``."""
+        """Publish what the agent itself has seen or done: ``guest-appeared``, ``guest-gone``, ``guardian-…``."""
         with self._say_once("event"):
             self._event(f"{OWN_TYPE}{kind}", vm, data, now(), publish=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qmp_migrate.bus.messages import Role
-from qmp_migrate.qemu.states import POSTCOPY, under_way
+from qmp_migrate.qemu.states import IDLE, POSTCOPY, under_way
 
 
 def role_of(*, runstate: str, migration_status: str | None, arrived: bool) -> Role:
@@ -19,8 +19,11 @@ def role_of(*, runstate: str, migration_status: str | None, arrived: bool) -> Ro
     """
     if runstate == "inmigrate":
         return "incoming"
-    if runstate in ("finish-migrate", "postmigrate"):
+    if runstate == "finish-migrate":
         return "source"
+    if runstate == "postmigrate":
+        # A paused guest whose migration was cancelled: QEMU 7.2 calls it `postmigrate`, but it is still the guest.
+        return "idle" if migration_status in IDLE else "source"
     if migration_status is None:
         return "idle"
     if migration_status in POSTCOPY:

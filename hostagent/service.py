@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from hostagent.discovery import Guest, discover
+from hostagent.guardian import Guardian
 from hostagent.info import QemuCatalogue, read_info
 from hostagent.load import LoadMeter
 from hostagent.publisher import Publisher
@@ -42,6 +43,7 @@ class AgentConfig:
         broker: The broker.
         topics: The topics in use.
         interval_s: Seconds between load reports.
+        guardian_limit_s: Seconds without a sign of life after which a controller counts as gone; 0: nobody is guarded.
         qemus: QEMU binaries to tell about, besides those that run.
     """
 
@@ -50,6 +52,7 @@ class AgentConfig:
     broker: BrokerAddress
     topics: Topics
     interval_s: float
+    guardian_limit_s: float
     qemus: tuple[str, ...] = ()
 
 
@@ -78,6 +81,8 @@ class HostAgent:
             stop: Set it to end.
             ready: Called once, when the guests that were there are known; True if the broker is connected.
         """
+        limit_s = self._config.guardian_limit_s
+        log.info("guardian-on" if limit_s else "guardian-off", limit_s=limit_s)
         self._look_for_guests()
         self._publisher.client.start()
         async with self._background() as tasks:
@@ -142,7 +147,9 @@ class HostAgent:
             self._add(guest)
 
     def _add(self, guest: Guest) -> None:
-        watch = GuestWatch(self._config.host, guest, self._publisher)
+        limit_s = self._config.guardian_limit_s
+        guardian = Guardian(guest, self._publisher, limit_s) if limit_s else None
+        watch = GuestWatch(self._config.host, guest, self._publisher, guardian)
         task = asyncio.create_task(self._keep_going(watch.run), name=f"guest {guest.name}")
         self._watches[guest.name] = watch, task
         self._ends.add(guest)
@@ -153,6 +160,7 @@ class HostAgent:
     def _remove(self, name: str) -> None:
         watch, task = self._watches.pop(name)
         task.cancel()
+        watch.flush()
         self._ends.remove(watch.guest)
         told = {
             "pid": watch.guest.pid,

@@ -1,9 +1,11 @@
 """One guest, watched through a monitor of the agent's own.
 
-Only commands that change nothing are ever sent (``query-…`` and the greeting's ``qmp_capabilities``). Every wait has a
-limit, and each guest is watched by a task of its own: one that hangs holds up nobody. Events are hints (DESIGN rule 8):
-they are passed on at once, but what the guest's state *is* comes from asking, after each event, after each reconnect,
-and now and then.
+Commands that change nothing are sent (``query-…`` and the greeting's ``qmp_capabilities``), and a single other one:
+``migrate_cancel``, by the guardian (`hostagent.guardian`), in ``pre-switchover``, where the controller is gone. Every
+wait has a limit, and each guest is watched by a task of its own: one that hangs holds up nobody. Events are hints (DESIGN
+rule 8): they are passed on at once, but what the guest's state *is* comes from asking, after each event, after each
+reconnect, and now and then. While a migrating guest switches over, nothing is asked and nothing is passed on for a moment
+(`hostagent.quiet`).
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import asyncio
 import contextlib
 import socket
 import time
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from hostagent.answers import facts_of, migration_status_of, runstate_of
 from hostagent.discovery import Guest
+from hostagent.guardian import Guardian
 from hostagent.publisher import Publisher
+from hostagent.quiet import Quiet
 from hostagent.roles import role_of
 from qmp_migrate.bus.fields import now
 from qmp_migrate.bus.messages import HostVm
@@ -49,16 +54,21 @@ class GuestWatch:
         host: Name of this host.
         guest: The guest.
         publisher: Where its state and events go.
+        guardian: What takes it back from a controller that is gone; ``None``: nobody does.
 
     Attributes:
         guest: The guest.
         shutdown_reason: What the guest's QEMU said when it shut down, or ``None``.
     """
 
-    def __init__(self, host: str, guest: Guest, publisher: Publisher) -> None:
+    def __init__(self, host: str, guest: Guest, publisher: Publisher, guardian: Guardian | None) -> None:
         self.guest = guest
         self.shutdown_reason: str | None = None
         self._publisher = publisher
+        self._guardian = guardian
+        self._quiet = Quiet()
+        self._migration: str | None = None
+        self._changes = 0
         self._arrived = not any(word in ("-incoming", "--incoming") for word in guest.argv)
         self._asked = asyncio.Event()
         self._budget = _Budget(EVENTS_PER_S)
@@ -86,6 +96,16 @@ class GuestWatch:
 
     async def run(self) -> None:
         """Watch for ever: connect, ask, listen, and again when the monitor is lost."""
+        try:
+            await self._run()
+        finally:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish at once what is held back, because nothing may follow: the guest is gone, or the agent goes."""
+        self._quiet.end()
+
+    async def _run(self) -> None:
         retry_s, said = FIRST_RETRY_S, False
         while True:
             try:
@@ -122,13 +142,16 @@ class GuestWatch:
     async def _watch(self, monitor: Monitor) -> None:
         with monitor.events() as events:
             listening = asyncio.create_task(self._listen(events), name=f"events of {self.guest.name}")
-            asking = asyncio.create_task(self._ask(monitor), name=f"state of {self.guest.name}")
+            tasks = {listening, asyncio.create_task(self._ask(monitor), name=f"state of {self.guest.name}")}
+            self._migrates(None)  # what was so before is not known to be so any more
+            if self._guardian is not None:
+                tasks.add(asyncio.create_task(self._guardian.run(monitor), name=f"guardian of {self.guest.name}"))
             try:
-                done, _ = await asyncio.wait({listening, asking}, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                listening.cancel()
-                asking.cancel()
-                await asyncio.gather(listening, asking, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             for task in done:
                 if (error := task.exception()) is not None and not isinstance(error, MonitorError):
                     raise error
@@ -137,13 +160,28 @@ class GuestWatch:
 
     async def _listen(self, events: EventStream) -> None:
         async for event in events:
+            self._heed(event)
             self._asked.set()
-            if event.name == "SHUTDOWN":
-                self.shutdown_reason = str(event.data.get("reason", ""))
-            if event.name == "RESUME":
-                self._arrived = True
             if event.name not in DULL_EVENTS:
-                self._pass_on(event)
+                self._quiet.say(partial(self._pass_on, event))
+
+    def _heed(self, event: Event) -> None:
+        if event.name == "SHUTDOWN":
+            self.shutdown_reason = str(event.data.get("reason", ""))
+        if event.name not in ("STOP", "RESUME", "MIGRATION"):
+            return
+        self._changes += 1
+        if event.name == "RESUME":
+            self._arrived = True
+        elif event.name == "MIGRATION":
+            self._migrates(migration_status_of(event.data))
+        elif self._migration is not None and under_way(self._migration):
+            self._quiet.begin()
+
+    def _migrates(self, status: str | None) -> None:
+        self._migration = status
+        if self._guardian is not None:
+            self._guardian.notice(status)
 
     def _pass_on(self, event: Event) -> None:
         self._publisher.qmp_event(
@@ -155,16 +193,17 @@ class GuestWatch:
     async def _ask(self, monitor: Monitor) -> None:
         facts: dict[str, Any] = {}
         while True:
+            await self._quiet.over()
             self._asked.clear()
             try:
                 facts = facts or await self._ask_facts(monitor)
-                self._learn(**facts, **await self._ask_state(monitor))
+                if state := await self._ask_state(monitor):
+                    self._learn(**facts, **state)
             except MonitorTimeout:
                 # Unknown, not dead (rule 5): QEMU's main loop may stall for long around a switchover.
                 self._learn(monitor="waiting")
             await asyncio.sleep(QUERY_PAUSE_S)
-            status = self._state.migration_status
-            pause = BUSY_QUERY_S if status is not None and under_way(status) else IDLE_QUERY_S
+            pause = BUSY_QUERY_S if self._migration is not None and under_way(self._migration) else IDLE_QUERY_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._asked.wait()
@@ -173,9 +212,16 @@ class GuestWatch:
         questions = ("query-version", "query-uuid", "query-cpus-fast", "query-memory-size-summary")
         return facts_of(*[await _query(monitor, question) for question in questions])
 
-    async def _ask_state(self, monitor: Monitor) -> dict[str, Any]:
+    async def _ask_state(self, monitor: Monitor) -> dict[str, Any] | None:
+        """Ask; ``None`` where an event says that it has changed meanwhile: an answer may be older than that."""
+        changes = self._changes
         runstate = runstate_of(await _query(monitor, "query-status"))
+        if changes != self._changes:
+            return None  # the event may have been a STOP, after which nothing is to be asked
         migration_status = migration_status_of(await _query(monitor, "query-migrate"))
+        if changes != self._changes:
+            return None
+        self._migrates(migration_status)
         if runstate == "running":
             self._arrived = True
         return {
@@ -195,7 +241,7 @@ class GuestWatch:
             return
         self._state = HostVm.model_validate({**dict(self._state), **changed, "at": now()})
         self._told = True
-        self._publisher.guest(self._state)
+        self._quiet.say(partial(self._publisher.guest, self._state))
 
 
 async def _query(monitor: Monitor, command: str) -> object:

@@ -33,12 +33,14 @@ what the command line ends with (the table is in DESIGN §6 and in ``docs/refere
     │   └── QmpCommandFailed                   QEMU answered with an error
     ├── GuestExists                        1   there is already a guest of that name on the host
     ├── LockBusy                          75   another controller holds the guest
+    │   └── Fenced                             another controller has taken the guest over: this one does nothing more
     ├── PreflightRefused                   3   a check failed; nothing was touched
     ├── MigrationError                     1   a migration did not end at its destination
     │   ├── MigrationFailed                    4 where the guest is safe at the source, else 1
     │   ├── MigrationCancelled             6   cancelled on request, guest safe at the source
     │   ├── NotConverging                  6   given up by policy, guest safe at the source
     │   └── OutcomeUnknown                 5   nobody can say who owns the guest: parked for a person
+    │       └── SplitBrain                     both copies were seen to run; one was stopped, both are kept
     ├── JournalError                       1   the journal cannot be opened, read or written
     ├── BusError                           1   the broker cannot be used (only where the bus is the purpose)
     └── RigError                           1   a part of the rig did not come up
@@ -291,6 +293,12 @@ class LockBusy(QmpMigrateError):
     exit_code = 75
 
 
+class Fenced(LockBusy):
+    """Another controller has taken the guest over since (its epoch is higher): nothing more is done here."""
+
+    code = "fenced"
+
+
 class PreflightRefused(QmpMigrateError):
     """A preflight check failed; nothing was touched.
 
@@ -369,6 +377,12 @@ class OutcomeUnknown(MigrationError):
 
     code = "outcome_unknown"
     exit_code = 5
+
+
+class SplitBrain(OutcomeUnknown):
+    """Both copies were seen to run. The one that the journal does not name was stopped; both are kept for a person."""
+
+    code = "split_brain"
 
 
 class JournalError(QmpMigrateError):

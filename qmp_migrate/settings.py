@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,9 @@ from qmp_migrate.vm.names import validate_name
 from qmp_migrate.vm.units import parse_rate, parse_time_ms
 
 ENV_PREFIX: Final = "QMP_MIGRATE_"
+
+MIN_WATCHDOG_MS: Final = 1000
+"""QEMU's numbers are asked for four times a second; a shorter limit would see standstill where there is none."""
 
 
 class _Section(BaseModel):
@@ -97,10 +101,12 @@ class MigrationSettings(_Section):
     Attributes:
         downtime_limit: The longest blackout the user allows, for example ``300ms``.
         bandwidth: Rate limit, for example ``1Gbit``; absent: as fast as the link goes.
+        guarded: Stop at pre-switchover until lock and destination are proven there; see `MigrationRequest.guarded`.
     """
 
     downtime_limit: str = "300ms"
     bandwidth: str | None = None
+    guarded: bool = False
 
     @field_validator("downtime_limit")
     @classmethod
@@ -113,6 +119,43 @@ class MigrationSettings(_Section):
         return value if value is None else _quantity(parse_rate, value)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a migration may stand still, seconds; see `WatchdogSettings`."""
+
+    connect_s: float = 30.0
+    stall_s: float = 20.0
+    switchover_s: float = 10.0
+
+
+class WatchdogSettings(_Section):
+    """``[watchdog]``: how long a migration may stand still before it is taken back to the source.
+
+    Attributes:
+        connect: From ``migrate`` until the first bytes have travelled: connecting and the TLS handshake.
+        stall: Without a byte of progress while memory is copied. A black hole sends no error for many minutes.
+        switchover: From STOP at the source, beyond the downtime limit, until both sides say that they have completed.
+    """
+
+    connect: str = "30s"
+    stall: str = "20s"
+    switchover: str = "10s"
+
+    @field_validator("connect", "stall", "switchover")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        _quantity(parse_time_ms, value)
+        if parse_time_ms(value) < MIN_WATCHDOG_MS:
+            raise ValueError(f"must be at least {MIN_WATCHDOG_MS // 1000}s")
+        return value
+
+    @property
+    def limits(self) -> Limits:
+        """The same in seconds."""
+        seconds = {name: parse_time_ms(getattr(self, name)) / 1000 for name in ("connect", "stall", "switchover")}
+        return Limits(seconds["connect"], seconds["stall"], seconds["switchover"])
+
+
 class HostSettings(_Section):
     """``[hosts.NAME]``: how a host is reached and where things are there.
 
@@ -123,7 +166,9 @@ class HostSettings(_Section):
         identity_file: Private key; default: the SSH agent and the usual files.
         known_hosts: Host keys; default ``~/.ssh/known_hosts``. Always verified.
         jump: ``[USER@]HOST[:PORT]`` to go through.
-        migration_address: Where guest memory travels; default: ``address``.
+        migration_address: Where guest memory travels: what sources connect to; default: ``address``.
+        migration_listen: What QEMU binds to here to receive, where that differs from ``migration_address`` (address
+            translation, a forwarded port: then set ``migration_ports`` too); default: ``migration_address``.
         migration_ports: ``FIRST-LAST``, both included, for firewalls; default: a free port of the system's choice.
         run_dir: Where guests' files are on the host.
         qemu: The QEMU binary on the host.
@@ -137,12 +182,13 @@ class HostSettings(_Section):
     known_hosts: Path | None = None
     jump: str | None = None
     migration_address: str | None = None
+    migration_listen: str | None = None
     migration_ports: str | None = None
     run_dir: str = "/run/qmp-migrate"
     qemu: str = "/usr/bin/qemu-system-x86_64"
     path_map: dict[str, str] = Field(default_factory=dict)
 
-    @field_validator("address", "migration_address")
+    @field_validator("address", "migration_address", "migration_listen")
     @classmethod
     def _plain_address(cls, value: str | None) -> str | None:
         # It becomes a part of a QMP URI: typed fields only (DESIGN rule 10).
@@ -189,6 +235,7 @@ class Settings(_Section):
     controller: ControllerSettings = Field(default_factory=ControllerSettings)
     mqtt: MqttSettings = Field(default_factory=MqttSettings)
     migration: MigrationSettings = Field(default_factory=MigrationSettings)
+    watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
     hosts: dict[str, HostSettings] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -269,7 +316,9 @@ def parse(text: str, *, source: str, environment: Any = None) -> Settings:
     for key, value in (environment or {}).items():
         if key.startswith(ENV_PREFIX) and "__" in key:
             section, _, name = key.removeprefix(ENV_PREFIX).lower().partition("__")
-            if section in {"controller", "mqtt", "migration"} and isinstance(data.setdefault(section, {}), dict):
+            if section in {"controller", "mqtt", "migration", "watchdog"} and isinstance(
+                data.setdefault(section, {}), dict
+            ):
                 data[section][name] = value
     try:
         return Settings.model_validate(data)

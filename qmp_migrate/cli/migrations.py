@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from qmp_migrate.cli.context import Context, data, put, run, say, tell
+from qmp_migrate.cli.recovering import recover
 from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ NoEncrypt = Annotated[bool, typer.Option("--no-encrypt", help="Send the guest's 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (check, migrate, cancel, status, history, report):
+    for command in (check, migrate, cancel, status, recover, history, report):
         app.command()(command)
 
 
@@ -79,6 +80,13 @@ def migrate(
         str | None, typer.Option(metavar="RATE", help="Rate limit, for example 1Gbit or 80MiB; default: none.")
     ] = None,
     no_encrypt: NoEncrypt = False,
+    guarded: Annotated[
+        bool | None,
+        typer.Option(
+            "--guarded/--not-guarded",
+            help="Hand over only past a stop at which the source's agent takes the guest back if this program dies.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")] = False,
     json: Json = False,
 ) -> None:
@@ -89,7 +97,9 @@ def migrate(
     options: Context = context.obj
     try:
         settings = options.settings()
-        request = _request(settings, vm, to, source, mode, downtime_limit, bandwidth, encrypt=not no_encrypt)
+        request = _request(
+            settings, vm, to, source, mode, downtime_limit, bandwidth, encrypt=not no_encrypt, guarded=guarded
+        )
     except QmpMigrateError as error:
         _fail(error, None, json)
     if dry_run:
@@ -121,6 +131,7 @@ def _request(
     bandwidth: str | None,
     *,
     encrypt: bool,
+    guarded: bool | None,
 ) -> MigrationRequest:
     from qmp_migrate.errors import UsageError
     from qmp_migrate.migration.request import MigrationRequest
@@ -136,6 +147,8 @@ def _request(
         downtime_limit_ms=parse_time_ms(downtime_limit or settings.migration.downtime_limit),
         bandwidth_bytes_per_s=parse_rate(rate) if rate is not None else 0,
         encrypt=encrypt,
+        guarded=settings.migration.guarded if guarded is None else guarded,
+        limits=settings.watchdog.limits,
     )
 
 
@@ -247,12 +260,14 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show migrations that have not ended."""
+    """Show migrations that have not ended, and what settles those whose controller is gone."""
 
     async def work(journal: Any) -> list[MigrationRecord]:
+        from qmp_migrate.migration.phases import ENDS
+
         if migration is not None:
             return [await journal.get(migration)]
-        return [record for record in await journal.migrations(limit=1000) if record.outcome in {None, "unknown"}]
+        return [record for record in await journal.migrations(limit=1000) if record.phase not in ENDS]
 
     records = _with_journal(context, work, json=json)
     if json:
@@ -339,6 +354,8 @@ def _record_document(record: MigrationRecord) -> dict[str, Any]:
 
 
 def _table(records: list[MigrationRecord]) -> None:
-    from qmp_migrate.cli.render import migrations_table
+    from qmp_migrate.cli.render import left_behind, migrations_table
 
     data().print(migrations_table(records))
+    for record in left_behind(records):
+        say().print(f"[yellow]{record.id}:[/] no controller drives it; settle it with: qmp-migrate recover {record.id}")

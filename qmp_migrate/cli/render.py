@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qmp_migrate.migration.journal import Entry, MigrationRecord, controller_lives
+from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.preflight import Check
 from qmp_migrate.migration.reporter import MigrationView, Progress
@@ -89,14 +90,23 @@ class ProgressView:
 
     def phase(self, view: MigrationView) -> None:
         """See `Reporter.phase`."""
-        if view.phase in _SHOWN and (view.outcome is None or view.phase == "rolled-back"):
+        if view.id != self._request.id:
+            self._earlier(view)
+        elif view.phase in _SHOWN and (view.outcome is None or view.phase == "rolled-back"):
             text = _SHOWN[view.phase]
             if view.phase == "rolled-back" and view.owner != "source":
                 text = "ended; nothing is left at the destination"
             self.note(text)
 
+    def _earlier(self, view: MigrationView) -> None:
+        """Tell how an earlier migration of the guest ended, which is settled before this one begins."""
+        if view.outcome is not None:
+            self.note(f"earlier migration {view.id} had no controller any more; settled: {view.outcome}")
+
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """See `Reporter.event`."""
+        if data.get("id") != self._request.id:
+            return
         if kind == "step":
             self.note(f"policy: {data.get('reason')}")
         elif kind == "warning":
@@ -179,6 +189,15 @@ def check_lines(checks: Sequence[Check]) -> list[Text]:
     failed = sum(check.status == "fail" for check in checks)
     verdict = f"Preflight: {failed} blocker{'s' if failed != 1 else ''}." if failed else "Preflight: no blockers."
     return [*lines, Text(verdict, style="bold")]
+
+
+def left_behind(records: Sequence[MigrationRecord]) -> list[MigrationRecord]:
+    """Return those that no controller drives and that have not ended with one owner."""
+    return [
+        record
+        for record in records
+        if record.phase is Phase.PARKED or (record.outcome is None and controller_lives(record.controller) is False)
+    ]
 
 
 def migrations_table(records: Sequence[MigrationRecord]) -> RenderableType:

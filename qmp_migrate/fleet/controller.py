@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qmp_migrate.errors import (
     CommandFailed,
+    Fenced,
     GuestExists,
     GuestUnknown,
+    LockBusy,
     MigrationCancelled,
+    OutcomeUnknown,
     PreflightRefused,
     QmpMigrateError,
     TransportError,
@@ -28,12 +30,16 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.fleet import guests
 from qmp_migrate.fleet.guests import Guest
+from qmp_migrate.fleet.publishing import on_the_bus
 from qmp_migrate.hosts import Host, HostAddress, make_host
+from qmp_migrate.migration import recovery
 from qmp_migrate.migration.chronicle import Chronicle
+from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import ENDS, Phase
 from qmp_migrate.migration.plan import Plan, make_plan
+from qmp_migrate.migration.recovery import Wish
 from qmp_migrate.migration.reporter import Reporter, Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
@@ -44,7 +50,6 @@ if TYPE_CHECKING:
     from qmp_migrate.vm.spec import GuestSpec
 
 CANCEL_WAIT_S: Final = 60.0
-FLUSH_S: Final = 1.0
 
 
 def address_of(name: str, settings: HostSettings) -> HostAddress:
@@ -92,7 +97,7 @@ class Controller:
             journal = await stack.enter_async_context(await Journal.open(settings.controller.state))
             told = list(reporters)
             if settings.mqtt.url is not None:
-                told.append(await stack.enter_async_context(_on_the_bus(settings)))
+                told.append(await stack.enter_async_context(on_the_bus(settings)))
             controller = cls(settings, journal, tuple(told))
             stack.push_async_callback(controller._close_hosts)
             yield controller
@@ -236,7 +241,7 @@ class Controller:
         on_plan: Callable[[Plan], None] | None = None,
         **options: Any,
     ) -> MigrationResult:
-        """Move a guest.
+        """Move a guest. A migration of it that was left by a controller which is gone is settled first.
 
         Args:
             vm: The guest's name, or a whole request.
@@ -255,6 +260,10 @@ class Controller:
             QmpMigrateError: See `plan`. Every error has the result document in its ``result``.
         """
         request = vm if isinstance(vm, MigrationRequest) else MigrationRequest(vm, to or "", **options)
+        for record in await self.unsettled(vm=request.vm):
+            earlier = await self.recover(record)
+            if earlier.outcome == "completed" and record.destination == request.destination:
+                return earlier  # that is what was asked for
         reporter = Reporters(self._reporters)
         cancel = self._running[request.id] = asyncio.Event()
         result = MigrationResult(
@@ -315,6 +324,8 @@ class Controller:
                 "downtime_limit_ms": request.downtime_limit_ms,
                 "bandwidth_bytes_per_s": request.bandwidth_bytes_per_s,
                 "encrypt": request.encrypt,
+                "guarded": request.guarded,
+                "running": plan.running,
                 "source_process": source.process.words if source.process else None,
                 "source_directory": source.directory,
                 "destination_directory": destination.directory,
@@ -323,19 +334,67 @@ class Controller:
         await self.journal.enter(request.id, Phase.PREFLIGHT)
         chronicle = Chronicle(request, self.journal, reporter, result)
         reporter.phase(chronicle.view())
-        engine = Engine(
-            request=request,
-            source=source,
-            destination=destination,
-            argv=tuple(plan.derived.command.argv()),
-            running=plan.running,
-            one_pass=plan.one_pass,
-            chronicle=chronicle,
-            cancel=cancel,
-        )
+        course = Course(request, source, destination, chronicle, running=plan.running, one_pass=plan.one_pass)
+        engine = Engine(course, tuple(plan.derived.command.argv()), cancel)
         await engine.run()
         if engine.error is not None:
             raise engine.error
+        return result
+
+    async def unsettled(self, *, vm: str | None = None) -> list[MigrationRecord]:
+        """Return the migrations that have not ended with one owner and that no living controller drives, oldest first."""
+        records = await self.journal.migrations(vm=vm, limit=10_000)
+        open_ones = [record for record in records if record.phase not in ENDS]
+        return [r for r in reversed(open_ones) if r.outcome is not None or controller_lives(r.controller) is not True]
+
+    async def recover(self, migration: str | MigrationRecord, wish: Wish | None = None) -> MigrationResult:
+        """Settle a migration whose controller is gone; see `qmp_migrate.migration.recovery`.
+
+        Args:
+            migration: Its id, a unique beginning of it, or its record.
+            wish: What a person says beside "settle it".
+
+        Returns:
+            The result: `MigrationResult.owner` is the one proven owner.
+
+        Raises:
+            MigrationUnknown: No such migration.
+            UsageError: It has ended already.
+            LockBusy: A controller is at work on it.
+            OutcomeUnknown: It is parked: the message says what is known, the hint what would settle it.
+            TransportError: No host that could be asked answers.
+        """
+        record = migration if isinstance(migration, MigrationRecord) else await self.journal.get(migration)
+        if record.phase in ENDS:
+            raise UsageError(
+                f"migration {record.id} has ended already: {record.outcome}", hint="see: qmp-migrate history"
+            )
+        if record.outcome is None and controller_lives(record.controller) is True:
+            raise LockBusy(
+                f"migration {record.id} is driven by process {record.controller.get('pid')} on this machine",
+                hint="let it end, or: qmp-migrate cancel " + record.id,
+            )
+        limits = self.settings.watchdog.limits
+        wish = replace(wish or Wish(), limits=limits)
+        cancel = self._running[record.id] = asyncio.Event()
+        source, destination = self.side(record.source, record.vm), self.side(record.destination, record.vm)
+        try:
+            result, error = await recovery.recover(
+                record,
+                source,
+                destination,
+                journal=self.journal,
+                reporter=Reporters(self._reporters),
+                wish=wish,
+                cancel=cancel,
+            )
+        finally:
+            del self._running[record.id]
+            await source.detach()
+            await destination.detach()
+        if isinstance(error, OutcomeUnknown | Fenced):
+            error.result = result
+            raise error
         return result
 
     def cancel_here(self) -> int:
@@ -345,7 +404,7 @@ class Controller:
         return len(self._running)
 
     async def cancel(self, migration: str) -> MigrationRecord:
-        """Ask the controller that drives a migration to cancel it, and wait until it has ended.
+        """Have a migration cancelled by its controller and wait for its end; without a controller, settle it.
 
         Args:
             migration: Its id, or a unique beginning of it.
@@ -355,7 +414,8 @@ class Controller:
 
         Raises:
             MigrationUnknown: No such migration.
-            UsageError: It has ended already, or its controller is gone.
+            UsageError: It has ended already.
+            LockBusy, TransportError, OutcomeUnknown: Its controller is gone; see `recover`.
         """
         record = await self.journal.get(migration)
         if record.phase in ENDS or record.outcome is not None:
@@ -363,10 +423,8 @@ class Controller:
                 f"migration {record.id} has ended already: {record.outcome}", hint="see: qmp-migrate history"
             )
         if controller_lives(record.controller) is False:
-            raise UsageError(
-                f"the controller of migration {record.id} is gone (pid {record.controller.get('pid')})",
-                hint=f"QEMU goes on by itself; see what is known: qmp-migrate status {record.id}",
-            )
+            await self.recover(record, Wish(back=True))
+            return await self.journal.get(record.id)
         await self.journal.request_cancel(record.id)
         try:
             async with asyncio.timeout(CANCEL_WAIT_S):
@@ -378,29 +436,3 @@ class Controller:
                 hint="it is still asked to; look again with: qmp-migrate status",
             ) from None
         return record
-
-
-@contextlib.asynccontextmanager
-async def _on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
-    """Publish this controller and its migrations for as long as the block lasts; never waits for the broker."""
-    from qmp_migrate.bus.address import BrokerAddress
-    from qmp_migrate.bus.reporter import MqttReporter, controller_client
-    from qmp_migrate.bus.topics import Topics
-
-    mqtt = settings.mqtt
-    assert mqtt.url is not None
-    address = BrokerAddress.parse(
-        mqtt.url,
-        username=mqtt.username,
-        password_file=mqtt.password_file,
-        ca_file=mqtt.ca_file,
-        cert_file=mqtt.cert_file,
-        key_file=mqtt.key_file,
-    )
-    name = f"ctl-{secrets.token_hex(4)}"
-    client = controller_client(address, Topics(mqtt.root), name)
-    client.start()
-    try:
-        yield MqttReporter(client, name)
-    finally:
-        await client.close(FLUSH_S)

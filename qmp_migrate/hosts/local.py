@@ -14,7 +14,8 @@ from qmp_migrate.errors import ChannelRefused, CommandFailed, ConnectionLost
 from qmp_migrate.hosts import files
 from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, check_unix_path
 from qmp_migrate.hosts.command import checked, command_line, script_argv
-from qmp_migrate.hosts.lock import HOLDER, LEASE_S, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock import LEASE_S, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock_scripts import HOLDER
 
 
 class LocalHost:
@@ -96,7 +97,11 @@ class LocalHost:
         files.written(await self._execute(argv, data, files.TIMEOUT_S, OUTPUT_LIMIT), path, self._name)
 
     async def hold_lock(self, path: str, *, owner: str) -> HeldLock:
-        """Take a lock; see :meth:`qmp_migrate.hosts.base.Host.hold_lock`."""
+        """Take a lock; see :meth:`qmp_migrate.hosts.base.Host.hold_lock`.
+
+        When this process is frozen until the lease is over, the lock ends, but the monitors that it has open stay so:
+        there is no SSH connection that could be ended.
+        """
         return await self._locks.hold(path, owner)
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -132,8 +137,9 @@ class LocalHost:
         return Completed(returncode, stdout, stderr, cut or also_cut)
 
     async def _start_holder(self) -> Streams:
+        argv = script_argv(HOLDER, [str(LEASE_S), "locks"])  # an sshd above us is how somebody logged in here
         process = await asyncio.create_subprocess_exec(
-            *script_argv(HOLDER, [str(LEASE_S)]), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            *argv, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
         )
         self._holders = [holder for holder in self._holders if holder.returncode is None]
         self._holders.append(process)

@@ -6,11 +6,21 @@ lock it had, when
 
 - its standard input ends: the controller closed the connection, was killed, or sshd was;
 - it is killed itself;
-- it heard nothing for :data:`LEASE_S` seconds: the network to the controller is cut. Without this the lock of a
-  controller that lost its network would keep everybody out until sshd's TCP keep-alive gives up after two hours.
+- it heard nothing for :data:`LEASE_S` seconds: the controller is frozen, or the network to it is cut. Without this its
+  lock would keep everybody out until sshd's TCP keep-alive gives up after two hours. Before its locks become free it
+  ends the whole SSH connection of that controller and waits until that is proven: whoever gets the lock next finds the
+  monitors free, and a controller that wakes up late finds every channel closed. On this machine without SSH there is
+  no connection to end: then only the locks end.
+
+The controller gives its locks up first: a sign of life that is not answered within :data:`_ANSWER_S` sets
+:attr:`HeldLock.lost`, and :data:`BEAT_S` and :data:`_ANSWER_S` together are less than the lease.
 
 A released lock file is removed while it is still locked; whoever opened it meanwhile notices that the path no longer
 leads to the file it locked, and tries again. After a crash the file stays, unlocked, and the next holder takes it over.
+
+Beside a lock whose path ends in ``.lock`` there is a ``.beat`` file while it is held: the host's uptime in seconds (the
+first word of ``/proc/uptime``) at the controller's last sign of life. Others on that host, as the agent, learn from it
+that a controller is gone or frozen before its lease is over. It goes with the lock, and stays after a crash.
 """
 
 from __future__ import annotations
@@ -18,67 +28,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from qmp_migrate.errors import ConnectionLost, FileFailed, LockBusy, QmpMigrateError
+from qmp_migrate.hosts import lock_scripts
+
+if TYPE_CHECKING:
+    from qmp_migrate.hosts.base import Host
 
 #: Descriptors 3 to 9.
 LOCKS_PER_HOLDER = 7
 #: Holders on one connection: each takes one of the ten sessions that sshd allows.
 HOLDERS = 4
-#: Seconds of silence after which a holder ends itself; seconds between two of our signs of life.
-LEASE_S = 60
-BEAT_S = 15.0
+#: Seconds of silence after which a holder ends itself.
+LEASE_S = 30
+#: Seconds between two of our signs of life while a lock is held, and while none is.
+BEAT_S = 1.0
+IDLE_BEAT_S = 5.0
 # Seconds for an answer. A hung connection is noticed by the watchdog of the host, in about the same time.
 _ANSWER_S = 20.0
-
-HOLDER = r"""
-umask 077
-exec 2>/dev/null
-lease=$1
-tab=$(printf '\t')
-same() { [ "$path" -ef "/proc/self/fd/$fd" ]; }
-shut() { eval "exec $fd>&-"; }
-take() {
-    for attempt in 1 2 3 4 5; do
-        if ! eval "command exec $fd>>\"\$path\""; then echo "error cannot open"; return; fi
-        if ! flock -n "$fd"; then
-            owner=
-            IFS= read -r owner <"$path"
-            shut
-            printf 'busy %s\n' "$owner"
-            return
-        fi
-        if same; then
-            printf '%s\n' "$owner" >"$path"
-            echo ok
-            return
-        fi
-        shut
-    done
-    echo "error the lock file is being replaced all the time"
-}
-drop() {
-    if same; then rm -f -- "$path"; fi
-    shut
-    echo ok
-}
-command -v flock >/dev/null || { echo "error flock(1) is not installed (package util-linux)"; exit 1; }
-echo ready
-while line=$(
-    exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-  # this child must not keep the locks of a killed holder
-    exec timeout "$lease" sh -c 'IFS= read -r line && printf "%s\n" "$line"'
-); do
-    IFS=$tab read -r verb fd path owner <<END
-$line
-END
-    case $verb in
-    lock) take ;;
-    unlock) drop ;;
-    beat) echo ok ;;
-    esac
-done
-"""
-
+# Seconds for ending a holder of our own that is left: a hung sshd is killed after one, its zombie may take a while.
+_END_S = 15.0
 
 #: Standard output and standard input of a holder.
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -111,7 +81,7 @@ class LockTable:
 
     Args:
         host: The host's name, for messages.
-        start: Runs :data:`HOLDER` on the host; returns its standard output and input.
+        start: Runs :data:`~qmp_migrate.hosts.lock_scripts.HOLDER` on the host; returns its standard output and input.
     """
 
     def __init__(self, host: str, start: Callable[[], Awaitable[Streams]]) -> None:
@@ -174,6 +144,7 @@ class _Holder:
         self._answers: asyncio.Queue[str] = asyncio.Queue()
         self._slots: dict[int, HeldLock | None] = dict.fromkeys(range(3, 3 + LOCKS_PER_HOLDER))
         self.ended = False
+        self._spoken = asyncio.Event()
         self._listening = asyncio.create_task(self._listen(), name=f"{host}-locks-listen")
         self._beating = asyncio.create_task(self._beat(), name=f"{host}-locks-beat")
 
@@ -194,6 +165,10 @@ class _Holder:
     @property
     def free(self) -> bool:
         return not self.ended and None in self._slots.values()
+
+    @property
+    def _holds_any(self) -> bool:
+        return any(self._slots.values())
 
     async def take(self, path: str, owner: str) -> HeldLock:
         slot = next(number for number, lock in self._slots.items() if lock is None)
@@ -217,6 +192,7 @@ class _Holder:
                 hint="the directory must exist on the host and belong to the SSH user",
                 host=self._host,
             )
+        self._spoken.set()
         return lock
 
     async def drop(self, lock: HeldLock) -> None:
@@ -271,8 +247,13 @@ class _Holder:
     async def _beat(self) -> None:
         with contextlib.suppress(ConnectionLost):
             while True:
-                await asyncio.sleep(BEAT_S)
-                await self._ask("beat")
+                try:
+                    async with asyncio.timeout(BEAT_S if self._holds_any else IDLE_BEAT_S):
+                        await self._spoken.wait()
+                except TimeoutError:
+                    await self._ask("beat")
+                # A lock that was just taken was a sign of life itself; from now on they come more often.
+                self._spoken.clear()
 
     def _end(self) -> None:
         if not self.ended:
@@ -290,6 +271,28 @@ def _lost(host: str) -> ConnectionLost:
         hint="the connection was cut, or the process was killed; its locks are free",
         host=host,
     )
+
+
+async def end_holder(host: Host, path: str, owner: str) -> bool:
+    """End a holder that is left of an earlier connection of ours, and that connection with everything on it.
+
+    The host may not have noticed yet that the connection is gone: until its lease is over, the old holder keeps the
+    lock from us, and the old channels keep the monitors.
+
+    Args:
+        host: The host, over a new connection.
+        path: The lock file.
+        owner: The owner line that the lock was taken with; a lock with another one is left alone.
+
+    Returns:
+        True when the holder is proven gone, False where the lock is somebody else's.
+
+    Raises:
+        CommandFailed: It cannot be ended, or the host cannot tell.
+        TransportError: The outcome is unknown.
+    """
+    answer = (await host.script(lock_scripts.END_HOLDER, [path, owner], timeout=_END_S)).text
+    return answer == "ended"
 
 
 async def _release_unwanted(taking: asyncio.Task[HeldLock]) -> None:

@@ -28,7 +28,8 @@ from qmp_migrate.hosts.command import (
     script_argv,
     without_greeting,
 )
-from qmp_migrate.hosts.lock import HOLDER, HOLDERS, LEASE_S, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock import HOLDERS, LEASE_S, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock_scripts import HOLDER
 
 if TYPE_CHECKING:
     from qmp_migrate.hosts.connection import Connection
@@ -43,7 +44,7 @@ SESSIONS = 10 - HOLDERS - 1
 KILL_LIMIT_S = 5.0
 #: Seconds between two signs of life asked of the SSH server, and how long each may take.
 PING_EVERY_S = 5.0
-PING_LIMIT_S = 20.0
+PING_LIMIT_S = 10.0
 
 
 class SshHost:
@@ -254,7 +255,7 @@ class SshHost:
 
     async def _start_holder(self) -> Streams:
         connection = self._connected()
-        command = command_line(self.name, script_argv(HOLDER, [str(LEASE_S)]))
+        command = command_line(self.name, script_argv(HOLDER, [str(LEASE_S), "connection"]))
         sock = await self._submit(connection.open_process, command, 10.0)
         return await asyncio.open_connection(sock=sock)
 

@@ -26,6 +26,8 @@ class Chronicle:
         result: Grows until `end`.
         lenient: From the commit on, and on the way back, a journal that fails must not stop what has to be done: its
             errors become warnings.
+        rev: Rises with every change that is told.
+        started_at: Seconds since the epoch.
     """
 
     request: MigrationRequest
@@ -34,9 +36,13 @@ class Chronicle:
     result: MigrationResult
     phase: Phase = Phase.PREFLIGHT
     lenient: bool = False
-    _rev: int = 1
-    _started_at: float = field(default_factory=time.time)
-    _begun: float = field(default_factory=time.monotonic)
+    rev: int = 1
+    started_at: float = field(default_factory=time.time)
+    _begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        # One that another controller began is as old as the journal says; from here on clocks may be set.
+        self._begun = time.monotonic() - (time.time() - self.started_at)
 
     @property
     def ended(self) -> bool:
@@ -61,7 +67,7 @@ class Chronicle:
         """
         check_step(self.phase, phase)
         self.phase = phase
-        self._rev += 1
+        self.rev += 1
         with self._journal_errors():
             await self.journal.enter(self.request.id, phase, **columns)
         self.reporter.phase(self.view())
@@ -76,7 +82,7 @@ class Chronicle:
         """Enter `rolling-back` from wherever it is; a journal that fails does not stop the way back."""
         self.phase = Phase.ROLLING_BACK
         self.lenient = True
-        self._rev += 1
+        self.rev += 1
         with self._journal_errors():
             await self.journal.enter(self.request.id, Phase.ROLLING_BACK)
         self.reporter.phase(self.view())
@@ -94,10 +100,10 @@ class Chronicle:
         """Enter a last phase, with the outcome. A journal that fails becomes a warning: the guest is where it is."""
         result = self.result
         result.outcome, result.owner = outcome, owner
-        result.total_ms = int((time.monotonic() - self._begun) * 1000)
+        result.total_ms = max(0, int((time.monotonic() - self._begun) * 1000))
         result.error = error.to_dict() if error else None
         self.phase = phase
-        self._rev += 1
+        self.rev += 1
         try:
             await self.journal.enter(self.request.id, phase, outcome=outcome, owner=owner, result=result.to_dict())
         except JournalError as failure:
@@ -115,8 +121,8 @@ class Chronicle:
             destination=self.result.destination,
             mode=self.request.mode,
             phase=self.phase.value,
-            rev=self._rev,
-            started_at=self._started_at,
+            rev=self.rev,
+            started_at=self.started_at,
             outcome=self.result.outcome if self.ended else None,
             owner=self.result.owner if self.ended else owner,
             error=self.result.error if self.ended else None,

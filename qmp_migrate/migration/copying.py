@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,20 +21,23 @@ from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.watchdog import Watchdog
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
-from qmp_migrate.qemu.migration import MigrationInfo
+from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.qemu.monitor import Event, Monitor
 
 POLL_S: Final = 0.25
 NEAR_END_POLL_S: Final = 0.025
 STOPPED_POLL_S: Final = 2.0
 REASON_S: Final = 2.0
-CONNECT_S: Final = 30.0
-"""Connecting and the TLS handshake must be over by then: packets that a firewall drops give no error for minutes."""
+WATCH_S: Final = 0.25
+"""How often the watchdog looks."""
 
 NEAR_END_S: Final = 0.5
 """What is left takes less than this: poll faster, and make the journal ready for the commit."""
+
+STOPPED_FOR_SWITCHOVER: Final = frozenset({"finish-migrate", "postmigrate"})
 
 EVENTS: Final = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED")
 
@@ -53,6 +56,7 @@ class Timeline:
         loaded: The destination's ``completed``.
         resumed: RESUME at the destination.
         resets: How often the guest reset itself on the way.
+        stop_missed: The guest had stopped before this controller listened: `stopped` is when that was seen, not when it was.
     """
 
     started: float = 0.0
@@ -61,11 +65,12 @@ class Timeline:
     loaded: float | None = None
     resumed: float | None = None
     resets: int = 0
+    stop_missed: bool = False
 
     @property
     def blackout_ms(self) -> float:
-        """STOP at the source to RESUME at the destination, milliseconds; 0 before both are known."""
-        if self.stopped is None or self.resumed is None:
+        """STOP at the source to RESUME at the destination, milliseconds; 0 where not both were seen."""
+        if self.stopped is None or self.resumed is None or self.stop_missed:
             return 0.0
         return round((self.resumed - self.stopped) * 1000, 1)
 
@@ -79,6 +84,8 @@ class Copying:
             allows it, so that QEMU stops the guest after the first pass, and a second one fails the migration.
         timeline: What happened when.
         last: The latest ``query-migrate`` of the source that had numbers.
+        on_held: Awaited at pre-switchover (`MigrationRequest.guarded`), before the source is let go on; it raises where the
+            hand-over must not go on.
         connected: Set when the first bytes have travelled: connection and handshake are done.
         steps: What the convergence policy did, with reasons.
     """
@@ -92,6 +99,7 @@ class Copying:
     on_step: Callable[[str], None]
     on_near_end: Callable[[], None]
     on_stopped: Callable[[], None]
+    on_held: Callable[[], Awaitable[None]]
     timeline: Timeline = field(default_factory=Timeline)
     last: MigrationInfo = field(default_factory=MigrationInfo)
     connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -100,6 +108,7 @@ class Copying:
     _samples: list[Sample] = field(default_factory=list)
     _ended: str | None = None
     _tuning: asyncio.Task[None] | None = None
+    _letting_go: asyncio.Task[None] | None = None
     _pass_began: asyncio.Event = field(default_factory=asyncio.Event)
     _queue: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
 
@@ -107,6 +116,7 @@ class Copying:
     async def watching(self) -> AsyncIterator[None]:
         """Listen to both monitors; opened before ``migrate`` is sent, closed after the destination runs."""
         source, destination = await self.source.attach(), await self.destination.attach()
+        self._queue = asyncio.Queue()  # after a lost connection: what the old one said is old
         with source.events(*EVENTS) as of_source, destination.events(*EVENTS) as of_destination:
             tasks = [
                 asyncio.create_task(self._forward("source", of_source)),
@@ -126,8 +136,13 @@ class Copying:
             self._queue.put_nowait((side, event))
         self._queue.put_nowait((side, None))
 
-    async def run(self, address: str, port: int) -> None:
+    async def run(self, address: str, port: int, *, adopt: bool = False) -> None:
         """Start the migration and return when the source is ``completed`` and the destination has loaded.
+
+        Args:
+            address: Where the source finds the destination.
+            port: Its port.
+            adopt: It was started already, by another controller or before the connection was lost: only drive it on.
 
         Raises:
             CancelRequested: The guest may still run on at the source.
@@ -135,14 +150,18 @@ class Copying:
             NotConverging: The policy gave up.
             MonitorLost: A monitor is gone: the state is unknown until both sides are asked again.
         """
-        self._limit_ms = convergence.first_limit_ms(self.request.downtime_limit_ms, one_pass=self.one_pass)
-        self.timeline.started = time.monotonic()
         source = await self.source.attach()
-        await qmp.start(source, address, port)
+        if not adopt:
+            self._limit_ms = convergence.first_limit_ms(self.request.downtime_limit_ms, one_pass=self.one_pass)
+            self.timeline.started = time.monotonic()
+            await qmp.start(source, address, port)
+        self.timeline.started = self.timeline.started or time.monotonic()
         meter = ProgressMeter(self.request.id)
-        poller = asyncio.create_task(self._poll(source))
-        cancelled = asyncio.create_task(self._await_cancel())
-        connecting = asyncio.create_task(self._await_connection(address, port))
+        tasks = [
+            asyncio.create_task(self._poll(source, adopt=adopt)),
+            asyncio.create_task(self._await_cancel()),
+            asyncio.create_task(self._watch(address, port)),
+        ]
         try:
             while self.timeline.completed is None or self.timeline.loaded is None:
                 origin, item = await self._queue.get()
@@ -150,6 +169,8 @@ class Copying:
                     raise CancelRequested
                 if isinstance(item, MigrationInfo):
                     await self._on_numbers(item, meter, source)
+                elif isinstance(item, RunStatus):
+                    self._on_found(item)
                 elif isinstance(item, QmpMigrateError):
                     raise item
                 elif item is None:
@@ -159,7 +180,7 @@ class Copying:
                 if self._ended is not None:
                     raise await self._failure(source, self._ended)
         finally:
-            tasks = [task for task in (poller, cancelled, connecting, self._tuning) if task is not None]
+            tasks += [task for task in (self._tuning, self._letting_go) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -182,22 +203,27 @@ class Copying:
         await self.cancel.wait()
         self._queue.put_nowait(("cancel", None))
 
-    async def _await_connection(self, address: str, port: int) -> None:
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                await self.connected.wait()
-        except TimeoutError:
-            error = MigrationFailed(
-                f"no memory has travelled to {address} port {port} within {CONNECT_S:g} s",
-                safe_at_source=True,
-                code="not_connected",
-                hint="does a firewall drop it? set migration_ports of the host and open them from the source",
-                host=self.source.name,
+    async def _watch(self, address: str, port: int) -> None:
+        """End what stands still."""
+        watchdog = Watchdog(self.request, self.source.name, address, port, time.monotonic())
+        failure: MigrationFailed | None = None
+        while failure is None:
+            await asyncio.sleep(WATCH_S)
+            failure = watchdog.look(
+                time.monotonic(),
+                transferred=self.last.ram.transferred if self.last.ram else 0,
+                connected=self.connected.is_set(),
+                stopped=self.timeline.stopped,
             )
-            self._queue.put_nowait(("source", error))
+        self._queue.put_nowait(("source", failure))
 
-    async def _poll(self, source: Monitor) -> None:
-        """Put numbers into the queue, as often as they are of use."""
+    async def _poll(self, source: Monitor, *, adopt: bool) -> None:
+        """Put numbers into the queue, as often as they are of use; of an adopted one also what events told before."""
+        if adopt:
+            with contextlib.suppress(MonitorError):
+                self._queue.put_nowait(("source", await qmp.run_status(source)))
+                parameters = await source.execute("query-migrate-parameters")
+                self._limit_ms = int(parameters["downtime-limit"])
         while True:
             try:
                 info = await qmp.query(source)
@@ -270,8 +296,26 @@ class Copying:
                     host=self.source.name,
                 )
 
+    def _on_found(self, status: RunStatus) -> None:
+        """Take in that the guest of an adopted migration has stopped already."""
+        self.connected.set()
+        if status.status in STOPPED_FOR_SWITCHOVER and self.timeline.stopped is None:
+            self.timeline.stopped, self.timeline.stop_missed = time.monotonic(), True
+            self.on_stopped()
+
+    async def _let_go(self) -> None:
+        """Have it proven that the hand-over may go on, and let the source go on."""
+        try:
+            await self.on_held()
+            await (await self.source.attach()).execute("migrate-continue", {"state": "pre-switchover"})
+        except QmpMigrateError as error:
+            self._queue.put_nowait(("source", error))
+
     def _on_status(self, status: str, at: float) -> None:
-        if status == "completed":
+        if status == "pre-switchover":
+            if self._letting_go is None:
+                self._letting_go = asyncio.create_task(self._let_go())
+        elif status == "completed":
             self.timeline.completed = at
         elif status in {"failed", "cancelled"}:
             self._ended = status
@@ -285,6 +329,8 @@ class Copying:
             if self.timeline.loaded is None:
                 await self._ask_destination()
             return
+        if info.status == "pre-switchover":
+            self._on_status(info.status, time.monotonic())
         if info.ram is None or info.status in states.IDLE:
             return
         self.last = info

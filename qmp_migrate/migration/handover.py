@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from qmp_migrate.qemu import states
 
@@ -90,6 +91,9 @@ class Facts:
         source_completed: The source has said ``completed``: it has not run on, whatever became of it since.
         was_running: The guest ran when the migration began; one that was paused is not started by us.
         patience: Waiting longer is still reasonable; when False, a stuck state is acted upon.
+        yanked: A stuck source was yanked already, and it did not help.
+        split_brain: Both copies were seen to run; one was stopped then.
+        told: A person has said which copy is to be the guest, where nothing can prove it.
     """
 
     may_have_run: bool = False
@@ -97,6 +101,9 @@ class Facts:
     source_completed: bool = False
     was_running: bool = True
     patience: bool = True
+    yanked: bool = False
+    split_brain: bool = False
+    told: Literal["source", "destination"] | None = None
 
     @property
     def surely_never_ran(self) -> bool:
@@ -158,8 +165,17 @@ def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -
 
     Every cell of the table is listed in ``docs/handover.md``, made from this function.
     """
+    decision = _decide(source, destination, facts, goal)
+    if decision.action is A.PARK and facts.told is not None:
+        return _as_told(source, destination, facts) or decision
+    return decision
+
+
+def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
     if source is S.POSTCOPY:
         return _postcopy(facts)
+    if facts.split_brain and not (destination is D.RUNS and source in {S.RUNS, S.COPIES}):
+        return Decision(A.PARK, "both copies have run: a person must say which one is the guest")
     if destination is D.RUNS:
         return _destination_runs(source)
     match source:
@@ -236,7 +252,34 @@ def _switching(source: Source, destination: Destination, facts: Facts, goal: Goa
         if destination is D.LOADED and source is S.SWITCHES and goal is Goal.BACK:
             return Decision(A.KILL_DESTINATION, "the destination is loaded and has not run, and the source hangs")
         return Decision(A.PARK, "the switchover hangs and the destination may have run")
-    return Decision(A.YANK_SOURCE, "the switchover hangs: without its connection the source runs on")
+    if not facts.yanked:
+        return Decision(A.YANK_SOURCE, "the switchover hangs: without its connection the source runs on")
+    if destination is D.ABSENT:
+        return Decision(A.PARK, "the source hangs; it alone holds the guest")
+    if destination is D.UNKNOWN or not facts.surely_never_ran:
+        return Decision(A.PARK, "the source hangs and cannot be freed; the destination waits for it")
+    # Once the source wakes up it must find nobody to hand the guest to: it then runs on by itself.
+    return Decision(A.KILL_DESTINATION, "the source hangs and cannot be freed: without its destination it runs on")
+
+
+def _as_told(source: Source, destination: Destination, facts: Facts) -> Decision | None:
+    """Do what a person has decided, where that cannot make two copies run; None where it could."""
+    if facts.told == "destination":
+        if source not in {S.DEAD, S.COMPLETED, S.HALTED}:
+            return None
+        if destination is D.LOADED:
+            return Decision(A.COMMIT, "a person has decided for the destination")
+        if destination in {D.RUNS, D.HALTED}:
+            finish = A.FINISHED_AT_DESTINATION if source is S.DEAD else A.RELEASE_SOURCE
+            return Decision(finish, "a person has decided for the destination")
+        return None
+    if source not in {S.RUNS, S.COMPLETED, S.HALTED} or destination in {D.RUNS, D.UNKNOWN}:
+        return None
+    if destination is not D.ABSENT:
+        return Decision(A.KILL_DESTINATION, "a person has decided for the source")
+    if source is S.RUNS or not facts.was_running:
+        return Decision(A.FINISHED_AT_SOURCE, "a person has decided for the source")
+    return Decision(A.RESUME_SOURCE, "a person has decided for the source")
 
 
 def _completed(destination: Destination, facts: Facts, goal: Goal) -> Decision:

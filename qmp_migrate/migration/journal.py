@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import time
@@ -23,57 +22,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import event as sa_event
 
-from qmp_migrate.errors import JournalError, MigrationUnknown
+from qmp_migrate.errors import Fenced, JournalError, MigrationUnknown
+from qmp_migrate.migration.journal_tables import entries, migrations, open_engine, probes
 from qmp_migrate.migration.phases import Phase
 
-SCHEMA: Final = 1
 _T = TypeVar("_T")
-
-_metadata = sa.MetaData()
-_meta = sa.Table("meta", _metadata, sa.Column("schema", sa.Integer, primary_key=True))
-_migrations = sa.Table(
-    "migrations",
-    _metadata,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("vm", sa.String, nullable=False, index=True),
-    sa.Column("source", sa.String, nullable=False),
-    sa.Column("destination", sa.String, nullable=False),
-    sa.Column("mode", sa.String, nullable=False),
-    sa.Column("phase", sa.String, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False, default=0),
-    sa.Column("rev", sa.Integer, nullable=False, default=0),
-    sa.Column("outcome", sa.String),
-    sa.Column("owner", sa.String),
-    sa.Column("may_have_run", sa.Boolean, nullable=False, default=False),
-    sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
-    sa.Column("controller", sa.JSON, nullable=False),
-    sa.Column("request", sa.JSON, nullable=False),
-    sa.Column("result", sa.JSON),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("updated_at", sa.Float, nullable=False),
-)
-_entries = sa.Table(
-    "entries",
-    _metadata,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("migration", sa.String, nullable=False, index=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("act", sa.String, nullable=False),
-    sa.Column("data", sa.JSON, nullable=False),
-)
-_probes = sa.Table(
-    "probes",
-    _metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("value", sa.JSON, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +84,7 @@ class Journal:
         self._executor = executor
         self._url = url
         self._pending: list[dict[str, Any]] = []
+        self._epochs: dict[str, int] = {}
 
     @classmethod
     async def open(cls, url: str) -> Journal:
@@ -137,7 +95,7 @@ class Journal:
         """
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         try:
-            engine = await asyncio.get_running_loop().run_in_executor(executor, _open_engine, url)
+            engine = await asyncio.get_running_loop().run_in_executor(executor, open_engine, url)
         except ImportError as error:
             executor.shutdown(wait=False)
             raise JournalError(
@@ -181,17 +139,33 @@ class Journal:
                 hint="is its disk full, or its file system read-only?",
             ) from error
 
-    async def _write_with(self, rows: list[dict[str, Any]], work: Callable[[sa.Connection], None]) -> None:
-        """Write what is pending, then `rows`, then do `work`, in one transaction; what is pending stays if it fails."""
+    async def _write_with(
+        self, rows: list[dict[str, Any]], work: Callable[[sa.Connection], None], *, migration: str | None = None
+    ) -> None:
+        """Write what is pending, then `rows`, then do `work`, in one transaction; what is pending stays if it fails.
+
+        Raises:
+            Fenced: Another controller has claimed the `migration` since: this one's words count no more.
+        """
         pending, self._pending = self._pending, []
 
         def write(connection: sa.Connection) -> None:
+            if migration in self._epochs:
+                epoch = connection.execute(sa.select(migrations.c.epoch).where(migrations.c.id == migration)).scalar()
+                if epoch is not None and epoch > self._epochs[migration]:
+                    raise Fenced(
+                        f"another controller has taken migration {migration} over (epoch {epoch})",
+                        hint="nothing more is done here; see: qmp-migrate status",
+                    )
             if pending or rows:
-                connection.execute(_entries.insert(), [*pending, *rows])
+                connection.execute(entries.insert(), [*pending, *rows])
             work(connection)
 
         try:
             await self._run(write)
+        except Fenced:
+            self._pending = []
+            raise
         except JournalError:
             self._pending = [*pending, *self._pending]
             raise
@@ -217,7 +191,7 @@ class Journal:
             "started_at": now,
             "updated_at": now,
         }
-        await self._run(lambda connection: connection.execute(_migrations.insert(), row))
+        await self._run(lambda connection: connection.execute(migrations.insert(), row))
 
     async def intent(self, migration: str, act: str, **data: Any) -> None:
         """Record what is about to be done. Durable on return, together with all results so far.
@@ -225,7 +199,9 @@ class Journal:
         Raises:
             JournalError: It could not be written; then the act must not happen.
         """
-        await self._write_with([self._row(migration, "intent", act, data)], lambda _connection: None)
+        await self._write_with(
+            [self._row(migration, "intent", act, data)], lambda _connection: None, migration=migration
+        )
 
     def result(self, migration: str, act: str, **data: Any) -> None:
         """Record what came of an act; durable with the next intent, phase or close."""
@@ -243,20 +219,49 @@ class Journal:
             phase: The phase.
             columns: Columns to change with it: ``epoch``, ``outcome``, ``owner``, ``result``, ``may_have_run``.
         """
-        values = {"phase": phase.value, "updated_at": time.time(), "rev": _migrations.c.rev + 1, **columns}
+        values = {"phase": phase.value, "updated_at": time.time(), "rev": migrations.c.rev + 1, **columns}
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(_migrations.update().where(_migrations.c.id == migration).values(values))
+            connection.execute(migrations.update().where(migrations.c.id == migration).values(values))
 
-        await self._write_with([self._row(migration, "phase", phase.value, {})], work)
+        await self._write_with([self._row(migration, "phase", phase.value, {})], work, migration=migration)
+        if "epoch" in columns:
+            self._epochs[migration] = columns["epoch"]
+
+    async def claim(self, migration: str, epoch: int) -> None:
+        """Record that this controller drives a migration from now on: whoever did before writes no more. Durable.
+
+        Args:
+            migration: Its id.
+            epoch: The guest's fencing number, which this controller has just raised.
+
+        Raises:
+            Fenced: Another controller holds a higher one.
+        """
+        self._epochs[migration] = epoch
+
+        def work(connection: sa.Connection) -> None:
+            values = {"epoch": epoch, "controller": this_controller(), "updated_at": time.time()}
+            connection.execute(migrations.update().where(migrations.c.id == migration).values(values))
+
+        row = self._row(migration, "intent", "recover", {"epoch": epoch, **this_controller()})
+        await self._write_with([row], work, migration=migration)
 
     async def arm_commit(self, migration: str) -> None:
         """Record that from now on the destination may run the guest (DESIGN rule 4). Durable on return."""
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(_migrations.update().where(_migrations.c.id == migration).values(may_have_run=True))
+            connection.execute(migrations.update().where(migrations.c.id == migration).values(may_have_run=True))
 
-        await self._write_with([self._row(migration, "intent", "commit", {})], work)
+        await self._write_with([self._row(migration, "intent", "commit", {})], work, migration=migration)
+
+    async def disarm_commit(self, migration: str) -> None:
+        """Record that the destination has surely not run, although the commit was written. Durable on return."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(migrations.update().where(migrations.c.id == migration).values(may_have_run=False))
+
+        await self._write_with([self._row(migration, "intent", "not-committed", {})], work, migration=migration)
 
     async def request_cancel(self, migration: str) -> None:
         """Ask the controller that drives a migration to cancel it.
@@ -264,13 +269,13 @@ class Journal:
         Raises:
             MigrationUnknown: No such migration.
         """
-        statement = _migrations.update().where(_migrations.c.id == migration).values(cancel_requested=True)
+        statement = migrations.update().where(migrations.c.id == migration).values(cancel_requested=True)
         if (await self._run(lambda connection: connection.execute(statement).rowcount)) == 0:
             raise _unknown(migration)
 
     async def cancel_requested(self, migration: str) -> bool:
         """Tell whether somebody asked for a cancel."""
-        statement = sa.select(_migrations.c.cancel_requested).where(_migrations.c.id == migration)
+        statement = sa.select(migrations.c.cancel_requested).where(migrations.c.id == migration)
         return bool(await self._run(lambda connection: connection.execute(statement).scalar()))
 
     async def get(self, migration: str) -> MigrationRecord:
@@ -279,7 +284,7 @@ class Journal:
         Raises:
             MigrationUnknown: None, or more than one, begins so.
         """
-        rows = await self._select(_migrations.c.id.startswith(migration, autoescape=True), limit=2) if migration else []
+        rows = await self._select(migrations.c.id.startswith(migration, autoescape=True), limit=2) if migration else []
         if len(rows) > 1:
             raise MigrationUnknown(
                 f"more than one migration begins with {migration!r}", hint="give more of the id: qmp-migrate history"
@@ -290,10 +295,10 @@ class Journal:
 
     async def migrations(self, *, vm: str | None = None, limit: int = 50) -> list[MigrationRecord]:
         """Return the latest migrations, newest first."""
-        return await self._select(_migrations.c.vm == vm if vm is not None else sa.true(), limit=limit)
+        return await self._select(migrations.c.vm == vm if vm is not None else sa.true(), limit=limit)
 
     async def _select(self, condition: sa.ColumnElement[bool], *, limit: int) -> list[MigrationRecord]:
-        statement = sa.select(_migrations).where(condition).order_by(_migrations.c.started_at.desc()).limit(limit)
+        statement = sa.select(migrations).where(condition).order_by(migrations.c.started_at.desc()).limit(limit)
 
         def work(connection: sa.Connection) -> list[MigrationRecord]:
             return [
@@ -306,21 +311,21 @@ class Journal:
     async def entries(self, migration: str) -> list[Entry]:
         """Return the story of one migration, oldest first."""
         await self._write_with([], lambda _connection: None)
-        columns = [_entries.c[name] for name in ("seq", "at", "kind", "act", "data")]
-        statement = sa.select(*columns).where(_entries.c.migration == migration).order_by(_entries.c.seq)
+        columns = [entries.c[name] for name in ("seq", "at", "kind", "act", "data")]
+        statement = sa.select(*columns).where(entries.c.migration == migration).order_by(entries.c.seq)
         return await self._run(lambda c: [Entry(**row) for row in c.execute(statement).mappings()])
 
     async def probe(self, key: str) -> Any | None:
         """Return what was remembered under a key (what a QEMU binary can do), or None."""
-        statement = sa.select(_probes.c.value).where(_probes.c.key == key)
+        statement = sa.select(probes.c.value).where(probes.c.key == key)
         return await self._run(lambda connection: connection.execute(statement).scalar())
 
     async def remember_probe(self, key: str, value: Any) -> None:
         """Remember a probe's answer; the key must change whenever the answer may."""
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(_probes.delete().where(_probes.c.key == key))
-            connection.execute(_probes.insert(), {"key": key, "value": value, "at": time.time()})
+            connection.execute(probes.delete().where(probes.c.key == key))
+            connection.execute(probes.insert(), {"key": key, "value": value, "at": time.time()})
 
         await self._run(work)
 
@@ -333,14 +338,17 @@ def this_controller() -> dict[str, Any]:
         "pid": os.getpid(),
         "start_time": int(stat[19]),
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        "pid_namespace": os.readlink("/proc/self/ns/pid"),
     }
 
 
 def controller_lives(controller: dict[str, Any]) -> bool | None:
-    """Tell whether the controller of a record still runs: True/False with proof, None from another machine."""
+    """Tell whether the controller of a record still runs: True/False with proof, None from another machine or container."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     if controller.get("boot_id") != boot_id:
         return False if controller.get("host") == socket.gethostname() else None
+    if controller.get("pid_namespace", os.readlink("/proc/self/ns/pid")) != os.readlink("/proc/self/ns/pid"):
+        return None  # its pid means another process here
     try:
         stat = Path(f"/proc/{int(controller['pid'])}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except (OSError, KeyError, ValueError):
@@ -355,40 +363,3 @@ def _unknown(migration: str) -> MigrationUnknown:
 def _short(error: BaseException) -> str:
     original = getattr(error, "orig", None)
     return str(original or error).splitlines()[0]
-
-
-def _open_engine(url: str) -> sa.Engine:
-    if url.startswith("sqlite:///"):
-        path = Path(url.removeprefix("sqlite:///"))
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        engine = sa.create_engine(url, connect_args={"timeout": 10.0}, json_serializer=_dump)
-        sa_event.listen(engine, "connect", _sqlite_pragmas)
-    else:
-        engine = sa.create_engine(url, json_serializer=_dump)
-    with engine.begin() as connection:
-        # Several controllers may make a new journal at the same moment.
-        for table in _metadata.sorted_tables:
-            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            for index in table.indexes:
-                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        known = connection.execute(sa.select(_meta.c.schema)).scalar()
-        if known is None:
-            with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
-                connection.execute(_meta.insert(), {"schema": SCHEMA})
-        elif known != SCHEMA:
-            raise JournalError(
-                f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
-            )
-    return engine
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _sqlite_pragmas(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=10000")
-    cursor.close()

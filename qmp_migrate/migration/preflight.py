@@ -282,12 +282,14 @@ def _places(s: Situation) -> list[Check]:
         checks.append(Check("name", "fail", f"{where} already runs a guest named {s.request.vm}", hint, where))
     else:
         checks.append(Check("name", "ok", f"{where} runs no guest named {s.request.vm}", host=where))
-    address = (settings.migration_address or settings.address).strip("[]")
+    address = (settings.migration_listen or settings.migration_address or settings.address).strip("[]")
     match s.destination_facts.has_address(address):
         case True:
             checks.append(Check("address", "ok", f"{where} can receive on {address}", host=where))
         case False:
-            hint = "set migration_address of the host to one of its own addresses"
+            hint = (
+                "set migration_address (or, behind address translation, migration_listen) to one of its own addresses"
+            )
             checks.append(Check("address", "fail", f"{address} is not an address of {where}", hint, where))
         case None:
             text = (

@@ -37,22 +37,36 @@ async def release_source(source: Side, destination: Side, wires: Wires, chronicl
         JournalError: The intent could not be written.
     """
     await chronicle.intent("release-source", host=source.name)
-    gone = await _end(source)
-    if gone:
-        with chronicle.tolerate("the guest's serial log stayed behind"):
-            await _carry_console_log(source, destination)
-        chronicle.result.warnings += await wiring.remove_keys(wires)
-        with chronicle.tolerate(f"{source.directory} on {source.name} could not be removed"):
-            await rollback.remove_guest_directory(source)
-    else:
-        pid = source.process.pid if source.process else "?"
-        chronicle.warn(
-            f"the source QEMU on {source.name} could not be proven gone; it is stopped for good and must not be "
-            f"continued: end it (pid {pid})"
-        )
-    chronicle.did("release-source", gone=gone)
+    unwired = asyncio.create_task(_unwire(destination, wires, chronicle))
+    try:
+        gone = await _end(source)
+        if gone:
+            await asyncio.gather(_take_along(source, destination, chronicle), _forget_keys(wires, chronicle))
+            with chronicle.tolerate(f"{source.directory} on {source.name} could not be removed"):
+                await rollback.remove_guest_directory(source)
+        else:
+            pid = source.process.pid if source.process else "?"
+            chronicle.warn(
+                f"the source QEMU on {source.name} could not be proven gone; it is stopped for good and must not be "
+                f"continued: end it (pid {pid})"
+            )
+        chronicle.did("release-source", gone=gone)
+    finally:
+        await unwired
+
+
+async def _unwire(destination: Side, wires: Wires, chronicle: Chronicle) -> None:
     with chronicle.tolerate("the migration settings stay in force at the destination"):
         await _unwire_destination(destination, wires)
+
+
+async def _take_along(source: Side, destination: Side, chronicle: Chronicle) -> None:
+    with chronicle.tolerate("the guest's serial log stayed behind"):
+        await _carry_console_log(source, destination)
+
+
+async def _forget_keys(wires: Wires, chronicle: Chronicle) -> None:
+    chronicle.result.warnings += await wiring.remove_keys(wires)
 
 
 async def _end(source: Side) -> bool:
@@ -85,12 +99,12 @@ async def _unwire_destination(destination: Side, wires: Wires) -> None:
         await qmp.set_capabilities(monitor, wires.destination, {})
 
 
-async def take_numbers(source: Side, copying: Copying, result: MigrationResult, *, running: bool) -> None:
+async def take_numbers(source: Side, copying: Copying | None, result: MigrationResult, *, running: bool) -> None:
     """Put QEMU's own figures into the result; asked until they are there: right after `completed` 7.2 may still say 0.
 
     Args:
         source: Asked before it is ended.
-        copying: Its last numbers stand in where QEMU gives none once completed.
+        copying: Its last numbers stand in where QEMU gives none once completed; None: this controller saw none.
         result: Filled.
         running: The guest ran; a paused one has no downtime to wait for.
 
@@ -103,7 +117,7 @@ async def take_numbers(source: Side, copying: Copying, result: MigrationResult, 
         if info.total_ms and (info.downtime_ms or not running):
             break
         await asyncio.sleep(0.01)
-    ram = info.ram or copying.last.ram
+    ram = info.ram or (copying.last.ram if copying else None)
     result.qemu = {"total_ms": info.total_ms, "downtime_ms": info.downtime_ms, "setup_ms": info.setup_ms}
     if ram is not None:
         result.ram_bytes = ram.total

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from qmp_migrate.errors import InvalidQuantity, UsageError
+from qmp_migrate.settings import Limits
 from qmp_migrate.vm.names import validate_name
 
 MAX_DOWNTIME_MS: Final = 2_000_000
@@ -33,6 +34,9 @@ class MigrationRequest:
         downtime_limit_ms: The longest blackout the user allows, milliseconds.
         bandwidth_bytes_per_s: Rate limit; 0: as fast as the link goes.
         encrypt: TLS with a key of this migration's own.
+        guarded: The source stops at pre-switchover until the controller has proven lock and destination once more; if the
+            controller is gone there, the source's agent takes the guest back. Costs a round trip of blackout.
+        limits: When standing still becomes a failure.
         id: Made here; names the migration in the journal and on the bus.
 
     Raises:
@@ -47,6 +51,8 @@ class MigrationRequest:
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = 0
     encrypt: bool = True
+    guarded: bool = False
+    limits: Limits = field(default_factory=Limits)
     id: str = field(default_factory=lambda: new_id())
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Back to one proven owner: observe both sides, ask `handover.decide`, do the one thing it says, and again.
 
-Used for a cancel, for every failure after the destination was launched, and (next) by recovery. It ends when a state is
-proven, or parks with an account of what is known once patience is over.
+Used for a cancel, for every failure after the destination was launched, and by recovery. It ends when a state is proven, or
+parks with an account of what is known once patience is over.
 """
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from qmp_migrate.errors import JournalError, QmpMigrateError
+from qmp_migrate.errors import Fenced, JournalError, MigrationFailed, QmpMigrateError
 from qmp_migrate.migration import handover
-from qmp_migrate.migration.handover import Action, Destination, Facts, Goal, Source
-from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.course import Course
+from qmp_migrate.migration.handover import Action, Destination, Goal, Source
 from qmp_migrate.migration.side import Observation, Side
 from qmp_migrate.qemu import migration as qmp
 
 PATIENCE_S: Final = 10.0
 """How long a state that may settle by itself is waited for, before it is acted upon."""
 
-LIMIT_S: Final = 45.0
+LIMIT_S: Final = 25.0
 """After this, what is not proven is parked."""
 
 LOOK_AGAIN_S: Final = 0.1
@@ -62,67 +61,77 @@ async def look(source: Side, destination: Side) -> tuple[Observation, Observatio
     )
 
 
-async def settle(
-    source: Side,
-    destination: Side,
-    *,
-    goal: Goal,
-    facts: Callable[[bool], Facts],
-    journal: Journal,
-    migration_id: str,
-) -> Settled:
+async def settle(course: Course, *, goal: Goal, patience_s: float | None = None) -> Settled:
     """Act until one owner is proven.
 
     Args:
-        source: The source.
-        destination: The destination.
+        course: The migration. Every act is written into its journal before it is done.
         goal: Where to, as long as there is a choice.
-        facts: Gives the journal's facts; its argument says whether patience is left.
-        journal: Every act is written there before it is done.
-        migration_id: For the journal.
+        patience_s: How long a state that may settle by itself is waited for; default `PATIENCE_S`.
+
+    Raises:
+        Fenced: Another controller has the guest: nothing was done since.
     """
-    begun = time.monotonic()
+    patience = PATIENCE_S if patience_s is None else patience_s
+    source, destination = course.source, course.destination
+    begun, yanked = time.monotonic(), False
     while True:
         of_source, of_destination, source_state, destination_state = await look(source, destination)
         waited = time.monotonic() - begun
-        decision = handover.decide(source_state, destination_state, facts(waited < PATIENCE_S), goal)
+        facts = replace(course.facts(waited < patience), yanked=yanked)
+        decision = handover.decide(source_state, destination_state, facts, goal)
         settled = Settled(decision.action, of_source, of_destination, source_state, destination_state, decision.reason)
         match decision.action:
             case (
                 Action.FINISHED_AT_SOURCE
                 | Action.FINISHED_AT_DESTINATION
                 | Action.GUEST_GONE
-                | Action.SPLIT_BRAIN
                 | Action.COMMIT
                 | Action.RELEASE_SOURCE
             ):
                 return settled
-            case Action.PARK if waited > PATIENCE_S:
+            case Action.PARK if waited > patience:
                 return settled
             case Action.PARK | Action.WAIT:
                 pass
             case action:
+                await _prove_ours(course)
+                if action is Action.KILL_DESTINATION:
+                    await course.disarm()
                 # The way back starts no second copy: it is taken even where the journal's disk is full.
                 with contextlib.suppress(JournalError):
-                    await journal.intent(
-                        migration_id, action.value, source=str(of_source), destination=str(of_destination)
+                    await course.chronicle.journal.intent(
+                        course.request.id, action.value, source=str(of_source), destination=str(of_destination)
                     )
-                outcome = await _act(action, source, destination)
-                journal.result(migration_id, action.value, outcome=outcome)
+                outcome = await _act(action, course)
+                yanked = yanked or action is Action.YANK_SOURCE
+                course.chronicle.did(action.value, outcome=outcome)
+                if action is Action.SPLIT_BRAIN:
+                    course.split_brain = True
+                    return replace(settled, reason=f"both copies ran: {outcome}")
         if time.monotonic() - begun > LIMIT_S:
-            return Settled(
-                Action.PARK,
-                of_source,
-                of_destination,
-                source_state,
-                destination_state,
-                f"no proven state within {LIMIT_S:g} s; last: {decision.reason}",
-            )
+            reason = f"no proven state within {LIMIT_S:g} s; last: {decision.reason}"
+            return replace(settled, action=Action.PARK, reason=reason)
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
-async def _act(action: Action, source: Side, destination: Side) -> str:
-    """Do one thing. What it brought about is observed next, so an error here is a word for the journal only."""
+async def _prove_ours(course: Course) -> None:
+    """Let only the guest's controller act.
+
+    A host that cannot be reached does not keep us from acting on the other one: its lock is held, so no other controller
+    has got both, and the one that has lost its connection can do nothing over there.
+    """
+    with contextlib.suppress(MigrationFailed):
+        await course.still_ours()
+
+
+async def _act(action: Action, course: Course) -> str:
+    """Do one thing. What it brought about is observed next, so an error here is a word for the journal only.
+
+    Raises:
+        Fenced: The host refused: another controller has the guest.
+    """
+    source, destination = course.source, course.destination
     try:
         match action:
             case Action.CANCEL_SOURCE:
@@ -136,6 +145,13 @@ async def _act(action: Action, source: Side, destination: Side) -> str:
                 await (await source.attach()).execute("cont")
             case Action.KILL_DESTINATION:
                 return "proven gone" if await destination.kill() else "not proven gone"
+            case Action.SPLIT_BRAIN:
+                # Where `cont` may have been sent, the destination's copy is the one that the disks belong to.
+                stale = source if course.armed else destination
+                await (await stale.attach()).execute("stop")
+                return f"the one on {stale.name} was stopped"
+    except Fenced:
+        raise
     except QmpMigrateError as error:
         return str(error)
     return "done"

@@ -14,6 +14,7 @@ from typing import Final
 
 from qmp_migrate.errors import (
     ChannelRefused,
+    Fenced,
     MonitorBusy,
     MonitorError,
     MonitorLost,
@@ -30,6 +31,9 @@ from qmp_migrate.settings import HostSettings
 
 OBSERVE_S: Final = 2.0
 """How long one question to a QEMU may take before its state counts as unknown for now."""
+
+LOOK_S: Final = 8.0
+"""How long a whole look may take, connecting to the host included."""
 
 LOG_TAIL_BYTES: Final = 4096
 
@@ -76,6 +80,8 @@ class Side:
         vm: The guest's name.
         process: The QEMU's identity; None: none was started there.
         monitor: The monitor in use; None before `attach`.
+        unidentified: Why nobody can say whether there is a QEMU, and which; ``""``: `process` tells.
+        fenced: A person vouches that this host is switched off: nothing runs there any more, and nothing is asked.
     """
 
     host: Host
@@ -83,6 +89,8 @@ class Side:
     vm: str
     process: ProcessId | None = None
     monitor: Monitor | None = None
+    unidentified: str = ""
+    fenced: bool = False
     _attaching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -97,8 +105,13 @@ class Side:
 
     @property
     def migration_address(self) -> str:
-        """Where guest memory is received on this host."""
+        """Where guest memory is sent to when it goes to this host."""
         return (self.settings.migration_address or self.settings.address).strip("[]")
+
+    @property
+    def migration_listen(self) -> str:
+        """What QEMU binds to on this host to receive guest memory."""
+        return (self.settings.migration_listen or self.migration_address).strip("[]")
 
     async def attach(self) -> Monitor:
         """Return the monitor; connect it where there is none or it was lost.
@@ -125,8 +138,17 @@ class Side:
 
     async def observe(self) -> Observation:
         """Look at the QEMU now. Never raises: what cannot be learnt is unknown, with the reason."""
-        if self.process is None:
+        if self.fenced:
             return GONE
+        if self.process is None:
+            return Observation(None, problem=self.unidentified) if self.unidentified else GONE
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await self._observe()
+        except TimeoutError:
+            return Observation(None, problem=f"{self.name} gave no answer within {LOOK_S:g} s")
+
+    async def _observe(self) -> Observation:
         problem = ""
         for _attempt in range(2):
             try:
@@ -161,13 +183,18 @@ class Side:
 
         Returns:
             True with proof; False where it could not be proven.
+
+        Raises:
+            Fenced: The host refused: another controller has taken the guest over.
         """
         await self.detach()
-        if self.process is None:
-            return True
+        if self.process is None or self.fenced:
+            return not self.unidentified or self.fenced
         try:
             await self.host.connect()
             return await kill(self.host, self.process)
+        except Fenced:
+            raise
         except QmpMigrateError:
             return False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qmp_migrate.errors import QmpMigrateError
@@ -45,13 +45,62 @@ class Wires:
     key_directories: tuple[tuple[Side, str], ...] = ()
     port: int = 0
 
+    @property
+    def source_parameters(self) -> dict[str, object]:
+        """What the source's parameters were that are changed: written down before, so that anybody can put them back."""
+        known = self.source.parameters if self.source else {}
+        return {name: known[name] for name in RESTORED if name in known}
+
     def key_directory(self, side: Side) -> str:
         """Return where this migration's key is on a side's host."""
         return next(directory for other, directory in self.key_directories if other is side)
 
 
+async def survey(source: Side, destination: Side, wires: Wires) -> None:
+    """Ask both QEMUs what they can do and how they are set now.
+
+    Raises:
+        MonitorError, TransportError: One of them does not answer.
+    """
+    monitors = await asyncio.gather(source.attach(), destination.attach())
+    wires.source, wires.destination = await asyncio.gather(*(features.probe(monitor) for monitor in monitors))
+
+
+async def find(source: Side, destination: Side, migration_id: str, *, encrypt: bool, before: dict[str, Any]) -> Wires:
+    """Return the wires of a migration that another controller has set up, so that they can be used and undone.
+
+    Args:
+        source: Sends; left out where it does not answer.
+        destination: Receives; likewise.
+        migration_id: The migration.
+        encrypt: It is encrypted.
+        before: What the journal says of `Wires.source_parameters`.
+    """
+    wires = Wires()
+    for side in (source, destination):
+        with contextlib.suppress(QmpMigrateError):
+            if side.process is not None and not side.fenced:
+                found = await features.probe(await side.attach())
+                if side is source:
+                    wires.source = replace(found, parameters=found.parameters | before)
+                else:
+                    wires.destination = found
+    if encrypt:
+        wires.credentials, wires.source_credentials = _name(migration_id), True
+        wires.key_directories = _key_directories(source, destination, migration_id)
+    return wires
+
+
+def _name(migration_id: str) -> str:
+    return f"tls-{migration_id}"
+
+
+def _key_directories(source: Side, destination: Side, migration_id: str) -> tuple[tuple[Side, str], ...]:
+    return tuple((side, f"{side.directory}/{_name(migration_id)}") for side in (source, destination))
+
+
 async def wire(source: Side, destination: Side, request: MigrationRequest, wires: Wires, *, one_pass: bool) -> None:
-    """Wire both sides; `wires` says at any moment what has been set up, also when this raises.
+    """Wire both sides; `wires` says at any moment what has been set up, also when this raises. `survey` goes before.
 
     Args:
         source: Sends.
@@ -74,16 +123,16 @@ async def wire(source: Side, destination: Side, request: MigrationRequest, wires
 async def _place_keys(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
     """Put one fresh key on both hosts, beside the guest's sockets (0700), where only QEMU's own user reads it."""
     content = encryption.make_key_file()
-    wires.key_directories = tuple((side, f"{side.directory}/tls-{request.id}") for side in (source, destination))
+    wires.key_directories = _key_directories(source, destination, request.id)
 
     async def place(side: Side, directory: str) -> None:
-        await side.host.script('umask 077; mkdir -p -- "$1"', [directory])
-        await side.host.write_file(f"{directory}/{encryption.KEY_FILE}", content, mode=0o600)
-        if side is destination:
-            await side.host.write_file(f"{directory}/{encryption.GROUP_FILE}", encryption.GROUP, mode=0o600)
+        known = wires.destination
+        group = encryption.GROUP if side is destination and known and encryption.wants_group(known.version) else b""
+        names = [directory, encryption.KEY_FILE, encryption.GROUP_FILE, str(len(content))]
+        await side.host.script(_PLACE_KEYS, names, input=content + group)
 
     await asyncio.gather(*(place(side, directory) for side, directory in wires.key_directories))
-    wires.credentials = f"tls-{request.id}"
+    wires.credentials = _name(request.id)
 
 
 def _capabilities(known: Features) -> dict[str, bool]:
@@ -96,9 +145,10 @@ def _capabilities(known: Features) -> dict[str, bool]:
 
 
 async def _wire_source(side: Side, request: MigrationRequest, wires: Wires, *, one_pass: bool) -> None:
-    monitor = await side.attach()
-    wires.source = known = await features.probe(monitor)
-    await qmp.set_capabilities(monitor, known, _capabilities(known))
+    monitor, known = await side.attach(), wires.source
+    assert known is not None
+    wanted = _capabilities(known) | ({"pause-before-switchover": True} if request.guarded else {})
+    await qmp.set_capabilities(monitor, known, wanted)
     parameters: dict[str, Any] = {
         "max-bandwidth": request.bandwidth_bytes_per_s,
         "downtime-limit": first_limit_ms(request.downtime_limit_ms, one_pass=one_pass),
@@ -116,15 +166,33 @@ async def _wire_source(side: Side, request: MigrationRequest, wires: Wires, *, o
 
 
 async def _wire_destination(side: Side, request: MigrationRequest, wires: Wires) -> None:
-    monitor = await side.attach()
-    wires.destination = known = await features.probe(monitor)
+    monitor, known = await side.attach(), wires.destination
+    assert known is not None
     await qmp.set_capabilities(monitor, known, _capabilities(known))
     if wires.credentials is not None:
         directory = wires.key_directory(side)
         await encryption.add_credentials(monitor, wires.credentials, directory, "server")
         await qmp.set_parameters(monitor, {"tls-creds": wires.credentials})
         await encryption.verify(monitor, wires.credentials)
-    wires.port = await qmp.listen(monitor, side.migration_address, side.settings.ports)
+    wires.port = await qmp.listen(monitor, side.migration_listen, side.settings.ports)
+
+
+# $1 directory, $2 key file, $3 group file, $4 bytes of the key on standard input; what follows is the group.
+_PLACE_KEYS: Final = """
+set -eu
+umask 077
+mkdir -p -- "$1"
+cd -- "$1"
+head -c "$4" >"$2"
+[ "$(wc -c <"$2")" -eq "$4" ] || { echo "the key arrived in part only" >&2; exit 1; }
+cat >"$3"
+[ -s "$3" ] || rm -f -- "$3"
+"""
+
+_REMOVE_KEYS: Final = """
+[ -d "$1" ] || exit 0
+cd -- "$1" && rm -f -- "$2" "$3" && cd / && rmdir -- "$1"
+"""
 
 
 async def remove_keys(wires: Wires) -> list[str]:
@@ -138,7 +206,7 @@ async def remove_keys(wires: Wires) -> list[str]:
     async def remove(side: Side, directory: str) -> str | None:
         try:
             names = [encryption.KEY_FILE, encryption.GROUP_FILE]
-            await side.host.script('cd -- "$1" && rm -f -- "$2" "$3" && cd / && rmdir -- "$1"', [directory, *names])
+            await side.host.script(_REMOVE_KEYS, [directory, *names])
         except QmpMigrateError as error:
             return f"the key file in {directory} on {side.name} could not be removed: {error}"
         return None
@@ -158,7 +226,7 @@ async def unwire_source(side: Side, wires: Wires) -> list[str]:
         return []
     try:
         monitor = await side.attach()
-        before: dict[str, object] = {name: known.parameters[name] for name in RESTORED if name in known.parameters}
+        before = wires.source_parameters
         before["tls-creds"] = ""
         await qmp.set_parameters(monitor, before)
         await qmp.set_capabilities(monitor, known, {})

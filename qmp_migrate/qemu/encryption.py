@@ -37,6 +37,16 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 """ffdhe2048 of RFC 7919, appendix A.1, as PKCS#3. Public, and the same for everyone; not a secret."""
 
 
+def wants_group(version: str) -> bool:
+    """Tell whether a QEMU makes its own group unless one lies beside the key; from 10.2 on it does not, and warns of one.
+
+    Args:
+        version: Of the server, for example ``7.2.22``.
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return (major, minor) < (10, 2)
+
+
 def make_key_file() -> bytes:
     """Return the content of a new key file. A secret: never logged, never in an argv, never on the bus."""
     return f"{IDENTITY}:{secrets.token_hex(KEY_BYTES)}\n".encode()

@@ -27,7 +27,7 @@ COMMAND_S: Final[dict[str, float]] = {
     "migrate-set-parameters": 10.0,
     "migrate_cancel": 30.0,
     "migrate-continue": 30.0,
-    "cont": 30.0,
+    "cont": 10.0,
     "stop": 30.0,
     "object-add": 10.0,
     "device_add": 30.0,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -64,14 +65,23 @@ async def hosts(request: pytest.FixtureRequest, directory: Path) -> AsyncIterato
     await asyncio.gather(*(host.close() for host in pair))
 
 
+def owner_line(path: Path) -> str:
+    """The first line of a lock file; the second one names the holder's process."""
+    owner, process, end = path.read_text().split("\n")
+    assert not end
+    assert psutil.pid_exists(int(process.split()[0]))
+    return owner
+
+
 def holders(path: Path) -> list[psutil.Process]:
     """All processes that have the lock file open."""
     found = []
     for process in psutil.process_iter():
-        try:
-            links = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")]
-        except OSError:
-            continue
+        links = []
+        with suppress(OSError):
+            for fd in os.listdir(f"/proc/{process.pid}/fd"):
+                with suppress(OSError):  # a descriptor comes and goes with every sign of life
+                    links.append(os.readlink(f"/proc/{process.pid}/fd/{fd}"))
         if str(path) in links:
             found.append(process)
     return found
@@ -81,7 +91,7 @@ async def test_a_lock_is_held_by_one_says_by_whom_and_leaves_no_file(hosts: tupl
     one, other = hosts
     path = directory / "it's a lock"
     held = await one.hold_lock(str(path), owner="root@ctl pid 17, migration m1, since 12:00")
-    assert path.read_text() == "root@ctl pid 17, migration m1, since 12:00\n"
+    assert owner_line(path) == "root@ctl pid 17, migration m1, since 12:00"
     for host in hosts:
         with pytest.raises(LockBusy, match=r"root@ctl pid 17, migration m1, since 12:00") as caught:
             await host.hold_lock(str(path), owner="someone else")
@@ -92,7 +102,7 @@ async def test_a_lock_is_held_by_one_says_by_whom_and_leaves_no_file(hosts: tupl
     assert not path.exists()
     assert not held.lost.is_set()
     again = await other.hold_lock(str(path), owner="someone else")
-    assert path.read_text() == "someone else\n"
+    assert owner_line(path) == "someone else"
     await again.release()
 
 
@@ -100,8 +110,27 @@ async def test_a_file_left_by_a_crash_is_taken_over(hosts: tuple[Host, Host], di
     path = directory / "lock"
     path.write_text("a dead controller\n")
     held = await hosts[0].hold_lock(str(path), owner="me")
-    assert path.read_text() == "me\n"
+    assert owner_line(path) == "me"
     await held.release()
+
+
+async def test_who_only_looks_is_not_taken_for_a_holder(hosts: tuple[Host, Host], directory: Path) -> None:
+    # Asking whether somebody holds a lock locks it for a moment; the file still names a controller that is dead.
+    path = directory / "lock"
+    path.write_text("a dead controller\n999999999 17\n")
+    looking = await asyncio.create_subprocess_exec("flock", str(path), "sleep", "0.3")
+    await until(lambda: holders(path), "the look")
+    held = await hosts[0].hold_lock(str(path), owner="me")
+    await held.release()
+    await looking.wait()
+    path.write_text("someone's tool\n")
+    staying = await asyncio.create_subprocess_exec("flock", str(path), "sh", "-c", "read line", stdin=subprocess.PIPE)
+    await until(lambda: holders(path), "a lock that is not of ours")
+    with pytest.raises(LockBusy, match="someone's tool"):
+        await hosts[0].hold_lock(str(path), owner="me")
+    assert staying.stdin is not None
+    staying.stdin.close()
+    await staying.wait()
 
 
 async def test_many_locks_on_one_connection(hosts: tuple[Host, Host], directory: Path) -> None:

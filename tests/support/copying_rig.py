@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.copying import Copying
 from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.migration.request import MigrationRequest
@@ -24,6 +25,7 @@ class Rig:
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
     progress: list[Progress] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    refuses: QmpMigrateError | None = None
     copying: Copying = field(init=False)
     task: asyncio.Task[None] = field(init=False)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -40,12 +42,18 @@ class Rig:
             on_step=self.told.append,
             on_near_end=lambda: self.told.append("near end"),
             on_stopped=lambda: self.told.append("stopped"),
+            on_held=self._held,
         )
 
         await self.stack.enter_async_context(copying.watching())
         self.task = asyncio.create_task(copying.run("10.0.0.2", 49152))
         await self.unless_ended(self.source.until_asked("migrate"))
         return copying
+
+    async def _held(self) -> None:
+        self.told.append("held")
+        if self.refuses is not None:
+            raise self.refuses
 
     async def unless_ended(self, wait: Coroutine[Any, Any, None]) -> None:
         """Wait for something, or for the end of the copying if that comes first."""

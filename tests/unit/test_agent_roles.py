@@ -25,7 +25,10 @@ TABLE = [
     ("running", "cancelling", True, "source"),
     ("running", "wait-unplug", True, "source"),
     ("running", "some-status-of-qemu-12", True, "source"),
+    ("postmigrate", "completed", False, "source"),  # it had come here by a migration itself, and the agent is new
     ("running", "cancelled", True, "idle"),
+    ("postmigrate", "cancelled", True, "idle"),  # QEMU 7.2: it was paused before, and is so again
+    ("postmigrate", "failed", True, "idle"),
     ("running", "failed", True, "idle"),
     # the destination
     ("inmigrate", None, False, "incoming"),
@@ -36,7 +39,7 @@ TABLE = [
     ("running", "postcopy-paused", True, "incoming"),
     # afterwards it goes on to say `completed`
     ("running", "completed", True, "idle"),
-    ("paused", "completed", True, "idle"),
+    ("paused", "completed", True, "idle"),  # or taken back by `cont` where it was sent from, and then stopped
     # and may be sent on
     ("running", "active", True, "source"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from hostagent import watch as watch_module
 from hostagent.discovery import Guest
+from hostagent.guardian import Guardian
+from hostagent.quiet import QUIET_S
 from hostagent.watch import GuestWatch
 from qmp_migrate.bus.messages import HostVm
 from tests.support.brokers import until
@@ -25,6 +28,8 @@ class ScriptedQemu:
 
     def __init__(self, path: Path) -> None:
         self.asked: list[str] = []
+        self.asked_at: list[float] = []
+        self.before_answer: Callable[[str], None] = lambda _: None
         self.connections = 0
         self.mute = False
         self.answers: dict[str, Any] = {
@@ -77,8 +82,10 @@ class ScriptedQemu:
     def _answer(self, request: dict[str, Any]) -> None:
         command = request["execute"]
         self.asked.append(command)
+        self.asked_at.append(time.monotonic())
         if self.mute:
             return
+        self.before_answer(command)
         reply: dict[str, Any] = {"error": {"class": "CommandNotFound", "desc": "no such thing"}}
         if command in self.answers:
             reply = {"return": self.answers[command]}
@@ -93,13 +100,19 @@ class Heard:
     def __init__(self) -> None:
         self.states: list[HostVm] = []
         self.events: list[tuple[str, dict[str, Any], float, bool]] = []
+        self.heard_at: list[float] = []
 
     def guest(self, state: HostVm) -> None:
         self.states.append(state)
+        self.heard_at.append(time.monotonic())
 
     def qmp_event(self, vm: str, name: str, data: Mapping[str, Any], *, seconds: float, publish: bool) -> None:
         assert vm == "web1"
         self.events.append((name, dict(data), seconds, publish))
+        self.heard_at.append(time.monotonic())
+
+    def own_event(self, kind: str, vm: str, data: Mapping[str, Any]) -> None:
+        assert vm == "web1"
 
     def so(self, **expected: Any) -> Callable[[], bool]:
         """Tell whether the newest state is as expected."""
@@ -115,11 +128,16 @@ def qemu(tmp_path: Path) -> ScriptedQemu:
     return ScriptedQemu(tmp_path / "agent.sock")
 
 
+def guest_in(directory: Path, *argv: str) -> Guest:
+    return Guest("web1", directory, 4711, 100, ("qemu", *argv))
+
+
 @contextlib.asynccontextmanager
-async def watching(tmp_path: Path, *argv: str) -> AsyncIterator[tuple[GuestWatch, Heard]]:
+async def watching(
+    directory: Path, *argv: str, guardian: Guardian | None = None
+) -> AsyncIterator[tuple[GuestWatch, Heard]]:
     heard = Heard()
-    guest = Guest("web1", tmp_path, 4711, 100, ("qemu", *argv))
-    watch = GuestWatch("a", guest, heard)  # type: ignore[arg-type]
+    watch = GuestWatch("a", guest_in(directory, *argv), heard, guardian)  # type: ignore[arg-type]
     task = asyncio.create_task(watch.run())
     try:
         yield watch, heard
@@ -241,3 +259,113 @@ async def test_nonsense_does_not_end_the_watch(
         await until(lambda: qemu.asked.count("query-migrate") >= before + 2, "it goes on asking")
         qemu.answers |= sane | {"query-status": {"status": "paused"}}
         await until(heard.so(runstate="paused", monitor="connected"), "sense is understood again")
+
+
+# -- around a switchover --------------------------------------------------------------------------------------------
+
+
+async def test_a_guest_that_switches_over_is_left_alone_for_a_moment(qemu: ScriptedQemu, tmp_path: Path) -> None:
+    qemu.answers["query-migrate"] = {"status": "active"}
+    async with qemu.listening(), watching(tmp_path) as (_, heard):
+        await until(heard.so(role="source"), "it is being sent")
+        await asyncio.sleep(watch_module.QUERY_PAUSE_S * 1.5)  # between two questions: none is on its way
+        asked, told, began = len(qemu.asked), len(heard.heard_at), time.monotonic()
+        qemu.answers |= {"query-migrate": {"status": "completed"}, "query-status": {"status": "postmigrate"}}
+        qemu.event("STOP")
+        qemu.event("MIGRATION", status="device")
+        qemu.event("MIGRATION", status="completed")
+        await until(heard.so(runstate="postmigrate", role="source"), "the end is known")
+        assert [name for name, *_ in heard.events] == ["STOP", "MIGRATION", "MIGRATION"], "in their order"
+        assert min(qemu.asked_at[asked], heard.heard_at[told]) - began >= QUIET_S * 0.99
+        assert heard.heard_at[told] - began < QUIET_S + 0.5
+
+
+async def test_a_question_that_was_on_its_way_at_the_stop_is_the_last_one(qemu: ScriptedQemu, tmp_path: Path) -> None:
+    qemu.answers["query-migrate"] = {"status": "active"}
+    async with qemu.listening(), watching(tmp_path) as (_, heard):
+        await until(heard.so(role="source"), "it is being sent")
+        stopped: list[tuple[int, float, int]] = []
+
+        def stop_first(command: str) -> None:
+            if command == "query-status" and not stopped:
+                stopped.append((len(qemu.asked), time.monotonic(), len(heard.heard_at)))
+                qemu.event("STOP")
+
+        qemu.before_answer = stop_first
+        await until(lambda: bool(stopped), "it is asked again, and stops")
+        ((asked, began, told),) = stopped
+        await until(lambda: len(qemu.asked) > asked and len(heard.heard_at) > told, "it is asked and told of later")
+        assert min(qemu.asked_at[asked], heard.heard_at[told]) - began >= QUIET_S * 0.99
+
+
+@pytest.mark.parametrize("status", [{}, {"status": "completed"}, {"status": "cancelled"}], ids=str)
+async def test_a_stop_that_is_no_switchover_is_told_at_once(
+    qemu: ScriptedQemu, tmp_path: Path, status: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hostagent.quiet.QUIET_S", 60.0)
+    qemu.answers["query-migrate"] = status
+    async with qemu.listening(), watching(tmp_path) as (_, heard):
+        await until(heard.so(monitor="connected"), "it is known")
+        qemu.answers["query-status"] = {"status": "paused"}
+        qemu.event("STOP")
+        await until(heard.so(runstate="paused"), "and asked for")
+        assert [name for name, *_ in heard.events] == ["STOP"]
+
+
+async def test_what_is_held_back_is_told_when_the_guest_goes(
+    qemu: ScriptedQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hostagent.quiet.QUIET_S", 60.0)
+    qemu.answers["query-migrate"] = {"status": "active"}
+    async with qemu.listening(), watching(tmp_path) as (watch, heard):
+        await until(heard.so(role="source"), "it is being sent")
+        qemu.event("STOP")
+        qemu.event("SHUTDOWN", guest=False, reason="host-qmp-quit")
+        await until(lambda: watch.shutdown_reason == "host-qmp-quit", "it ends, and that is known at once")
+        assert heard.events == []
+        watch.flush()
+        assert [name for name, *_ in heard.events] == ["STOP", "SHUTDOWN"]
+
+
+async def test_an_answer_that_is_older_than_an_event_is_not_published(qemu: ScriptedQemu, tmp_path: Path) -> None:
+    """As when a destination is started between our two questions: it was paused, and runs."""
+    qemu.answers |= {"query-status": {"status": "inmigrate"}, "query-migrate": {"status": "active"}}
+    async with qemu.listening(), watching(tmp_path, "-incoming", "defer") as (_, heard):
+        await until(heard.so(role="incoming", runstate="inmigrate"), "it waits")
+
+        def resume_first(command: str) -> None:
+            if command == "query-migrate" and qemu.answers["query-status"]["status"] == "paused":
+                qemu.answers["query-status"] = {"status": "running"}
+                qemu.event("RESUME")
+
+        qemu.before_answer = resume_first
+        qemu.answers |= {"query-status": {"status": "paused"}, "query-migrate": {"status": "completed"}}
+        qemu.event("MIGRATION", status="completed")
+        await until(heard.so(role="idle", runstate="running"), "it runs")
+        assert [state.runstate for state in heard.states] == ["inmigrate", "running"], "`paused` was no longer true"
+
+
+@pytest.mark.parametrize("learned", ["by event", "by asking"])
+async def test_the_guardian_learns_of_pre_switchover(
+    qemu: ScriptedQemu, tmp_path: Path, learned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hostagent.guardian.LOOK_S", 0.02)
+    (tmp_path / ".locks").mkdir()
+    (tmp_path / ".locks" / "web1.beat").write_text("0.01\n")  # since the host has booted
+    guardian = Guardian(guest_in(tmp_path / "web1"), Heard(), 0.2)  # type: ignore[arg-type]
+    held = {"query-status": {"status": "finish-migrate"}, "query-migrate": {"status": "pre-switchover"}}
+    qemu.answers |= {"query-migrate-capabilities": []}
+    if learned == "by asking":
+        qemu.answers |= held
+    async with qemu.listening(), watching(tmp_path, guardian=guardian) as (_, heard):
+        await until(heard.so(monitor="connected"), "it is known")
+        if learned == "by event":
+            monkeypatch.setattr(GuestWatch, "_ask_state", _no_answer)
+            qemu.answers |= held
+            qemu.event("STOP")
+            qemu.event("MIGRATION", status="pre-switchover")
+        await until(lambda: "migrate_cancel" in qemu.asked, "it acts")
+
+
+async def _no_answer(*_: object) -> None:
+    return None

@@ -60,6 +60,19 @@ def test_throughput_reaches_95_percent_of_raw_s(transferred: int, word: str) -> 
     assert target("throughput", samples).word == word
 
 
+def test_of_two_throughputs_the_lower_one_is_the_worst() -> None:
+    samples = [
+        sample(scenario, contender, qemu=Numbers(1000, 5, 0, mib * MIB, 2))
+        for scenario, contender, mib in (
+            ("bulk", "raw", 100),
+            ("bulk", "command", 90),
+            ("bulk-tls", "raw", 50),
+            ("bulk-tls", "command", 60),
+        )
+    ]
+    assert target("throughput", samples).worst == ("bulk", pytest.approx(0.9))
+
+
 @pytest.mark.parametrize(("used_ms", "word"), [(299.0, "met"), (300.0, "NOT MET")])
 def test_the_controller_computes_for_less_than_3_percent(used_ms: float, word: str) -> None:
     samples = [sample("paced", "command", copying_ms=10_000.0, controller_cpu_ms=used_ms)]

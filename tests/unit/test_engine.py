@@ -16,6 +16,7 @@ from qmp_migrate.migration import engine as engine_module
 from qmp_migrate.migration import side as side_module
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
+from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.locks import GuestLock
@@ -31,7 +32,7 @@ from tests.support.qemu_pair import Fault, QemuPair
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the pair's hosts in place of real ones, and wait less long for what does not come."""
 
-    async def take(*_: Any) -> GuestLock:
+    async def take(*_: Any, **__: Any) -> GuestLock:
         return GuestLock([], 1)
 
     monkeypatch.setattr(locks, "take", take)
@@ -44,6 +45,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollback, "PATIENCE_S", 1.5)
     monkeypatch.setattr(rollback, "LIMIT_S", 5.0)
     monkeypatch.setattr(rollback, "LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr(engine_module, "RECONNECT_S", 1.0)
+    monkeypatch.setattr(engine_module, "RECONNECT_PAUSE_S", 0.02)
 
 
 @pytest.fixture
@@ -60,28 +63,22 @@ async def migrate(pair: QemuPair, journal: Journal, *, cancel: asyncio.Event | N
     request = MigrationRequest("web1", "b", "a")
     await journal.begin(id=request.id, vm="web1", source="a", destination="b", mode="live", request={})
     await journal.enter(request.id, Phase.PREFLIGHT)
-    engine = Engine(
-        request=request,
-        source=pair.side("a"),
-        destination=pair.side("b"),
-        argv=("/usr/bin/qemu-system-x86_64", "-S", "-incoming", "defer"),
-        running=pair.running,
-        one_pass=False,
-        chronicle=Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live")),
-        cancel=cancel or asyncio.Event(),
-    )
+    chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live"))
+    course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running)
+    argv = ("/usr/bin/qemu-system-x86_64", "-S", "-incoming", "defer")
+    engine = Engine(course, argv, cancel or asyncio.Event())
     try:
         async with asyncio.timeout(60):
             await engine.run()
     finally:
-        await engine.source.detach()
-        await engine.destination.detach()
+        await course.source.detach()
+        await course.destination.detach()
     return engine
 
 
 def lies(pair: QemuPair, engine: Engine) -> list[str]:
     """Return where what the engine says is not the case, and what must not have happened."""
-    result = engine.chronicle.result
+    result = engine.course.chronicle.result
     here, there = pair.source, pair.destination
     found = list(pair.wrong)
 
@@ -113,7 +110,7 @@ async def test_where_nothing_goes_wrong_it_runs_at_the_destination(journal: Jour
     async with QemuPair() as pair:
         engine = await migrate(pair, journal)
         assert lies(pair, engine) == []
-        result = engine.chronicle.result
+        result = engine.course.chronicle.result
         assert (result.outcome, result.owner, result.encrypted, result.warnings) == (
             "completed",
             "destination",
@@ -122,7 +119,7 @@ async def test_where_nothing_goes_wrong_it_runs_at_the_destination(journal: Jour
         )
         assert result.blackout_ms > 0
         assert result.qemu == {"total_ms": 99, "downtime_ms": 50, "setup_ms": 16}
-        record = await journal.get(engine.request.id)
+        record = await journal.get(engine.course.request.id)
         assert (record.phase, record.outcome, record.may_have_run) == (Phase.DONE, "completed", True)
         assert record.result == result.to_dict()
 
@@ -143,7 +140,7 @@ async def test_memory_travels_only_when_both_sides_are_wired(journal: Journal) -
         engine = await migrate(pair, journal)
     for name in ("a", "b"):
         assert seen[name] == {"events", "return-path", "late-block-activate", "validate-uuid"}
-        assert seen[f"key at {name}"] == f"tls-{engine.request.id}"
+        assert seen[f"key at {name}"] == f"tls-{engine.course.request.id}"
 
 
 async def test_the_commit_is_written_before_it_is_sent(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +170,10 @@ async def test_a_destination_that_dies_once_it_may_have_run_is_not_taken_back(jo
         pair.destination.on("cont", lambda arguments: (reply(arguments) and None) or pair.destination.die())
         engine = await migrate(pair, journal)
         assert isinstance(engine.error, OutcomeUnknown)
-        assert engine.chronicle.result.owner == "unknown"
+        assert engine.course.chronicle.result.owner == "unknown"
         assert (pair.ran, pair.source.running, pair.wrong) == (True, False, [])
         assert pair.source.alive  # kept for whoever looks into it
-        assert (await journal.get(engine.request.id)).phase is Phase.PARKED
+        assert (await journal.get(engine.course.request.id)).phase is Phase.PARKED
 
 
 async def test_nothing_makes_the_event_loop_wait(journal: Journal) -> None:
@@ -198,7 +195,7 @@ async def test_a_paused_guest_arrives_paused(journal: Journal) -> None:
         assert lies(pair, engine) == []
         assert not pair.ran
         assert ("b", "cont") not in pair.commands
-        assert engine.chronicle.result.blackout_ms == 0
+        assert engine.course.chronicle.result.blackout_ms == 0
 
 
 async def commands_of_one(journal: Journal) -> list[str]:
@@ -288,7 +285,7 @@ async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journa
 
         async with QemuPair(on_command=on_command) as pair:
             engine = await migrate(pair, journal, cancel=cancel)
-            return lies(pair, engine), engine.chronicle.result.outcome
+            return lies(pair, engine), engine.course.chronicle.result.outcome
 
     ends = await asyncio.gather(*(one(number) for number in range(count)))
     assert [found for found, _ in ends if found] == []
@@ -302,14 +299,14 @@ async def cancelled_in_the_last_moment(
     """Cancel when both QEMUs have completed and only `cont` is missing; return lies and outcome."""
     cancel, run = asyncio.Event(), Copying.run
 
-    async def run_and_cancel(self: Copying, address: str, port: int) -> None:
-        await run(self, address, port)
+    async def run_and_cancel(self: Copying, address: str, port: int, *, adopt: bool) -> None:
+        await run(self, address, port, adopt=adopt)
         cancel.set()
 
     monkeypatch.setattr(Copying, "run", run_and_cancel)
     async with pair:
         engine = await migrate(pair, journal, cancel=cancel)
-        return lies(pair, engine), engine.chronicle.result.outcome
+        return lies(pair, engine), engine.course.chronicle.result.outcome
 
 
 async def test_until_cont_is_sent_a_cancel_brings_the_guest_back(

@@ -42,8 +42,9 @@ class Cell:
 
 def all_cells() -> list[Cell]:
     cells = []
-    flags = itertools.product((False, True), repeat=len(fields(Facts)))
-    for source, destination, known, goal in itertools.product(Source, Destination, flags, Goal):
+    values = [(None, "source", "destination") if field.name == "told" else (False, True) for field in fields(Facts)]
+    known_all = itertools.product(*values)
+    for source, destination, known, goal in itertools.product(Source, Destination, known_all, Goal):
         facts = Facts(*known)
         decision = decide(source, destination, facts, goal)
         cells.append(Cell(source, destination, facts, goal, decision.action, decision.reason))
@@ -51,11 +52,13 @@ def all_cells() -> list[Cell]:
 
 
 CELLS = all_cells()
+UNTOLD = [cell for cell in CELLS if cell.facts.told is None]
+"""What is done by proof alone: nobody has decided anything."""
 
 
-def check(what: str, broken: Callable[[Cell], bool]) -> None:
-    bad = [cell for cell in CELLS if broken(cell)]
-    assert not bad, f"{what}:\n" + "\n".join(map(str, bad))
+def check(what: str, broken: Callable[[Cell], bool], cells: list[Cell] = UNTOLD) -> None:
+    bad = [cell for cell in cells if broken(cell)]
+    assert not bad, f"{what}:\n" + "\n".join(map(str, bad[:20]))
 
 
 WAKES_THE_SOURCE = {A.CANCEL_SOURCE, A.YANK_SOURCE, A.RESUME_SOURCE}
@@ -63,7 +66,7 @@ HARMLESS = {A.WAIT, A.PARK}
 
 
 def test_there_are_all_of_them_and_each_says_why() -> None:
-    assert len(CELLS) == len(Source) * len(Destination) * 2 ** len(fields(Facts)) * len(Goal) == 3840
+    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 46080
     check("a reason is missing", lambda c: len(c.reason) < 10)
 
 
@@ -191,6 +194,56 @@ def test_back_at_the_source_means_the_source_has_it_and_the_destination_is_gone(
     )
 
 
+# -- what a person decides ------------------------------------------------------------------------------------------
+
+
+def test_a_person_changes_only_what_would_be_parked() -> None:
+    untold = {(c.source, c.destination, c.facts, c.goal): c for c in UNTOLD}
+    for cell in CELLS:
+        plain = untold[cell.source, cell.destination, replace(cell.facts, told=None), cell.goal]
+        assert cell.action is plain.action or plain.action is A.PARK, cell
+
+
+def test_not_even_a_person_makes_two_copies_run() -> None:
+    told = [cell for cell in CELLS if cell.facts.told is not None]
+    check(
+        "a commit while the source may run",
+        lambda c: c.action is A.COMMIT and c.source not in {S.DEAD, S.COMPLETED, S.HALTED},
+        told,
+    )
+    check(
+        "a resume while the destination may run",
+        lambda c: c.action is A.RESUME_SOURCE and c.destination is not D.ABSENT,
+        told,
+    )
+    check("a kill of what runs or cannot be seen", lambda c: kills(c) and c.destination in {D.RUNS, D.UNKNOWN}, told)
+    check(
+        "a source that is ended while it runs, or may",
+        lambda c: c.action is A.RELEASE_SOURCE and c.source in {S.RUNS, S.COPIES, S.UNKNOWN},
+        told,
+    )
+
+
+def kills(cell: Cell) -> bool:
+    return cell.action is A.KILL_DESTINATION
+
+
+def test_what_a_person_decides_leads_somewhere() -> None:
+    """Both stopped after a split brain; a source that is gone; a destination that may have run and is gone."""
+    torn = Facts(may_have_run=True, split_brain=True, patience=False)
+    dead = Facts(may_have_run=True, patience=False)
+    for source, destination, facts, told, action in [
+        (S.HALTED, D.RUNS, torn, "destination", A.RELEASE_SOURCE),
+        (S.RUNS, D.HALTED, torn, "source", A.KILL_DESTINATION),
+        (S.RUNS, D.ABSENT, torn, "source", A.FINISHED_AT_SOURCE),
+        (S.HALTED, D.ABSENT, torn, "source", A.RESUME_SOURCE),
+        (S.DEAD, D.LOADED, dead, "destination", A.COMMIT),
+        (S.COMPLETED, D.ABSENT, dead, "source", A.RESUME_SOURCE),
+    ]:
+        assert decide(source, destination, facts, Goal.FORWARD).action is A.PARK
+        assert decide(source, destination, replace(facts, told=told), Goal.FORWARD).action is action
+
+
 # -- neither ------------------------------------------------------------------------------------------------------
 
 
@@ -210,19 +263,35 @@ def test_silence_leads_to_nothing_that_cannot_be_taken_back() -> None:
 
 def test_the_ends_are_told_from_what_is_seen_alone() -> None:
     check(
-        "gone",
-        lambda c: (c.action is A.GUEST_GONE) != (c.source is S.DEAD and c.destination is D.ABSENT),
-    )
-    check(
         "split brain",
         lambda c: (c.action is A.SPLIT_BRAIN) != (c.source in {S.RUNS, S.COPIES} and c.destination is D.RUNS),
+    )
+    whole = [cell for cell in UNTOLD if not cell.facts.split_brain]
+    check(
+        "gone",
+        lambda c: (c.action is A.GUEST_GONE) != (c.source is S.DEAD and c.destination is D.ABSENT),
+        whole,
     )
     check(
         "finished at the destination",
         lambda c: (
             (c.action is A.FINISHED_AT_DESTINATION) != (c.source is S.DEAD and c.destination in {D.RUNS, D.HALTED})
         ),
+        whole,
     )
+
+
+def test_after_a_split_brain_nothing_is_done_until_a_person_decides() -> None:
+    torn = [cell for cell in UNTOLD if cell.facts.split_brain and cell.source is not S.POSTCOPY]
+    check("something is done", lambda c: c.action not in {A.PARK, A.SPLIT_BRAIN}, torn)
+
+
+def test_a_source_that_hangs_is_yanked_once_and_then_left_without_a_destination() -> None:
+    stuck = Facts(patience=False, never_ran=True)
+    assert decide(S.HANGS, D.INCOMING, stuck, Goal.BACK).action is A.YANK_SOURCE
+    yanked = replace(stuck, yanked=True)
+    assert decide(S.HANGS, D.INCOMING, yanked, Goal.BACK).action is A.KILL_DESTINATION
+    assert decide(S.HANGS, D.ABSENT, yanked, Goal.BACK).action is A.PARK
 
 
 def test_without_patience_nothing_is_waited_for_but_the_copying_itself() -> None:
@@ -237,8 +306,8 @@ def test_without_patience_nothing_is_waited_for_but_the_copying_itself() -> None
 
 
 def test_proof_that_it_never_ran_outweighs_the_journal() -> None:
-    by_key = {(c.source, c.destination, c.facts, c.goal): c.action for c in CELLS}
-    for cell in CELLS:
+    by_key = {(c.source, c.destination, c.facts, c.goal): c.action for c in UNTOLD}
+    for cell in UNTOLD:
         if cell.facts.never_ran:
             plain = replace(cell.facts, may_have_run=False, never_ran=False)
             assert by_key[cell.source, cell.destination, plain, cell.goal] is cell.action, cell

@@ -1,0 +1,119 @@
+"""``recover``: settle migrations whose controller is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from qmp_migrate.cli.context import Context, put, run, say, tell
+from qmp_migrate.errors import LockBusy, OutcomeUnknown, QmpMigrateError, TransportError
+
+if TYPE_CHECKING:
+    from qmp_migrate.fleet.controller import Controller
+    from qmp_migrate.migration.journal import MigrationRecord
+    from qmp_migrate.migration.recovery import Wish
+    from qmp_migrate.migration.request import MigrationResult
+
+AGAIN_S: Final = 2.0
+"""With ``--wait``: how long between two tries."""
+
+
+def recover(
+    context: typer.Context,
+    migration: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One migration; default: all that were left.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Go on trying until it is settled.")] = False,
+    back: Annotated[bool, typer.Option("--back", help="Rather back to the source than on to the destination.")] = False,
+    fenced: Annotated[
+        list[str] | None,
+        typer.Option("--fenced", metavar="HOST", help="You have proof that this host is switched off; repeatable."),
+    ] = None,
+    owner: Annotated[
+        str | None,
+        typer.Option(
+            "--owner", metavar="SIDE", help="source or destination: which copy is to be the guest, if parked."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
+) -> None:
+    """Settle migrations whose controller is gone: one proven owner, or an account of what is known.
+
+    A copy that still runs in QEMU is driven on. Exit code 0: every guest has one proven owner.
+    """
+    code = run(_recover(context.obj, migration, wait, _wish(back, fenced, owner, migration), json), as_json=json)
+    if code:
+        raise typer.Exit(code)
+
+
+def _wish(back: bool, fenced: list[str] | None, owner: str | None, migration: str | None) -> Wish:
+    from qmp_migrate.errors import UsageError
+    from qmp_migrate.migration.recovery import Wish
+
+    if owner not in {None, "source", "destination"}:
+        _refuse(UsageError(f"--owner {owner} is not possible", hint="say: --owner source, or: --owner destination"))
+    if (owner or fenced) and migration is None:
+        _refuse(UsageError("--owner and --fenced are said of one migration", hint="name it: qmp-migrate recover ID"))
+    return Wish(back=back, fenced=frozenset(fenced or ()), owner=owner)  # type: ignore[arg-type]  # checked above
+
+
+def _refuse(error: QmpMigrateError) -> None:
+    tell(error)
+    sys.exit(error.exit_code)
+
+
+async def _recover(options: Context, migration: str | None, wait: bool, wish: Wish, json: bool) -> int:
+    from qmp_migrate.fleet.controller import Controller
+
+    async with Controller.open(options.settings()) as controller:
+        for host in wish.fenced:
+            controller.settings.host(host)
+        records = [await controller.journal.get(migration)] if migration is not None else await controller.unsettled()
+        if not records:
+            say().print("nothing to recover: every migration has ended with one owner")
+        ends = [await _one(controller, record, wish, wait) for record in records]
+    if json:
+        put({"schema": "recoveries/1", "migrations": [document for document, _ in ends]})
+    codes = [code for _, code in ends if code]
+    return OutcomeUnknown.exit_code if OutcomeUnknown.exit_code in codes else max(codes, default=0)
+
+
+async def _one(controller: Controller, record: MigrationRecord, wish: Wish, wait: bool) -> tuple[dict[str, Any], int]:
+    """Settle one; return its document and the exit code that it stands for."""
+    console, told = say(), ""
+    while True:
+        try:
+            result = await controller.recover(record, wish)
+        except (OutcomeUnknown, LockBusy, TransportError) as error:
+            if str(error) != told:
+                told = str(error)
+                tell(error)
+            if not wait:
+                return _document(record, error), error.exit_code
+            await asyncio.sleep(AGAIN_S)
+            record = await controller.journal.get(record.id)
+            continue
+        console.print(f"migration {record.id} of {record.vm}: {result.outcome}; {_where(result)}")
+        if result.error is not None:
+            console.print(f"because: {result.error['message']}", markup=False)
+        for warning in result.warnings:
+            console.print(f"warning: {warning}", markup=False)
+        return result.to_dict(), 0
+
+
+def _where(result: MigrationResult) -> str:
+    host = {"source": result.source, "destination": result.destination}.get(result.owner)
+    return f"the guest is on {host}" if host else "the guest runs nowhere"
+
+
+def _document(record: MigrationRecord, error: QmpMigrateError) -> dict[str, Any]:
+    from qmp_migrate.migration.request import MigrationResult
+
+    if isinstance(error.result, MigrationResult):
+        return error.result.to_dict()
+    result = MigrationResult(record.id, record.vm, record.source, record.destination, record.mode)
+    result.outcome, result.owner, result.error = "unknown", "unknown", error.to_dict()
+    return result.to_dict()

@@ -1,0 +1,39 @@
+"""A controller on the bus: itself and its migrations, for as long as it works."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from typing import Final
+
+from qmp_migrate.migration.reporter import Reporter
+from qmp_migrate.settings import Settings
+
+FLUSH_S: Final = 1.0
+
+
+@contextlib.asynccontextmanager
+async def on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
+    """Publish this controller and its migrations for as long as the block lasts; never waits for the broker."""
+    from qmp_migrate.bus.address import BrokerAddress
+    from qmp_migrate.bus.reporter import MqttReporter, controller_client
+    from qmp_migrate.bus.topics import Topics
+
+    mqtt = settings.mqtt
+    assert mqtt.url is not None
+    address = BrokerAddress.parse(
+        mqtt.url,
+        username=mqtt.username,
+        password_file=mqtt.password_file,
+        ca_file=mqtt.ca_file,
+        cert_file=mqtt.cert_file,
+        key_file=mqtt.key_file,
+    )
+    name = f"ctl-{secrets.token_hex(4)}"
+    client = controller_client(address, Topics(mqtt.root), name)
+    client.start()
+    try:
+        yield MqttReporter(client, name)
+    finally:
+        await client.close(FLUSH_S)

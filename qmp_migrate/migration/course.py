@@ -1,0 +1,166 @@
+"""What is known and held of one migration, shared by its way forward, its way back and its recovery."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from qmp_migrate.errors import (
+    Fenced,
+    JournalError,
+    LaunchFailed,
+    LockBusy,
+    MigrationFailed,
+    QmpMigrateError,
+    TransportError,
+)
+from qmp_migrate.migration.chronicle import Chronicle
+from qmp_migrate.migration.copying import Copying
+from qmp_migrate.migration.handover import Facts
+from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.wiring import Wires
+
+RENEW_S: Final = 8.0
+"""How long taking a lost lock again may take before an act on the other host goes ahead without."""
+
+
+@dataclass(slots=True)
+class Course:
+    """One migration.
+
+    Attributes:
+        request: What is wanted.
+        source, destination: The two sides.
+        chronicle: Written before each act, and told of everything.
+        running: The guest ran when it began; one that was paused arrives paused.
+        one_pass: See `Copying.one_pass`.
+        witnessed: This controller has driven it from its beginning, so it knows whether ``cont`` was sent.
+        lock: The guest's locks, once they are held.
+        wires: What was set up between the two QEMUs.
+        copying: The passes, once they have begun.
+        armed: The journal says that the destination may run the guest, or is about to.
+        cont_sent, cont_refused: What became of the ``cont`` to the destination, as far as this controller has sent it.
+        split_brain: Both copies were seen to run, once.
+        told: A person has said which copy is to be the guest.
+    """
+
+    request: MigrationRequest
+    source: Side
+    destination: Side
+    chronicle: Chronicle
+    running: bool
+    one_pass: bool = False
+    witnessed: bool = True
+    lock: GuestLock | None = None
+    wires: Wires = field(default_factory=Wires)
+    copying: Copying | None = None
+    armed: bool = False
+    cont_sent: bool = False
+    cont_refused: bool = False
+    split_brain: bool = False
+    told: Literal["source", "destination"] | None = None
+    _arming: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def holding(self, lock: GuestLock) -> AsyncIterator[GuestLock]:
+        """Act under a lock: while it lasts, the hosts refuse what this controller asks once another one has the guest."""
+        self.lock = lock
+        bare = self.source.host, self.destination.host
+        self.source.host, self.destination.host = lock.fence(self.source), lock.fence(self.destination)
+        try:
+            yield lock
+        finally:
+            self.source.host, self.destination.host = bare
+            await lock.release()
+
+    @property
+    def committed(self) -> bool:
+        """``cont`` was sent and not refused: forward is the only safe way (DESIGN rule 4)."""
+        return self.cont_sent and not self.cont_refused
+
+    def facts(self, patience: bool) -> Facts:
+        """Return what `handover.decide` is told beside the two QEMUs' states."""
+        return Facts(
+            may_have_run=self.armed,
+            never_ran=self.witnessed and not self.committed,
+            source_completed=self.copying is not None and self.copying.timeline.completed is not None,
+            was_running=self.running,
+            patience=patience,
+            split_brain=self.split_brain,
+            told=self.told,
+        )
+
+    def arm(self) -> None:
+        """Begin to write the commit down, while the last pass runs: the fsync is off the blackout (rule 4)."""
+        if self._arming is None:
+            self.armed = True
+            self._arming = asyncio.create_task(self.chronicle.journal.arm_commit(self.request.id))
+
+    async def be_armed(self) -> None:
+        """Return once the commit is written down.
+
+        Raises:
+            JournalError: It could not be: ``cont`` must not be sent.
+        """
+        self.arm()
+        assert self._arming is not None
+        await self._arming
+
+    async def finish_arming(self) -> None:
+        """Wait for a write that is under way, whatever comes of it: the way back must not be overtaken by it."""
+        if self._arming is not None:
+            with contextlib.suppress(QmpMigrateError):
+                await self._arming
+
+    async def disarm(self) -> None:
+        """Write down that the destination has surely not run: it is about to be ended, and then nobody can ask it.
+
+        Without this, a controller that dies between the destination's end and the source's resume would leave a guest
+        that nobody may resume.
+        """
+        if self.armed and self.facts(patience=True).never_ran:
+            with contextlib.suppress(JournalError):
+                await self.chronicle.journal.disarm_commit(self.request.id)
+
+    async def still_ours(self) -> None:
+        """Prove that the guest is still this controller's to act on; take a lost lock again where nobody else has.
+
+        Raises:
+            Fenced: Another controller has the guest, or has had it since: do nothing more.
+            MigrationFailed: The lock is lost and cannot be taken again now.
+        """
+        if self.lock is None or not self.lock.lost:
+            return
+        try:
+            async with asyncio.timeout(RENEW_S):
+                await self.lock.renew()
+        except Fenced:
+            raise
+        except LockBusy as error:
+            raise Fenced(error.message, hint=error.hint, host=error.host) from error
+        except (TransportError, TimeoutError) as error:
+            raise MigrationFailed(
+                f"the guest's lock was lost: another controller may hold it ({error or 'no answer'})",
+                safe_at_source=False,
+                code="lock_lost",
+                hint="the connection to a host was cut; when it is back: qmp-migrate recover " + self.request.id,
+                host=getattr(error, "host", None),
+            ) from error
+
+    async def with_stderr(self, error: QmpMigrateError) -> QmpMigrateError:
+        """Return what a destination that died wrote to its standard error, instead of the error: people need that."""
+        observed = await self.destination.observe()
+        text = await self.destination.stderr_tail()
+        if observed.alive is False and text:
+            return LaunchFailed(
+                f"the destination QEMU ended: {text.splitlines()[-1]}",
+                stderr=text,
+                hint="QEMU's own words say what it did not like",
+                host=self.destination.name,
+            )
+        return error

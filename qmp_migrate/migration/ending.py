@@ -1,0 +1,214 @@
+"""How a migration that did not simply go through ends: with one proven owner, or parked with an account of what is known.
+
+Used by the engine after any failure, and by recovery. All decisions are `handover.decide`'s.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from qmp_migrate.errors import (
+    Fenced,
+    MigrationCancelled,
+    MigrationError,
+    MigrationFailed,
+    NotConverging,
+    OutcomeUnknown,
+    QmpMigrateError,
+    SplitBrain,
+)
+from qmp_migrate.migration import account, release, rollback, wiring
+from qmp_migrate.migration.account import Names
+from qmp_migrate.migration.course import Course
+from qmp_migrate.migration.handover import Action, Destination, Goal, Source
+from qmp_migrate.migration.phases import AFTER_COMMIT, Phase
+from qmp_migrate.migration.request import Outcome, Owner
+from qmp_migrate.migration.rollback import Settled
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import migration as qmp
+
+AFTER_WATCHDOG_S = 2.0
+"""A switchover that the watchdog has given up was waited for already."""
+
+log = structlog.get_logger(__name__)
+
+
+async def back(course: Course, error: QmpMigrateError, *, goal: Goal | None = None) -> QmpMigrateError | None:
+    """Bring the guest to one proven owner after something failed, or a cancel was asked for.
+
+    Args:
+        course: The migration.
+        error: What happened.
+        goal: Where to, as long as there is a choice; default: back, unless ``cont`` was sent and not refused.
+
+    Returns:
+        What is to be told, with where the guest is now; None: it runs at the destination after all.
+
+    Raises:
+        Fenced: Another controller has the guest.
+    """
+    log.info("settling", because=str(error), phase=course.chronicle.phase)
+    take_timeline(course)
+    await course.finish_arming()
+    stderr = await course.destination.stderr_tail() if course.destination.process else ""
+    if goal is None:
+        goal = Goal.FORWARD if course.committed else Goal.BACK
+    course.chronicle.lenient = True  # whatever the journal can take, the guest must be brought to a proven state
+    if goal is Goal.BACK:
+        await course.chronicle.turn_back()
+    waited = getattr(error, "code", "") == "switchover_stuck"
+    settled = await rollback.settle(course, goal=goal, patience_s=AFTER_WATCHDOG_S if waited else None)
+    match settled.action:
+        case Action.FINISHED_AT_SOURCE:
+            return await _at_source(course, error, settled, stderr)
+        case Action.GUEST_GONE:
+            return await _nowhere(course, error)
+        case Action.COMMIT | Action.RELEASE_SOURCE | Action.FINISHED_AT_DESTINATION:
+            return await _at_destination(course, error, settled)
+        case _:
+            return await _parked(course, error, settled)
+
+
+async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, stderr: str) -> QmpMigrateError:
+    chronicle, source = course.chronicle, course.source
+    chronicle.result.warnings += await wiring.unwire_source(source, course.wires)
+    chronicle.result.warnings += await wiring.remove_keys(course.wires)
+    chronicle.result.warnings += await rollback.discard_destination(course.destination)
+    running = settled.source_state is Source.RUNS
+    state = "runs on" if running else f"is {settled.source.run_state}"
+    final = retold(
+        error,
+        f"{error.message}; the guest {state} at {source.name}",
+        safe=running or not course.running,
+        stderr=getattr(error, "stderr", "") or stderr,
+    )
+    outcome: Outcome = "cancelled" if isinstance(error, MigrationCancelled) else "rolled_back"
+    chronicle.event("rolled-back", owner="source", reason=error.message)
+    await chronicle.end(Phase.ROLLED_BACK, outcome, "source", final)
+    return final
+
+
+async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
+    source = course.source
+    course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
+    if isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
+        final: QmpMigrateError = error
+    else:
+        final = MigrationFailed(
+            f"{error.message}; the source QEMU has ended: the guest runs nowhere",
+            safe_at_source=False,
+            code="guest_lost",
+            hint=f"see {source.directory}/qemu.log on {source.name}, then start the guest again",
+            host=source.name,
+        )
+    await course.chronicle.end(Phase.ROLLED_BACK, "failed", "none", final)
+    return final
+
+
+async def _at_destination(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError | None:
+    """It had been handed over, or only the destination still holds it: finish there."""
+    chronicle = course.chronicle
+    chronicle.warn(f"went on after: {error.message}")
+    if settled.action is Action.COMMIT and course.running:
+        try:
+            await course.still_ours()
+            if not course.cont_sent:
+                await chronicle.journal.arm_commit(course.request.id)
+            course.armed = course.cont_sent = True
+            course.cont_refused = False
+            await (await course.destination.attach()).execute("cont")
+        except Fenced:
+            raise
+        except QmpMigrateError as failure:
+            return await _parked(course, failure, settled)
+    if chronicle.phase not in AFTER_COMMIT:
+        if chronicle.phase in {Phase.COPYING, Phase.PRE_SWITCHOVER}:
+            chronicle.pass_through(Phase.SWITCHING)
+        elif chronicle.phase not in {Phase.SWITCHING, Phase.PARKED}:
+            await chronicle.enter(Phase.PARKED)  # the graph's only way forward from a roll-back
+        await chronicle.enter(Phase.COMMITTED)
+    if chronicle.phase is Phase.COMMITTED:
+        await chronicle.enter(Phase.RUNNING_AT_DESTINATION)
+    with chronicle.tolerate("the guest's network addresses were not announced again"):
+        await qmp.announce(await course.destination.attach())
+    await finish(course)
+    return None
+
+
+async def finish(course: Course) -> None:
+    """The guest is the destination's: take the numbers, end the source, clean up, and say so."""
+    chronicle = course.chronicle
+    take_timeline(course)
+    if not course.source.fenced and await _alive(course.source):
+        with chronicle.tolerate("the source's last numbers are missing"):
+            await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
+    await release.release_source(course.source, course.destination, course.wires, chronicle)
+    if chronicle.phase is not Phase.SOURCE_RELEASED:
+        await chronicle.enter(Phase.SOURCE_RELEASED)
+    await chronicle.end(Phase.DONE, "completed", "destination", None)
+
+
+async def _alive(side: Side) -> bool:
+    return (await side.observe()).run_state is not None
+
+
+def take_timeline(course: Course) -> None:
+    """Put into the result what was seen while copying."""
+    copying, result = course.copying, course.chronicle.result
+    if copying is None:
+        return
+    result.blackout_ms = copying.timeline.blackout_ms
+    result.steps = list(copying.steps)
+    if copying.timeline.resets:
+        course.chronicle.warn("the guest reset itself during the migration")
+    if copying.timeline.stop_missed:
+        course.chronicle.warn("the blackout was not measured: the guest had stopped before this controller listened")
+
+
+async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError:
+    """Nothing that is surely right is left to do. Say exactly what is known, and what would settle it."""
+    source, destination, request = course.source, course.destination, course.request
+    facts = course.facts(patience=False)
+    alone = settled.destination_state is Destination.ABSENT and facts.surely_never_ran
+    at_source = settled.source_state is Source.RUNS or (alone and settled.source_state is Source.HANGS)
+    at_source = at_source and not course.split_brain
+    names = Names(request.id, request.vm, source.name, destination.name)
+    ways = account.ways_out(settled.source_state, settled.destination_state, facts, names)
+    if at_source and settled.source_state is Source.RUNS and settled.destination_state is Destination.UNKNOWN:
+        # Safe: it runs at the source, and what may be left over there waits paused, never to be continued.
+        final: QmpMigrateError = retold(
+            error,
+            f"{error.message}; the guest runs on at {source.name}. {destination.name} cannot be asked: "
+            f"its QEMU for {request.vm} may be left there, paused, and must be ended",
+            safe=True,
+        )
+        final.hint = f"when {destination.name} answers again: qmp-migrate recover {request.id}"
+        await course.chronicle.end(Phase.PARKED, "rolled_back", "source", final)
+        return final
+    known = f"source {source.name}: {settled.source}; destination {destination.name}: {settled.destination}"
+    kind = SplitBrain if course.split_brain else OutcomeUnknown
+    whose = f"the guest is the source's, on {source.name}, but" if at_source else "who owns the guest cannot be proven:"
+    final = kind(
+        f"{error.message}; {whose} {settled.reason}. Known: {known}",
+        hint="do nothing by hand that starts or continues a copy. What settles it:\n  " + "\n  ".join(ways),
+    )
+    owner: Owner = "source" if at_source else "unknown"
+    await course.chronicle.end(Phase.PARKED, "unknown", owner, final)
+    return final
+
+
+def retold(error: QmpMigrateError, message: str, *, safe: bool, stderr: str = "") -> QmpMigrateError:
+    """Return the error with a message that says where the guest is now, as the kind that has the right exit code."""
+    if isinstance(error, MigrationCancelled | NotConverging) and safe:
+        return type(error)(message, hint=error.hint, host=error.host)
+    code = error.code if not isinstance(error, MigrationError) or error.code != "cancelled" else None
+    return MigrationFailed(message, safe_at_source=safe, code=code, stderr=stderr, hint=error.hint, host=error.host)
+
+
+def gave_way(course: Course, error: Fenced) -> QmpMigrateError:
+    """Another controller has the guest: do nothing more, write nothing more, and say so."""
+    result = course.chronicle.result
+    result.outcome, result.owner = "unknown", "unknown"
+    error.hint = f"this controller does nothing more; what became of it: qmp-migrate status {course.request.id}"
+    result.error = error.to_dict()
+    return error

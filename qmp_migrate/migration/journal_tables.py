@@ -1,0 +1,102 @@
+"""The journal's tables, and how its database is opened: SQLite with a write-ahead log, or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+
+from qmp_migrate.errors import JournalError
+
+SCHEMA: Final = 1
+
+metadata = sa.MetaData()
+meta = sa.Table("meta", metadata, sa.Column("schema", sa.Integer, primary_key=True))
+migrations = sa.Table(
+    "migrations",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("vm", sa.String, nullable=False, index=True),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("destination", sa.String, nullable=False),
+    sa.Column("mode", sa.String, nullable=False),
+    sa.Column("phase", sa.String, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False, default=0),
+    sa.Column("rev", sa.Integer, nullable=False, default=0),
+    sa.Column("outcome", sa.String),
+    sa.Column("owner", sa.String),
+    sa.Column("may_have_run", sa.Boolean, nullable=False, default=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
+    sa.Column("controller", sa.JSON, nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+entries = sa.Table(
+    "entries",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("migration", sa.String, nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("act", sa.String, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+probes = sa.Table(
+    "probes",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Open (and where it is new, create) the database behind a URL.
+
+    Raises:
+        JournalError: It is of another version.
+        sqlalchemy.exc.SQLAlchemyError, OSError: It cannot be opened.
+    """
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = sa.create_engine(url, connect_args={"timeout": 10.0}, json_serializer=_dump)
+        sa_event.listen(engine, "connect", _sqlite_pragmas)
+    else:
+        engine = sa.create_engine(url, json_serializer=_dump)
+    with engine.begin() as connection:
+        # The version first: a journal of a newer program is not to be touched.
+        known = (
+            connection.execute(sa.select(meta.c.schema)).scalar() if sa.inspect(connection).has_table("meta") else None
+        )
+        if known is not None and known != SCHEMA:
+            raise JournalError(
+                f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
+            )
+        # Several controllers may make a new journal at the same moment.
+        for table in metadata.sorted_tables:
+            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+        if known is None and connection.execute(sa.select(meta.c.schema)).scalar() is None:
+            with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
+                connection.execute(meta.insert(), {"schema": SCHEMA})
+    return engine
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _sqlite_pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()

@@ -1,0 +1,242 @@
+"""Settle a migration whose controller is gone: read the journal, ask both hosts and both QEMUs, decide, act, prove.
+
+`recover` forgets what the dead controller had in mind and trusts only what can be asked now, together with what the journal
+proves (DESIGN §5). A copy that still runs in QEMU is adopted and driven on. It ends with one owner, or parked with an account
+of what is known and the commands that would settle it.
+
+May be called again and again, and may itself die at any moment: it takes the guest's locks first, raises the epoch (so
+that whoever held it before can do nothing more), and writes each act down before it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from qmp_migrate.errors import ConnectionLost, MigrationFailed, QmpMigrateError, UsageError
+from qmp_migrate.hosts.process import ProcessId, identify
+from qmp_migrate.migration import ending, locks, rollback, wiring
+from qmp_migrate.migration.chronicle import Chronicle
+from qmp_migrate.migration.course import Course
+from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.handover import Destination, Goal, Source
+from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord
+from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.reporter import Reporter
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import states
+from qmp_migrate.settings import Limits
+
+LAUNCH_S: Final = 25.0
+"""How long a launch that the dead controller had begun may still be under way on the host."""
+
+BEFORE_LAUNCH: Final = frozenset({Phase.REQUESTED, Phase.PREFLIGHT})
+GOING_BACK: Final = frozenset({Phase.ROLLING_BACK})
+ADOPTED: Final = frozenset({Phase.COPYING, Phase.PRE_SWITCHOVER, Phase.SWITCHING})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person says beside "settle it".
+
+    Attributes:
+        back: Rather back to the source, as long as there is a choice.
+        fenced: Hosts that are proven to be switched off: nothing runs there any more.
+        owner: Which copy is to be the guest, where nothing can prove it.
+        limits: See `MigrationRequest.limits`.
+    """
+
+    back: bool = False
+    fenced: frozenset[str] = frozenset()
+    owner: Literal["source", "destination"] | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+async def recover(
+    record: MigrationRecord,
+    source: Side,
+    destination: Side,
+    *,
+    journal: Journal,
+    reporter: Reporter,
+    wish: Wish,
+    cancel: asyncio.Event,
+) -> tuple[MigrationResult, QmpMigrateError | None]:
+    """Settle one migration.
+
+    Args:
+        record: As the journal has it; its controller is gone.
+        source: Where it was; nothing is asked yet.
+        destination: Where it was going.
+        journal: The journal.
+        reporter: Told of everything.
+        wish: What a person says.
+        cancel: Set it to cancel one that is driven on.
+
+    Returns:
+        The result document, and what is to be told: None where the guest runs at the destination; a `MigrationFailed` or
+        `MigrationCancelled` that says where it runs else; an `OutcomeUnknown` where it is parked.
+
+    Raises:
+        LockBusy: Another controller has the guest.
+        HostUnreachable: None of the two hosts answers.
+        UsageError: A host that somebody vouches is switched off answers.
+        JournalError: The journal cannot be written; nothing was done.
+    """
+    entries = await journal.entries(record.id)
+    course = _course(record, entries, source, destination, journal, reporter, wish)
+    gone = MigrationFailed(
+        f"the controller of this migration is gone (it was in phase {record.phase.value})",
+        safe_at_source=True,
+        code="controller_gone",
+        hint="start it again when you like: qmp-migrate migrate",
+    )
+    if record.phase in BEFORE_LAUNCH:
+        await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
+        return course.chronicle.result, gone
+    async with course.holding(await locks.take(source, destination, record.id, partial=True)) as lock:
+        for side in (source, destination):
+            if side.fenced and side.name not in lock.missing:
+                raise UsageError(
+                    f"{side.name} answers: it is not switched off", hint="leave --fenced out", host=side.name
+                )
+        await journal.claim(record.id, lock.epoch)
+        if lock.before > record.epoch:
+            course.armed = True  # somebody else has held the guest since: who knows what was sent
+        await _find_processes(course, record, entries)
+        error = await _settle(course, record, entries, gone, wish, cancel)
+    return course.chronicle.result, error
+
+
+async def _settle(
+    course: Course,
+    record: MigrationRecord,
+    entries: Sequence[Entry],
+    gone: MigrationFailed,
+    wish: Wish,
+    cancel: asyncio.Event,
+) -> QmpMigrateError | None:
+    wired = _last(entries, "intent", "wire")
+    course.wires = await wiring.find(
+        course.source,
+        course.destination,
+        record.id,
+        encrypt=course.request.encrypt and wired is not None,
+        before=dict(wired.get("source_parameters", {})) if wired else {},
+    )
+    course.wires.port = int((_last(entries, "intent", "migrate") or {}).get("port", 0))
+    back = wish.back or record.cancel_requested or record.phase in GOING_BACK
+    if not back and record.phase in ADOPTED and not course.split_brain:
+        of_source, _, source_state, destination_state = await rollback.look(course.source, course.destination)
+        going = source_state in {Source.COPIES, Source.HOLDS, Source.SWITCHES}
+        if going and destination_state is Destination.INCOMING and of_source.status not in states.POSTCOPY:
+            course.chronicle.event("step", reason="the copy that still runs is driven on by another controller")
+            engine = Engine(course=course, argv=(), cancel=cancel)
+            await engine.adopt()
+            return engine.error
+    return await ending.back(course, gone, goal=Goal.BACK if back else Goal.FORWARD)
+
+
+def _course(
+    record: MigrationRecord,
+    entries: Sequence[Entry],
+    source: Side,
+    destination: Side,
+    journal: Journal,
+    reporter: Reporter,
+    wish: Wish,
+) -> Course:
+    asked: dict[str, Any] = record.request
+    request = MigrationRequest(
+        record.vm,
+        record.destination,
+        record.source,
+        downtime_limit_ms=int(asked["downtime_limit_ms"]),
+        bandwidth_bytes_per_s=int(asked["bandwidth_bytes_per_s"]),
+        encrypt=bool(asked["encrypt"]),
+        guarded=bool(asked.get("guarded", False)),
+        limits=wish.limits,
+        id=record.id,
+    )
+    result = MigrationResult(record.id, record.vm, record.source, record.destination, record.mode)
+    result.encrypted = bool((_last(entries, "result", "wire") or {}).get("encrypted", False))
+    begun = _last(entries, "intent", "migrate") or {}
+    source.fenced, destination.fenced = source.name in wish.fenced, destination.name in wish.fenced
+    course = Course(
+        request=request,
+        source=source,
+        destination=destination,
+        chronicle=Chronicle(
+            request, journal, reporter, result, phase=record.phase, rev=record.rev, started_at=record.started_at
+        ),
+        running=bool(begun.get("running", asked.get("running", True))),
+        one_pass=bool(begun.get("one_pass", False)),
+        witnessed=False,
+        armed=record.may_have_run,
+        split_brain=_last(entries, "intent", "split-brain") is not None,
+        told=wish.owner,
+    )
+    for side in (source, destination):
+        if side.fenced:
+            course.chronicle.warn(f"{side.name} is taken for switched off: somebody has vouched for it")
+    return course
+
+
+def _last(entries: Sequence[Entry], kind: str, act: str) -> dict[str, Any] | None:
+    return next((entry.data for entry in reversed(entries) if (entry.kind, entry.act) == (kind, act)), None)
+
+
+async def _find_processes(course: Course, record: MigrationRecord, entries: Sequence[Entry]) -> None:
+    """Say which two processes are meant: those that the journal names, by pid, start time and boot."""
+    words = record.request.get("source_process")
+    course.source.process = _process(words) if words else None
+    launched = _last(entries, "result", "launch-destination")
+    if launched is not None:
+        course.destination.process = _process(launched["process"])
+        return
+    intended = _last(entries, "intent", "launch-destination")
+    if intended is None or course.destination.fenced:
+        return
+    # It died while it launched: whatever is there by now, or comes in the next seconds, is ours if it has our command line.
+    side = course.destination
+    try:
+        await _find_launched(side, list(intended["argv"]))
+    except QmpMigrateError as error:
+        side.unidentified = f"what was being launched there cannot be asked for: {error}"
+
+
+async def _find_launched(side: Side, argv: list[str]) -> None:
+    deadline = time.monotonic() + LAUNCH_S
+    while (found := (await side.host.script(_LAUNCHING, [side.directory])).text) == "starting":
+        if time.monotonic() > deadline:
+            raise ConnectionLost("the launch does not end", host=side.name)
+        await asyncio.sleep(0.2)
+    if found == "absent":
+        return
+    process = await identify(side.host, side.directory)
+    if process is not None and await _argv(side, process) == argv:
+        side.process = process
+
+
+# $1: a guest's directory. A launch holds its lock until the process is up; `exec` proves that nobody does.
+_LAUNCHING: Final = """
+[ -d "$1" ] || { echo absent; exit 0; }
+flock -n "$1" true && echo idle || echo starting
+"""
+
+_CMDLINE: Final = 'base64 -w0 "/proc/$1/cmdline"'
+
+
+async def _argv(side: Side, process: ProcessId) -> list[str]:
+    text = (await side.host.script(_CMDLINE, [str(process.pid)])).text
+    return [word.decode("utf-8", "surrogateescape") for word in base64.b64decode(text).split(b"\0")[:-1]]
+
+
+def _process(words: Sequence[object]) -> ProcessId:
+    pid, start_time, boot_id = words
+    return ProcessId(int(str(pid)), int(str(start_time)), str(boot_id))

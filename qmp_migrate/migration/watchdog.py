@@ -1,0 +1,96 @@
+"""When standing still becomes a failure. QEMU itself has no keep-alive: it did not notice a black hole within a minute.
+
+Everything that a migration waits for has a limit, and each ends in a proven state (`ending`). All of them:
+
+==================  ==================================  =============================================================
+limit               where it is set                     what is seen, and the error's code
+==================  ==================================  =============================================================
+connect             ``[watchdog] connect``, 30 s        no byte has travelled since ``migrate``: ``not_connected``
+stall               ``[watchdog] stall``, 20 s          no byte while memory is copied: ``stalled``
+switchover          ``[watchdog] switchover``, 10 s     stopped longer than that and the downtime limit:
+                                                        ``switchover_stuck``; the source is then yanked out of band
+a QMP command       `qmp_migrate.qemu.timeouts`         no answer: unknown, asked again
+SSH sign of life    `qmp_migrate.hosts.ssh`, 15 s       a peer that froze: the connection is given up
+reconnecting        `engine.RECONNECT_S`, 12 s          the control connection does not come back while memory is copied
+a look at a QEMU    `side.LOOK_S`, 8 s                  counts as unknown for now
+settling            `rollback.LIMIT_S`, 25 s            no proven state: parked
+a launch            `hosts.process.launch`, 20 s        the new QEMU makes no monitor: killed
+locks               `hosts.lock.LEASE_S`, 30 s          no sign of life of the controller: its connection and locks end
+guardian            agent, ``--guardian-limit``, 3 s    the same at pre-switchover: the guest runs on at the source
+==================  ==================================  =============================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qmp_migrate.errors import MigrationFailed
+from qmp_migrate.migration.request import MigrationRequest
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """Looks at one migration's figures, again and again. Times are seconds on one monotonic clock.
+
+    Attributes:
+        request: Says the limits.
+        host: The source.
+        address, port: Where memory goes, for messages.
+        begun: When it was started.
+    """
+
+    request: MigrationRequest
+    host: str
+    address: str
+    port: int
+    begun: float
+    _moved: int = -1
+    _since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = self.begun
+
+    def look(self, now: float, *, transferred: int, connected: bool, stopped: float | None) -> MigrationFailed | None:
+        """Return the failure that has come about, or None.
+
+        Args:
+            now: The time.
+            transferred: Bytes sent so far, as last heard.
+            connected: Something has travelled.
+            stopped: When the guest stopped for the switchover; None: it runs.
+        """
+        limits = self.request.limits
+        if stopped is not None:
+            self._since = now
+            late = now - stopped > limits.switchover_s + self.request.downtime_limit_ms / 1000
+            return self._stuck(now - stopped) if late else None
+        if not connected:
+            self._since = now
+            return self._not_connected() if now - self.begun > limits.connect_s else None
+        if transferred != self._moved:
+            self._moved, self._since = transferred, now
+        return self._stalled(now - self._since) if now - self._since > limits.stall_s else None
+
+    def _failure(self, message: str, code: str, hint: str) -> MigrationFailed:
+        return MigrationFailed(message, safe_at_source=True, code=code, hint=hint, host=self.host)
+
+    def _not_connected(self) -> MigrationFailed:
+        return self._failure(
+            f"no memory has travelled to {self.address} port {self.port} within {self.request.limits.connect_s:g} s",
+            "not_connected",
+            "does a firewall drop it? set migration_ports of the host and open them from the source",
+        )
+
+    def _stalled(self, seconds: float) -> MigrationFailed:
+        return self._failure(
+            f"nothing has travelled to {self.address} for {seconds:.0f} s",
+            "stalled",
+            "the network between the two hosts swallows packets, or a QEMU hangs; [watchdog] stall sets the limit",
+        )
+
+    def _stuck(self, seconds: float) -> MigrationFailed:
+        return self._failure(
+            f"the switchover was not over after {seconds:.0f} s",
+            "switchover_stuck",
+            "the network between the hosts was cut just then, or a QEMU hangs; [watchdog] switchover sets the limit",
+        )

@@ -1,0 +1,236 @@
+"""The guardian against real QEMUs: the agent as a process of its own, the test as the controller that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.client import BusClient
+from qmp_migrate.bus.follow import follow
+from qmp_migrate.bus.messages import HostEvent
+from qmp_migrate.bus.topics import Topics
+from tests.support.brokers import Mosquitto, free_port, until
+from tests.support.held_pair import HeldPair, binaries
+
+LIMIT_S = 2.0
+NEVER_S = 10.0
+"""How long it is watched that nothing is done, where a controller is at work."""
+SOON_S = LIMIT_S + 1.5
+"""The same, in the cases that differ by what QEMU says: longer than the guardian would take."""
+
+pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
+
+
+class Agent:
+    """``qmp-hostagent run``, as a process, with a broker that is not there unless one is named."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._log = directory / "agent.log"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, url: str | None = None, limit: str = f"{LIMIT_S:g}s") -> None:
+        url = url or f"mqtt://127.0.0.1:{free_port()}"
+        argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", "a", "--mqtt", url]
+        argv += ["--run-dir", str(self._directory / "run"), "--guardian-limit", limit]
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        await until(lambda: "guest-appeared" in self.text, "the agent sees the guest", timeout=20)
+
+    @property
+    def text(self) -> str:
+        return self._log.read_text()
+
+    def say(self, event: str) -> bool:
+        return f"event={event}" in self.text
+
+    async def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        self._process = None
+
+    def send(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    made = Agent(tmp_path)
+    yield made
+    await made.kill()
+    assert "Traceback" not in made.text
+
+
+@pytest.fixture(params=binaries(), ids=lambda path: Path(path).parts[-2])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[HeldPair]:
+    made = HeldPair(tmp_path / "run", request.param)
+    yield made
+    await made.stop()
+
+
+@contextlib.asynccontextmanager
+async def beating(pair: HeldPair) -> AsyncIterator[None]:
+    pair.write_beat()
+    task = asyncio.create_task(pair.keep_beating())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def stays_held(pair: HeldPair, seconds: float, *, status: str = "pre-switchover") -> None:
+    """Watch that nobody touches the source."""
+    run_state = "finish-migrate" if status == "pre-switchover" else "postmigrate"
+    end = time.monotonic() + seconds
+    with pair.monitor.events("STOP", "RESUME", "MIGRATION") as events:
+        while time.monotonic() < end:
+            assert await pair.now() == (run_state, status)
+            await asyncio.sleep(0.25)
+        assert events._queue.empty()
+
+
+def report(what: str, seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\n  {what}: {seconds:.2f} s (limit {LIMIT_S:g} s)")
+
+
+async def test_the_guest_runs_on_when_the_controller_is_gone_and_no_broker_is_there(
+    pair: HeldPair, agent: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await pair.boot()
+    await agent.start()
+    assert "event=guardian-on" in agent.text
+    assert "limit_s=2.0" in agent.text
+    async with beating(pair):
+        await pair.hold_again()
+        await stays_held(pair, LIMIT_S + 0.5)
+    pair.write_beat()
+    last_beat = time.monotonic()
+    took = await pair.until_running(LIMIT_S + 5) - last_beat
+    report("from the last beat until the guest ran", took, capsys)
+    assert LIMIT_S < took < LIMIT_S + 1
+    await until(lambda: agent.say("guardian-cancelled"), "it is told")
+    assert await pair.now() == ("running", "cancelled")
+    pair.beat.unlink()
+    await pair.hold_again()  # what was cancelled can be migrated again
+
+
+async def test_a_living_controller_is_never_disturbed(pair: HeldPair, agent: Agent) -> None:
+    await pair.start()
+    async with beating(pair):
+        await agent.start()
+        await stays_held(pair, NEVER_S)
+    assert "event=guardian-cancel" not in agent.text
+
+
+@pytest.mark.parametrize("text", [None, "", "soon\n", "99999999.00\n"], ids=["no file", "empty", "damaged", "ahead"])
+async def test_without_a_beat_that_can_be_believed_it_is_never_touched(
+    pair: HeldPair, agent: Agent, text: str | None
+) -> None:
+    await pair.start()
+    if text is not None:
+        pair.write_beat(text)
+    await agent.start()
+    await stays_held(pair, SOON_S)
+    assert agent.text.count("event=guardian-stands-by") == 1
+
+
+async def test_a_completed_source_is_never_touched(pair: HeldPair, agent: Agent) -> None:
+    await pair.start()
+    pair.write_beat("1.00\n")
+    await pair.monitor.execute("migrate-continue", {"state": "pre-switchover"})
+    await pair.until_status("completed")
+    await agent.start()
+    await stays_held(pair, SOON_S, status="completed")
+    assert (await pair.destination.execute("query-status"))["status"] == "paused"
+
+
+async def test_a_migration_that_may_turn_into_postcopy_is_never_touched(pair: HeldPair, agent: Agent) -> None:
+    await pair.start(postcopy=True)
+    pair.write_beat("1.00\n")
+    await agent.start()
+    await stays_held(pair, SOON_S)
+    assert "may turn into post-copy" in agent.text
+
+
+async def test_turned_off_it_does_nothing(pair: HeldPair, agent: Agent) -> None:
+    await pair.start()
+    pair.write_beat("1.00\n")
+    await agent.start(limit="0")
+    await stays_held(pair, SOON_S)
+    assert "event=guardian-off" in agent.text
+
+
+async def test_an_agent_that_is_started_anew_in_the_middle_finishes_the_work(
+    pair: HeldPair, agent: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the guest came here by a migration itself, so that its command line says ``-incoming``."""
+    await pair.arrive()
+    await agent.start()
+    pair.write_beat()
+    await pair.hold_again()
+    await agent.kill()
+    began = time.monotonic()
+    await agent.start()
+    took = await pair.until_running(LIMIT_S + 10) - began
+    report("from the agent's restart until the guest ran", took, capsys)
+    assert LIMIT_S < took < LIMIT_S + 3
+    await until(lambda: agent.say("guardian-cancelled"), "it is told")
+
+
+async def test_an_agent_that_was_frozen_with_the_controller_believes_it_again(pair: HeldPair, agent: Agent) -> None:
+    await pair.start()
+    async with beating(pair):
+        await agent.start()
+        await stays_held(pair, 1.0)
+    agent.send(signal.SIGSTOP)
+    await stays_held(pair, SOON_S)  # both are frozen, as on a host that is suspended
+    agent.send(signal.SIGCONT)
+    await asyncio.sleep(0.6)  # the holder of the lock may need a moment more than we do
+    async with beating(pair):
+        await stays_held(pair, LIMIT_S + 1)
+
+
+async def test_it_is_told_on_the_bus(pair: HeldPair, agent: Agent, tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    await broker.start()
+    client = BusClient(BrokerAddress.parse(broker.url), Topics(), role="events")
+    client.start()
+    told: list[HostEvent] = []
+
+    async def read() -> None:
+        async for followed in follow(client):
+            if isinstance(followed.received.message, HostEvent):
+                told.append(followed.received.message)
+
+    reading = asyncio.create_task(read())
+    try:
+        await client.wait_connected()
+        await pair.start()
+        pair.write_beat()
+        await agent.start(broker.url)
+        await until(lambda: any(event.type.endswith(".guardian-cancelled") for event in told), "it is told", timeout=15)
+        event = next(event for event in told if event.type.endswith(".guardian-cancelled"))
+        assert (event.type, event.subject) == ("qmp-migrate.host.guardian-cancelled", "web1")
+        assert (event.data["reason"], event.data["runstate"]) == ("the controller is gone", "running")
+        assert 2_000 <= event.data["paused_ms"] <= event.data["beat_age_ms"] + 1_000
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await client.close()
+        await broker.stop()
