@@ -14,7 +14,7 @@ from typing import Final
 
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source
-from tests.support.contested import A, B, SOURCE_WORDS, Bug, Command, Controller, Move, World
+from tests.support.contested import SOURCE_WORDS, A, B, Bug, Command, Controller, Move, World
 
 FINAL: Final = {
     Action.FINISHED_AT_SOURCE,
@@ -42,7 +42,9 @@ def comes_and_goes(world: World, number: int) -> Iterator[tuple[str, World]]:
         if not controller.cut[host] and not connected(world, number, host):
             yield from _takes(world, number, host)
     if any(controller.taken):
-        yield f"{who} begins", begin(world, number)
+        yield f"{who} raises the epoch", raise_epoch(world, number)
+    if controller.before is not None:
+        yield f"{who} claims the guest", claim(world, number)
 
 
 def _takes(world: World, number: int, place: int) -> Iterator[tuple[str, World]]:
@@ -61,26 +63,38 @@ def _takes(world: World, number: int, place: int) -> Iterator[tuple[str, World]]
         yield f"{who} takes the lock on {where}", after
 
 
-def begin(world: World, number: int) -> World:
-    """Raise the epoch on the hosts that are locked, and only then read the journal."""
+def raise_epoch(world: World, number: int) -> World:
+    """Raise the epoch on the hosts that are locked: from now on whoever had the guest can do nothing more."""
     controller = world.controllers[number]
     held = [place for place in (A, B) if controller.taken[place] and world.hosts[place].holder == number]
     held += [place for place in (A, B) if place not in held and connected(world, number, place)]
     if not held:
         return world.with_controller(number, controller._replace(taken=(False, False)))
-    known = max(world.hosts[place].epoch for place in held)
-    epoch = max(known, controller.epoch) + 1
+    before = max(world.hosts[place].epoch for place in held)
+    epoch = max(before, controller.epoch) + 1
     for place in held:
         world = world.with_host(place, world.hosts[place]._replace(epoch=epoch, open=(*_others(world, place), epoch)))
-    journal = world.journal_of(number)
-    risen = known > journal.epoch and not world.variant.shared and world.variant.bug is not Bug.RISE_IGNORED
+    early = {"armed": controller.armed, "committed": controller.committed}
+    new = Controller(True, epoch, before=before, cut=controller.cut, goal=controller.goal, **early)
+    return world.with_controller(number, new)
+
+
+def claim(world: World, number: int) -> World:
+    """Write the epoch into the journal, and read what that says, now that nobody else writes there any more."""
+    controller, journal = world.controllers[number], world.journal_of(number)
+    assert controller.before is not None
+    if journal.epoch > controller.epoch:
+        return give_up(world, number)
+    # Who raised it without writing it here: another controller, or one that died right then. Nobody knows what it did.
+    risen = controller.before > journal.epoch and world.variant.bug is not Bug.RISE_IGNORED
     armed, committed = journal.armed or risen, journal.committed and not risen
     if world.variant.bug is Bug.JOURNAL_READ_EARLY:
         armed, committed = controller.armed, controller.committed
-    new = Controller(True, epoch, cut=controller.cut, goal=controller.goal, armed=armed, committed=committed)
-    # That somebody else had the guest is written down with the epoch: the next start of this one must know it as well.
-    after = journal._replace(epoch=epoch, armed=armed, committed=committed)
-    return world.with_controller(number, new).with_journal(number, after if risen else journal._replace(epoch=epoch))
+    claimed = controller._replace(before=None, armed=armed, committed=committed)
+    # That it had risen is written down with it: the next start of this controller must know as well.
+    noted = risen and world.variant.bug is not Bug.RISE_FORGOTTEN
+    written = journal._replace(epoch=controller.epoch, armed=journal.armed or noted, committed=committed)
+    return world.with_controller(number, claimed).with_journal(number, written)
 
 
 def _others(world: World, place: int) -> tuple[int, ...]:
@@ -110,7 +124,7 @@ def goes_on(world: World, number: int) -> Iterator[tuple[str, World]]:
     """Yield what a controller may do next with the guest."""
     controller, who = world.controllers[number], f"controller {number}"
     move = controller.move
-    if not controller.alive or not controller.epoch:
+    if not controller.alive or not controller.epoch or controller.before is not None:
         return
     if move is None:
         yield from by_its_own_plan(world, number)
@@ -141,7 +155,7 @@ def goes_on(world: World, number: int) -> Iterator[tuple[str, World]]:
 def by_its_own_plan(world: World, number: int) -> Iterator[tuple[str, World]]:
     """Yield what is no answer to a look: the commit is written in good time, a cancel, the start of post-copy."""
     controller, who = world.controllers[number], f"controller {number}"
-    if not controller.alive or not controller.epoch:
+    if not controller.alive or not controller.epoch or controller.before is not None:
         return
     if controller.knows and not controller.armed:
         yield f"{who} writes the commit", _armed(world, number)
@@ -151,9 +165,7 @@ def by_its_own_plan(world: World, number: int) -> Iterator[tuple[str, World]]:
         journal = world.journal_of(number)
         if journal.epoch == controller.epoch or world.variant.bug is Bug.JOURNAL_UNFENCED:
             world = world.with_journal(number, journal._replace(armed=False))
-            yield f"{who} writes that it was no commit", world.with_controller(
-                number, controller._replace(armed=False)
-            )
+            yield f"{who} writes that it was no commit", world.with_controller(number, controller._replace(armed=False))
     if world.variant.postcopy and controller.knows and controller.goal is Goal.FORWARD and not controller.sent:
         begun = _armed(world, number)
         begun = begun.with_controller(number, begun.controllers[number]._replace(sent=True))
@@ -187,9 +199,7 @@ def answers(world: World, number: int, place: int) -> bool:
     return connected(world, number, place) and not controller.cut[place] and not waits
 
 
-def _sees(
-    world: World, number: int, *, source: Source | None = None, destination: Destination | None = None
-) -> World:
+def _sees(world: World, number: int, *, source: Source | None = None, destination: Destination | None = None) -> World:
     move = world.controllers[number].move or Move()
     if source is not None:
         move = Move(source=source, deaths=world.deaths)
@@ -209,15 +219,21 @@ def facts(world: World, number: int, *, patience: bool) -> Facts:
         source_completed=controller.heard or controller.committed,
         was_running=not world.variant.paused,
         patience=patience,
+        yanked=controller.yanked,
     )
 
 
 def wrong_beliefs(world: World) -> list[str]:
-    """Return what a controller that is connected to both hosts takes for a fact, and the journal for written, and is not so."""
+    """Return what a controller that is connected to both hosts takes for a fact and is not so; likewise the journal."""
     wrong = []
     for number, controller in enumerate(world.controllers):
         known = facts(world, number, patience=True)
-        in_charge = controller.alive and connected(world, number, A) and connected(world, number, B)
+        in_charge = (
+            controller.alive
+            and controller.before is None
+            and connected(world, number, A)
+            and connected(world, number, B)
+        )
         if in_charge and world.ran and known.surely_never_ran:
             wrong.append(f"controller {number} is sure that the destination never ran, and it has")
         if in_charge and world.stale and known.source_completed and world.dst == "loaded":
@@ -253,11 +269,11 @@ def act(world: World, number: int, action: Action) -> World:
             return _send(_committed(_armed(world, number), number), number, Action.RELEASE_SOURCE)
         late = world.variant.bug is Bug.ARMED_TOO_LATE
         world = world if late else _armed(world, number)
-        world = world.with_controller(
-            number, world.controllers[number]._replace(sent=True, goal=Goal.FORWARD)
-        )
+        world = world.with_controller(number, world.controllers[number]._replace(sent=True, goal=Goal.FORWARD))
     if action is Action.RELEASE_SOURCE:
         world = _committed(world, number)
+    if action is Action.YANK_SOURCE:
+        world = world.with_controller(number, controller._replace(yanked=True))
     if action is Action.KILL_DESTINATION:
         world = world.with_controller(number, controller._replace(believed=True))
     return _send(world, number, action)
@@ -327,11 +343,13 @@ def settle(world: World, number: int, goal: Goal, *, delivers: bool, flows: bool
         hosts=tuple(host._replace(holder=number, open=world.left_open(host)) for host in world.hosts),
         controllers=(new, Controller()) if number == 0 else (Controller(), new),
     )
-    world = begin(world, number)
+    world = claim(raise_epoch(world, number), number)
     for turn in range(60):
         while step := next(world.by_itself(), None):
             world = step[1]
-        world = _with_move(world, number, Move(source=look(world), destination=world.seen_destination(), deaths=world.deaths))
+        world = _with_move(
+            world, number, Move(source=look(world), destination=world.seen_destination(), deaths=world.deaths)
+        )
         decision = decide(world, number, patience=turn % 5 < 3)
         if decision.action in FINAL and (decision.action is not Action.PARK or turn > 10):
             return world, decision

@@ -6,10 +6,9 @@ is put in flight and has its effect when it *arrives*, which may be much later o
 connections are open, not who is right. What `contenders` decides comes from `handover.decide`, always from a look that may
 be out of date by then.
 
-Every step is one that may happen in one instant; everything may happen between any two. Steps are adversarial: a lock's
-lease may end at any time (its holder was frozen, cut off, or merely believed to be), the guardian may believe at any time
-that nobody is there. The seeded bugs (`Bug`) each take one protection away, to see that it is needed and that this model
-notices.
+Every step is one that may happen in one instant; everything may happen between any two. A lock's lease may end at any time
+(its holder was frozen, cut off, or merely believed to be), the guardian may believe at any time that nobody is there. The
+seeded bugs (`Bug`) each take one protection away, to see that it is needed and that this model notices.
 """
 
 from __future__ import annotations
@@ -72,6 +71,7 @@ class Bug(StrEnum):
     JOURNAL_READ_EARLY = "the journal is read before the locks are taken"
     JOURNAL_UNFENCED = "an old controller may take back what the journal says"
     RISE_IGNORED = "a controller trusts its journal although another one had the guest since"
+    RISE_FORGOTTEN = "that another one had the guest since is known, but not written down with the new epoch"
 
 
 class Variant(NamedTuple):
@@ -155,6 +155,7 @@ class Controller(NamedTuple):
         alive: It runs.
         epoch: Its epoch; 0: it has none yet.
         taken: The locks it has taken and not begun under.
+        before: The highest epoch it found there; None: it has not raised it yet, or has claimed the guest in its journal.
         cut: It cannot reach this host.
         knows: It has been there from the beginning.
         armed, committed: What it has read in its journal, or written.
@@ -167,6 +168,7 @@ class Controller(NamedTuple):
     alive: bool = False
     epoch: int = 0
     taken: tuple[bool, bool] = (False, False)
+    before: int | None = None
     cut: tuple[bool, bool] = (False, False)
     goal: Goal = Goal.FORWARD
     knows: bool = False
@@ -218,8 +220,7 @@ class World(NamedTuple):
         """There is a copy that may be run, or in post-copy two halves of one."""
         if self.src in FROM_AFAR or self.dst in IN_POSTCOPY:
             return self.src in FROM_AFAR and self.dst in IN_POSTCOPY
-        at_destination = self.dst in {"loaded", "running", "halted"} and not self.stale
-        return at_destination or (self.src != "dead" and not self.ran)
+        return (self.dst in {"loaded", "running", "halted"} and not self.stale) or (self.src != "dead" and not self.ran)
 
     def seen_source(self, status: str) -> Source:
         """Return the source as it is sorted after ``query-migrate`` has said `status` and ``query-status`` is asked."""
@@ -296,8 +297,11 @@ class World(NamedTuple):
             yield "the stream breaks", self.breaks()
 
     def guardians(self) -> Iterator[tuple[str, World]]:
-        """Yield what the source's guardian does: it looks, and takes the guest back later, rightly or not."""
-        if not self.variant.guarded:
+        """Yield what the source's guardian does: it looks, and takes the guest back later, rightly or not.
+
+        It keeps away from what may turn into post-copy: its cancel could come after that, and QEMU 7.2 would obey.
+        """
+        if not self.variant.guarded or self.variant.postcopy:
             return
         if self.guardian:
             yield "the guardian is started anew", self._replace(guardian=False)
@@ -328,12 +332,12 @@ class World(NamedTuple):
         if command.epoch not in host.open:
             return self
         after = self._act(command.act)
-        wrong = []
+        wrong = list(after.wrong)
         if after != self and command.epoch < host.epoch:
             wrong.append(f"`{command.act}` of epoch {command.epoch} had an effect under epoch {host.epoch}")
         if self.guest_exists and not after.guest_exists and command.deaths == self.deaths:
             wrong.append(f"`{command.act}` loses the guest")
-        return after._replace(wrong=(*after.wrong, *wrong)) if wrong else after
+        return after._replace(wrong=tuple(wrong))
 
     def _act(self, act: Action | Literal["postcopy"]) -> World:
         """Return the world after something was done to whatever is there by now."""
@@ -372,7 +376,7 @@ class World(NamedTuple):
     # -- hosts ----------------------------------------------------------------------------------------------------
 
     def leases(self) -> Iterator[tuple[str, World]]:
-        """Yield the ends of locks: their holder died, was cut off or frozen, or was believed to be."""
+        """Yield the ends of locks."""
         for number, host in enumerate(self.hosts):
             if host.holder is not None:
                 name = f"the lock of controller {host.holder} on {'ab'[number]} ends"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from qmp_migrate.migration.handover import Action, Goal
 from tests.support import contenders
@@ -23,11 +23,13 @@ class History:
     Attributes:
         world: Now.
         told: What has happened, in words.
+        broken: Something was wrong: there is no more to see.
         faults_left: So many QEMUs may still die, so that most histories get somewhere.
     """
 
     world: World = field(default_factory=World)
     told: list[str] = field(default_factory=list)
+    broken: bool = False
     faults_left: int = 2
 
     def happens(self, steps: Iterator[tuple[str, World]], pick: int) -> None:
@@ -37,6 +39,7 @@ class History:
             name, self.world = possible[pick % len(possible)]
             self.told.append(name)
             if wrong := [*self.world.wrong, *contenders.wrong_beliefs(self.world)]:
+                self.broken = True
                 raise Broken("\n".join([*self.told, f"=> {'; '.join(wrong)}", str(self.world)]))
 
     # -- what may happen ------------------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ class History:
         """A controller, started anew if need be, takes all locks that it can reach."""
         if not self.world.controllers[number].alive:
             self.happens(contenders.comes_and_goes(self.world, number), pick)
-        for what in (" takes the lock on a", " takes the lock on b", " begins"):
+        for what in (" takes the lock on a", " takes the lock on b", " raises the epoch", " claims "):
             self._first(contenders.comes_and_goes(self.world, number), what)
 
     def comes_back(self, number: int, _pick: int) -> None:
@@ -103,11 +106,15 @@ class History:
         for _ in range(4):
             self._first(contenders.goes_on(self.world, number), " looks at ", " sees ", pick=pick)
 
-    def works(self, number: int, pick: int) -> None:
-        """A controller looks, decides and acts, and what it does arrives; the QEMUs go on meanwhile."""
-        self.looks(number, pick)
+    def acts(self, number: int, _pick: int) -> None:
+        """A controller does what it has decided; it has not arrived yet."""
         self._first(contenders.goes_on(self.world, number), " does ")
-        self._first(self.world.flying(), " arrives")
+
+    def works(self, number: int, pick: int) -> None:
+        """A controller looks, decides and acts, and what it sends mostly arrives; the QEMUs go on meanwhile."""
+        self.looks(number, pick)
+        self.acts(number, pick)
+        self._first(self.world.flying(), " arrives" if pick % 5 else " is lost")
         if pick % 3:
             self.qemus(number, 0)
 
@@ -123,7 +130,9 @@ class History:
             raise Broken("\n".join([*self.told, f"=> {decision} in {end}"]))
 
 
-RULES: Final[list[Callable[[History, int, int], None]]] = [
+Rule: TypeAlias = Callable[[History, int, int], None]
+
+RULES: Final[list[Rule]] = [
     History.qemus,
     History.fault,
     History.lock_ends,
@@ -137,11 +146,36 @@ RULES: Final[list[Callable[[History, int, int], None]]] = [
     History.takes_over,
     History.comes_back,
     History.looks,
+    History.acts,
     History.works,
 ]
 
 
-def walk(world: World, seed: int, length: int = 30) -> History:
+COARSE: Final = [
+    History.fault,
+    History.guardian,
+    History.flight,
+    History.plans,
+    History.starts,
+    History.dies,
+    History.takes_over,
+    History.comes_back,
+    History.looks,
+    History.acts,
+]
+"""Gets far in few steps."""
+
+TAKING_OVER: Final = [
+    History.fault,
+    History.plans,
+    History.starts,
+    History.dies,
+    History.takes_over,
+]
+"""One controller after the other."""
+
+
+def walk(world: World, seed: int, rules: Sequence[Rule] = RULES, length: int = 30) -> History:
     """Return a random history, the same one for the same seed.
 
     Raises:
@@ -150,9 +184,9 @@ def walk(world: World, seed: int, length: int = 30) -> History:
     dice = random.Random(seed)
     history = History(world)
     # Not everything in every history: what is rare together comes up alone (swarm testing).
-    rules = [*dice.sample(RULES, dice.randint(2, 8)), History.works, History.works]
+    some = [*dice.sample(rules, dice.randint(2, min(8, len(rules)))), History.works, History.works]
     for _ in range(dice.randint(1, length)):
-        dice.choice(rules)(history, dice.randrange(2), dice.randrange(24))
+        dice.choice(some)(history, dice.randrange(2), dice.randrange(24))
     history.ends(dice.randrange(2), dice.choice(list(Goal)), delivers=dice.random() < 0.5, flows=dice.random() < 0.5)
     return history
 
