@@ -174,7 +174,12 @@ class Copying:
                 elif isinstance(item, QmpMigrateError):
                     raise item
                 elif item is None:
-                    raise MonitorLost(f"the {origin}'s monitor closed during the migration", host=self._host(origin))
+                    raise MonitorLost(
+                        f"the {origin}'s monitor closed during the migration",
+                        hint=f"its QEMU was ended, or the connection to its host was cut: see dmesg and the guest's "
+                        f"qemu.log on {self._host(origin)}",
+                        host=self._host(origin),
+                    )
                 else:
                     self._on_event(origin, item)
                 if self._ended is not None:
@@ -190,6 +195,14 @@ class Copying:
         why = self.last.error_desc
         with contextlib.suppress(MonitorError):
             why = (await qmp.query(source, timeout=REASON_S)).error_desc or why
+        if status == "cancelled":
+            return MigrationFailed(
+                "the migration was cancelled at the source, and not by this controller",
+                safe_at_source=True,
+                code="cancelled_elsewhere",
+                hint="the agent's guardian does so at pre-switchover when it has not heard of the controller for seconds",
+                host=self.source.name,
+            )
         return MigrationFailed(
             f"QEMU ended the migration: {status}" + (f": {why}" if why else ""),
             safe_at_source=True,
