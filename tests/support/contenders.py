@@ -90,7 +90,7 @@ def claim(world: World, number: int) -> World:
     armed, committed = journal.armed or risen, journal.committed and not risen
     if world.variant.bug is Bug.JOURNAL_READ_EARLY:
         armed, committed = controller.armed, controller.committed
-    claimed = controller._replace(before=None, armed=armed, committed=committed)
+    claimed = controller._replace(before=None, armed=armed, committed=committed, others=risen)
     # That it had risen is written down with it: the next start of this controller must know as well.
     noted = risen and world.variant.bug is not Bug.RISE_FORGOTTEN
     written = journal._replace(epoch=controller.epoch, armed=journal.armed or noted, committed=committed)
@@ -141,6 +141,9 @@ def goes_on(world: World, number: int) -> Iterator[tuple[str, World]]:
             yield f"{who}: the destination does not answer", _sees(world, number, destination=silent)
         if believed or answers(world, number, B):
             destination = Destination.ABSENT if believed else world.seen_destination()
+            if destination is not Destination.ABSENT:
+                hung = handover.classify_destination(alive=True, run_state=None, status=None)
+                yield f"{who}: the destination lives, and does not answer", _sees(world, number, destination=hung)
             yield f"{who} looks at the destination: {destination}", _sees(world, number, destination=destination)
     elif move.action is None:
         for patience in (True, False):
@@ -202,7 +205,7 @@ def answers(world: World, number: int, place: int) -> bool:
 def _sees(world: World, number: int, *, source: Source | None = None, destination: Destination | None = None) -> World:
     move = world.controllers[number].move or Move()
     if source is not None:
-        move = Move(source=source, deaths=world.deaths)
+        move = Move(status=move.status, source=source, deaths=world.deaths)
     return _with_move(world, number, move._replace(destination=destination))
 
 
@@ -211,11 +214,13 @@ def _with_move(world: World, number: int, move: Move | None) -> World:
 
 
 def facts(world: World, number: int, *, patience: bool) -> Facts:
-    """Return what a controller knows beside what it sees."""
-    controller = world.controllers[number]
+    """Return what a controller knows beside what it sees, and what that proves."""
+    controller, move = world.controllers[number], world.controllers[number].move
+    proven = move is not None and move.source is not None and not controller.others
+    proven = proven and handover.proves_never_ran(move.source, move.status)
     return Facts(
         may_have_run=controller.armed,
-        never_ran=controller.knows and not controller.sent,
+        never_ran=proven or (controller.knows and not controller.sent),
         source_completed=controller.heard or controller.committed,
         was_running=not world.variant.paused,
         patience=patience,
@@ -348,7 +353,9 @@ def settle(world: World, number: int, goal: Goal, *, delivers: bool, flows: bool
         while step := next(world.by_itself(), None):
             world = step[1]
         world = _with_move(
-            world, number, Move(source=look(world), destination=world.seen_destination(), deaths=world.deaths)
+            world,
+            number,
+            Move(status=_status(world), source=look(world), destination=world.seen_destination(), deaths=world.deaths),
         )
         decision = decide(world, number, patience=turn % 5 < 3)
         if decision.action in FINAL and (decision.action is not Action.PARK or turn > 10):
@@ -361,6 +368,10 @@ def settle(world: World, number: int, goal: Goal, *, delivers: bool, flows: bool
         while world.flight:
             world = world._replace(flight=world.flight[1:]).arrives(world.flight[0])
     raise AssertionError(f"no end: {decision} in {world}")
+
+
+def _status(world: World) -> str | None:
+    return None if world.src == "dead" or hangs(world) else SOURCE_WORDS[world.src][1]
 
 
 def hangs(world: World) -> bool:

@@ -160,6 +160,7 @@ class Controller(NamedTuple):
         knows: It has been there from the beginning.
         armed, committed: What it has read in its journal, or written.
         sent: It has sent `cont`.
+        others: It has found that another controller had the guest since.
         heard: It has heard the source say ``completed``.
         yanked: It has yanked a stuck source.
         believed: It takes its kill for done (a bug).
@@ -175,6 +176,7 @@ class Controller(NamedTuple):
     armed: bool = False
     committed: bool = False
     sent: bool = False
+    others: bool = False
     heard: bool = False
     yanked: bool = False
     believed: bool = False

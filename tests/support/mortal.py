@@ -178,7 +178,11 @@ class MortalHost(PairHost):
 
     async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
         files = self.pair.files[self.name]
-        words = {wiring._PLACE_KEYS: "placing keys", wiring._REMOVE_KEYS: "removing keys", rollback._REMOVE: "cleaning up"}
+        words = {
+            wiring._PLACE_KEYS: "placing keys",
+            wiring._REMOVE_KEYS: "removing keys",
+            rollback._REMOVE: "cleaning up",
+        }
         if source not in words:
             self.life.lives()
             return Completed(0, self._told(source), b"")

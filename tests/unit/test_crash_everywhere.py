@@ -1,20 +1,19 @@
 """The controller dies at every effect that it has on the world, and another one settles what it left.
 
-Real engine, real recovery, real journal; the QEMUs and hosts are `mortal`'s, and go on as real ones do. After each death there
-is one owner, the result document says which, and nothing is left behind.
+Real engine, real recovery, real journal; the QEMUs and hosts are `mortal`'s, and go on as real ones do. After each death
+there is one owner, the result document says which, and nothing is left behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from qmp_migrate.errors import MigrationFailed, QmpMigrateError
+from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
@@ -151,7 +150,10 @@ class Case:
         owner = result.get("owner")
         claim(f"not settled: {record.phase}", record.phase in ENDS)
         claim(f"nobody knows the owner: {owner}", owner in {"source", "destination"})
-        claim("the document and the record differ", (result.get("owner"), result.get("outcome")) == (record.owner, record.outcome))
+        claim(
+            "the document and the record differ",
+            (result.get("owner"), result.get("outcome")) == (record.owner, record.outcome),
+        )
         claim("the error and the outcome differ", (result.get("error") is None) == (owner == "destination"))
         claim("its user had paused it, and it runs", kind.running or not (here.running or there.running))
         owning, other, name = (there, here, "a") if owner == "destination" else (here, there, "b")

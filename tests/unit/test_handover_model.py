@@ -67,7 +67,7 @@ def test_no_history_has_two_owners_or_none(variant: Variant) -> None:
 @pytest.mark.timeout(7200 if DEEP else 120)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nor_has_any_of_very_many(variant: Variant) -> None:
-    for seed in range(75_000 if DEEP else 400):
+    for seed in range(75_000 if DEEP else 250):
         walk(World(variant), seed)
         walk(World(variant), seed, COARSE)
 
