@@ -7,6 +7,8 @@ there is one owner, the result document says which, and nothing is left behind.
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from tests.support import mortal
 from tests.support.mortal import ARGV, SOURCE, Died, Life, MortalJournal, MortalPair
 
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 AT_ONCE = 25
 """So many migrations at the same time."""
 
@@ -183,22 +186,26 @@ async def one(kind: Kind, journal: Journal, *deaths: int) -> tuple[list[str], li
         return await case.lies(), lives
 
 
-async def all_of(kind: Kind, journal: Journal, deaths: list[tuple[int, ...]]) -> list[str]:
+async def all_of(kind: Kind, journal: Journal, deaths: list[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """Let all these happen; return through how many moments the one went that came after each death."""
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def each(these: tuple[int, ...]) -> list[str]:
+    async def each(these: tuple[int, ...]) -> tuple[list[str], int]:
         async with places:
-            found, _ = await one(kind, journal, *these)
-            return [f"{these}: {line}" for line in found]
+            found, lives = await one(kind, journal, *these)
+            return [f"{these}: {line}" for line in found], len(lives[-1].passed)
 
-    return [line for lines in await asyncio.gather(*map(each, deaths)) for line in lines]
+    ends = await asyncio.gather(*map(each, deaths))
+    wrong = [line for lines, _ in ends for line in lines]
+    assert not wrong, "\n".join(wrong)
+    return {these: passed for these, (_, passed) in zip(deaths, ends, strict=True)}
 
 
-async def moments(kind: Kind, journal: Journal) -> int:
-    """Return how many moments there are to die in, one more than one that does not die passes."""
+async def all_deaths(kind: Kind, journal: Journal) -> list[tuple[int, ...]]:
+    """Return every moment that there is to die in."""
     found, lives = await one(kind, journal)
     assert found == []
-    return len(lives[0].passed)
+    return [(number,) for number in range(1, len(lives[0].passed) + 1)]
 
 
 KINDS = [
@@ -206,14 +213,24 @@ KINDS = [
     pytest.param(Kind(later=True), id="recovered later"),
     pytest.param(Kind(back=True), id="recovered backwards"),
     pytest.param(Kind(guarded=True), id="guarded"),
-    pytest.param(Kind(guarded=True, later=True, back=True), id="guarded, backwards, later"),
+    pytest.param(Kind(guarded=True, later=True, back=True), id="guarded, recovered backwards, later"),
     pytest.param(Kind(running=False), id="paused guest"),
     pytest.param(Kind(cancelled=True), id="cancelled"),
 ]
 
 
+@pytest.mark.timeout(3600 if DEEP else 120)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_wherever_the_controller_dies_the_next_one_settles_it(kind: Kind, journal: Journal) -> None:
-    count = await moments(kind, journal)
-    wrong = await all_of(kind, journal, [(number,) for number in range(1, count + 1)])
-    assert not wrong, "\n".join(wrong)
+    await all_of(kind, journal, await all_deaths(kind, journal))
+
+
+@pytest.mark.timeout(7200 if DEEP else 120)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_and_wherever_that_one_dies_the_one_after_it(kind: Kind, journal: Journal) -> None:
+    """All pairs of moments there are some five thousand of: a handful of them, or all with `HYPOTHESIS_PROFILE=deep`."""
+    dice = random.Random(16)
+    first = await all_deaths(kind, journal)
+    after = await all_of(kind, journal, first if DEEP else dice.sample(first, 12))
+    pairs = [(number, second) for (number,), count in after.items() for second in range(1, count + 1)]
+    await all_of(kind, journal, pairs if DEEP else dice.sample(pairs, 24))
