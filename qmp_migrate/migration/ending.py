@@ -90,6 +90,15 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
 
 async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
     source = course.source
+    if course.held_by_others:
+        moved = MigrationFailed(
+            "neither QEMU of this migration exists any more; another controller has had the guest since",
+            safe_at_source=False,
+            code="superseded",
+            hint=f"where it is now: qmp-migrate vm show {course.request.vm}",
+        )
+        await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
+        return moved
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
     if isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
         final: QmpMigrateError = error

@@ -91,7 +91,7 @@ async def recover(
     """
     if record.phase in BEFORE_LAUNCH and controller_lives(record.controller) is False:
         course = _course(record, [], source, destination, journal, reporter, wish)
-        gone = _gone(record)
+        gone = _gone(record, [])
         await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
         return course.chronicle.result, gone
     lock = await locks.take(source, destination, f"migration {record.id}", partial=True)
@@ -99,7 +99,7 @@ async def recover(
     record = await journal.get(record.id)
     entries = await journal.entries(record.id)
     course = _course(record, entries, source, destination, journal, reporter, wish)
-    gone = _gone(record)
+    gone = _gone(record, entries)
     async with course.holding(lock):
         if record.phase in ENDS:
             raise UsageError(f"migration {record.id} has ended meanwhile: {record.outcome}", hint="see: history")
@@ -110,6 +110,8 @@ async def recover(
                 )
         for host in sorted(wish.fenced):
             course.chronicle.warn(f"{host} is taken for switched off: somebody has vouched for it")
+        if wish.owner is not None:
+            course.chronicle.warn(f"a person has decided for the {wish.owner}, where nothing could prove it")
         if lock.since > record.epoch:
             course.armed = course.held_by_others = True  # who knows what they sent
         await journal.claim(record.id, lock.epoch, may_have_run=course.armed)
@@ -121,9 +123,10 @@ async def recover(
     return course.chronicle.result, error
 
 
-def _gone(record: MigrationRecord) -> MigrationFailed:
+def _gone(record: MigrationRecord, entries: Sequence[Entry]) -> MigrationFailed:
+    reached = [entry.act for entry in entries if entry.kind == "phase" and entry.act not in {"rolling-back", "parked"}]
     return MigrationFailed(
-        f"the controller of this migration is gone (it was in phase {record.phase.value})",
+        f"the controller of this migration is gone (it was in phase {(reached or [record.phase.value])[-1]})",
         safe_at_source=True,
         code="controller_gone",
         hint="start it again when you like: qmp-migrate migrate",
