@@ -1,1 +1,1 @@
-"""The per-host agent: sees the guests of its host and tells the bus about them. It never changes a guest."""
+"""The per-host agent: sees the guests of its host, tells the bus about them, and guards them (`hostagent.guardian`)."""

@@ -56,10 +56,11 @@ FINISH_MIGRATE: Final = "finish-migrate"
 SETTLE_S: Final = 5.0
 SETTLE_LOOK_S: Final = 0.05
 """How long a cancelled migration may take to end, and how often it is asked for."""
+SETTLING: Final = frozenset({PRE_SWITCHOVER, "cancelling", "device"})
+"""Statuses that a cancelled migration still passes through."""
 FIRST_RETRY_S: Final = 1.0
 MAX_RETRY_S: Final = 30.0
-
-SETTLING: Final = frozenset({PRE_SWITCHOVER, "cancelling", "device"})
+"""How long it waits after a try that failed: twice as long each time."""
 
 log = structlog.get_logger("hostagent")
 
@@ -173,10 +174,11 @@ class Guardian:
         retry_s, next_try = FIRST_RETRY_S, 0.0
         await asyncio.sleep(LOOK_S)  # a switchover that nothing holds up is over by then: it is left alone
         while self._held.is_set():
-            verdict = judge(watch.look(), self._limit_s)
+            beat = watch.look()
+            verdict = judge(beat, self._limit_s)
             if not verdict.act:
-                if watch.beat.age_s is None:
-                    self._say_once("guardian-stands-by", reason=verdict.reason, fault=watch.beat.fault or None)
+                if beat.age_s is None:
+                    self._say_once("guardian-stands-by", reason=verdict.reason, fault=beat.fault or None)
             elif time.monotonic() >= next_try and not await self._take_back(monitor, watch):
                 next_try = time.monotonic() + retry_s
                 retry_s = min(MAX_RETRY_S, retry_s * 2)
@@ -213,7 +215,7 @@ class Guardian:
             self._tell("guardian-failed", reason="the migration had completed before the cancel came", **told)
             return True
         if run_state != "running":
-            # Paused before it was migrated, most likely: QEMU keeps that. Starting guests is not ours.
+            # It was paused before it was migrated: QEMU keeps that (7.2 calls it `postmigrate`). To start it is not ours.
             log.warning("guardian-guest-not-running", vm=self._guest.name, runstate=run_state)
         self._tell("guardian-cancelled", reason=verdict.reason, limit_ms=_ms(self._limit_s), **told)
         return True

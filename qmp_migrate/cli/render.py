@@ -101,7 +101,8 @@ class ProgressView:
     def _earlier(self, view: MigrationView) -> None:
         """Tell how an earlier migration of the guest ended, which is settled before this one begins."""
         if view.outcome is not None:
-            self.note(f"earlier migration {view.id} had no controller any more; settled: {view.outcome}")
+            end = "it is still open" if view.outcome == "unknown" else f"settled: {view.outcome}"
+            self.note(f"earlier migration {view.id} had no controller any more; {end}")
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """See `Reporter.event`."""

@@ -369,7 +369,7 @@ class Controller:
             raise UsageError(
                 f"migration {record.id} has ended already: {record.outcome}", hint="see: qmp-migrate history"
             )
-        if record.outcome is None and controller_lives(record.controller) is True:
+        if record.phase in recovery.BEFORE_LAUNCH and controller_lives(record.controller) is True:
             raise LockBusy(
                 f"migration {record.id} is driven by process {record.controller.get('pid')} on this machine",
                 hint="let it end, or: qmp-migrate cancel " + record.id,

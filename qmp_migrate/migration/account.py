@@ -41,6 +41,11 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
             f"{recover} --wait   (goes on as soon as {there} answers)",
             f"{recover} --fenced {there}   (only if you have proof that {there} is switched off)",
         ]
+    if destination is Destination.HANGS:
+        lines += [
+            f"{recover} --wait   (goes on as soon as the QEMU on {there} answers)",
+            f"if it never will: end that QEMU on {there} (SIGKILL), then {recover}",
+        ]
     if lines:
         return lines
     match source, destination:
@@ -54,6 +59,8 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
                 f"at {here} after the hand-over and wrote to its disks)",
                 f"qmp-migrate vm stop {names.vm} --on {there} --force   (ends that copy; then start it from its disks)",
             ]
+        case Source.COMPLETED, Destination.ABSENT if facts.surely_never_ran:
+            lines = [f"{recover}   (tries again: the destination never ran, so the guest may run on at {here})"]
         case Source.COMPLETED | Source.HALTED, Destination.ABSENT:
             lines = [
                 f"{recover} --owner source   (resumes the guest at {here} as it was at the hand-over: right only if it "

@@ -190,6 +190,14 @@ class Copying:
         why = self.last.error_desc
         with contextlib.suppress(MonitorError):
             why = (await qmp.query(source, timeout=REASON_S)).error_desc or why
+        if status == "cancelled":
+            return MigrationFailed(
+                "the migration was cancelled at the source, and not by this controller",
+                safe_at_source=True,
+                code="cancelled_elsewhere",
+                hint="the agent's guardian does so at pre-switchover when it has not heard of the controller for seconds",
+                host=self.source.name,
+            )
         return MigrationFailed(
             f"QEMU ended the migration: {status}" + (f": {why}" if why else ""),
             safe_at_source=True,

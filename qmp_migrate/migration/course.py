@@ -45,6 +45,7 @@ class Course:
         copying: The passes, once they have begun.
         armed: The journal says that the destination may run the guest, or is about to.
         cont_sent, cont_refused: What became of the ``cont`` to the destination, as far as this controller has sent it.
+        held_by_others: Another controller has held the guest since this migration began.
         split_brain: Both copies were seen to run, once.
         told: A person has said which copy is to be the guest.
     """
@@ -62,6 +63,7 @@ class Course:
     armed: bool = False
     cont_sent: bool = False
     cont_refused: bool = False
+    held_by_others: bool = False
     split_brain: bool = False
     told: Literal["source", "destination"] | None = None
     _arming: asyncio.Task[None] | None = None

@@ -170,7 +170,9 @@ async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> Q
     source, destination, request = course.source, course.destination, course.request
     facts = course.facts(patience=False)
     alone = settled.destination_state is Destination.ABSENT and facts.surely_never_ran
-    at_source = settled.source_state is Source.RUNS or (alone and settled.source_state is Source.HANGS)
+    at_source = settled.source_state is Source.RUNS or (
+        alone and settled.source_state not in {Source.DEAD, Source.UNKNOWN}
+    )
     at_source = at_source and not course.split_brain
     names = Names(request.id, request.vm, source.name, destination.name)
     ways = account.ways_out(settled.source_state, settled.destination_state, facts, names)

@@ -35,7 +35,7 @@ from qmp_migrate.qemu.states import ENDED_BY_GUEST
 
 CANCEL_POLL_S: Final = 0.25
 VERIFY_RUNNING_S: Final = 10.0
-RECONNECT_S: Final = 12.0
+RECONNECT_S: Final = 15.0
 """How long a control connection that is lost while memory is copied may take to come back."""
 
 RECONNECT_PAUSE_S: Final = 0.5
@@ -82,6 +82,8 @@ class Engine:
         try:
             async with self._locked(), self._cancel_watched():
                 self.error = await self._settled(self._drive())
+        except Fenced as failure:
+            self.error = ending.gave_way(course, failure)
         except QmpMigrateError as failure:  # before anything was launched, or the journal failed
             self.error = failure
             if not course.chronicle.ended:
@@ -246,19 +248,26 @@ class Engine:
         deadline = time.monotonic() + RECONNECT_S
         told = False
         while time.monotonic() < deadline and not self.cancel.is_set():
+            # The locks first: that ends what is left of the old connection, which would keep the monitors busy.
+            ours = await self._ours_again()
             of_source, of_destination = await asyncio.gather(course.source.observe(), course.destination.observe())
             if of_source.alive is False or of_destination.alive is False or of_source.status == "none":
                 return False  # "none": `migrate` was lost with the connection
             if not told:
                 told = True
                 course.chronicle.warn(f"the control connection was lost while memory was copied: {error.message}")
-            if of_source.run_state is not None and of_destination.run_state is not None:
-                with contextlib.suppress(MigrationFailed):
-                    await course.still_ours()
-                    course.chronicle.event("step", reason="the control connection is back; the copying goes on")
-                    return True
+            if ours and of_source.run_state is not None and of_destination.run_state is not None:
+                course.chronicle.event("step", reason="the control connection is back; the copying goes on")
+                return True
             await asyncio.sleep(RECONNECT_PAUSE_S)
         return False
+
+    async def _ours_again(self) -> bool:
+        try:
+            await self.course.still_ours()
+        except MigrationFailed:
+            return False
+        return True
 
     async def _look_again(self) -> None:
         """See whether the guest is still what preflight saw; from here on events tell of every change."""

@@ -45,6 +45,7 @@ class Destination(StrEnum):
     LOADED = "loaded"  # has everything, paused
     RUNS = "runs"
     HALTED = "halted"  # ran, and the guest then ended or was paused
+    HANGS = "hangs"  # proven alive, but its monitor does not answer
     UNKNOWN = "unknown"
 
 
@@ -150,7 +151,7 @@ def classify_destination(*, alive: bool | None, run_state: str | None, status: s
     if alive is False:
         return D.ABSENT
     if run_state is None or status is None:
-        return D.UNKNOWN
+        return D.HANGS if alive else D.UNKNOWN
     if run_state in states.RUNNING_STATES:
         return D.RUNS
     if run_state == "inmigrate" or states.under_way(status):
@@ -158,6 +159,20 @@ def classify_destination(*, alive: bool | None, run_state: str | None, status: s
     if run_state in {"paused", "prelaunch"} and status == "completed":
         return D.LOADED
     return D.HALTED if status == "completed" else D.INCOMING
+
+
+def proves_never_ran(source: Source, status: str | None) -> bool:
+    """Tell whether what the source says proves that the destination has not run the guest.
+
+    ``cont`` is sent only after the source has said ``completed``, which it says for ever after. One that runs, copies or
+    switches and has another status has never said it. That counts for the migration in question alone: not where another
+    controller has held the guest since.
+
+    Args:
+        source: What it is.
+        status: Its ``query-migrate`` status.
+    """
+    return status not in {None, "completed"} and source in {S.RUNS, S.COPIES, S.HOLDS, S.SWITCHES}
 
 
 def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
@@ -180,10 +195,10 @@ def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) 
         return _destination_runs(source)
     match source:
         case S.RUNS:
-            return _source_owns(destination, "the source runs the guest; what the destination holds is stale")
+            return _source_owns(destination, facts, "the source runs the guest; what the destination holds is stale")
         case S.HALTED:
             return _source_owns(
-                destination, "the guest is the source's, and is not running by its own or its user's doing"
+                destination, facts, "the guest is the source's, and is not running by its own or its user's doing"
             )
         case S.COPIES | S.HOLDS:
             return _before_switchover(source, destination, facts, goal)
@@ -218,11 +233,13 @@ def _postcopy(facts: Facts) -> Decision:
     return Decision(A.WAIT if facts.patience else A.PARK, why)
 
 
-def _source_owns(destination: Destination, why: str) -> Decision:
+def _source_owns(destination: Destination, facts: Facts, why: str) -> Decision:
     match destination:
         case D.ABSENT:
             return Decision(A.FINISHED_AT_SOURCE, why)
-        case D.UNKNOWN:
+        case D.HANGS if facts.surely_never_ran:
+            return Decision(A.KILL_DESTINATION, f"{why}; it does not answer, and never ran")
+        case D.UNKNOWN | D.HANGS:
             return Decision(A.PARK, f"{why}; the destination cannot be asked and must be ended before another try")
         case D.HALTED:
             return Decision(A.PARK, "the guest has run at the destination, yet the source is not stopped")
@@ -273,7 +290,7 @@ def _as_told(source: Source, destination: Destination, facts: Facts) -> Decision
             finish = A.FINISHED_AT_DESTINATION if source is S.DEAD else A.RELEASE_SOURCE
             return Decision(finish, "a person has decided for the destination")
         return None
-    if source not in {S.RUNS, S.COMPLETED, S.HALTED} or destination in {D.RUNS, D.UNKNOWN}:
+    if source not in {S.RUNS, S.COMPLETED, S.HALTED} or destination in {D.RUNS, D.UNKNOWN, D.HANGS}:
         return None
     if destination is not D.ABSENT:
         return Decision(A.KILL_DESTINATION, "a person has decided for the source")
@@ -309,6 +326,10 @@ def _completed(destination: Destination, facts: Facts, goal: Goal) -> Decision:
                     A.KILL_DESTINATION, "the destination never finished loading: the source takes the guest back"
                 )
             return Decision(A.PARK, "the states contradict each other")
+        case D.HANGS if facts.patience:
+            return Decision(A.WAIT, "the source is stopped for good; the destination does not answer just now")
+        case D.HANGS if facts.surely_never_ran:
+            return Decision(A.KILL_DESTINATION, "the destination hangs and never ran: the source takes the guest back")
         case _:
             return Decision(A.PARK, "the source is stopped for good and the destination cannot be asked")
 
@@ -325,6 +346,8 @@ def _source_dead(destination: Destination, facts: Facts) -> Decision:
             return Decision(A.GUEST_GONE, "neither QEMU exists any more")
         case D.INCOMING:
             return Decision(A.KILL_DESTINATION, "the source is gone and the destination can never finish loading")
+        case D.HANGS if facts.patience:
+            return Decision(A.WAIT, "the source is gone; the destination does not answer just now")
         case _:
             return Decision(A.PARK, "the source is gone and the destination cannot be asked")
 

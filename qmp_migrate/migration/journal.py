@@ -218,11 +218,19 @@ class Journal:
             migration: Its id.
             phase: The phase.
             columns: Columns to change with it: ``epoch``, ``outcome``, ``owner``, ``result``, ``may_have_run``.
+
+        Raises:
+            Fenced: Another controller has taken it over, or has settled it before it began.
         """
         values = {"phase": phase.value, "updated_at": time.time(), "rev": migrations.c.rev + 1, **columns}
+        row = migrations.c.id == migration
+        if phase is Phase.LOCKED:
+            row &= migrations.c.outcome.is_(None)
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(migrations.update().where(migrations.c.id == migration).values(values))
+            changed = connection.execute(migrations.update().where(row).values(values)).rowcount
+            if phase is Phase.LOCKED and not changed:
+                raise Fenced(f"migration {migration} was settled by another controller before it began")
 
         await self._write_with([self._row(migration, "phase", phase.value, {})], work, migration=migration)
         if "epoch" in columns:
@@ -343,7 +351,10 @@ def this_controller() -> dict[str, Any]:
 
 
 def controller_lives(controller: dict[str, Any]) -> bool | None:
-    """Tell whether the controller of a record still runs: True/False with proof, None from another machine or container."""
+    """Tell whether the controller of a record still runs: True/False with proof.
+
+    None: it is of another machine or container, or it is frozen (then its locks tell).
+    """
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     if controller.get("boot_id") != boot_id:
         return False if controller.get("host") == socket.gethostname() else None
@@ -353,7 +364,9 @@ def controller_lives(controller: dict[str, Any]) -> bool | None:
         stat = Path(f"/proc/{int(controller['pid'])}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except (OSError, KeyError, ValueError):
         return False
-    return stat[0] not in {"Z", "X"} and int(stat[19]) == controller.get("start_time")
+    if stat[0] in {"Z", "X"} or int(stat[19]) != controller.get("start_time"):
+        return False
+    return None if stat[0] in {"T", "t"} else True
 
 
 def _unknown(migration: str) -> MigrationUnknown:

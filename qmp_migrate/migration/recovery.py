@@ -107,7 +107,7 @@ async def recover(
                 )
         await journal.claim(record.id, lock.epoch)
         if lock.before > record.epoch:
-            course.armed = True  # somebody else has held the guest since: who knows what was sent
+            course.armed = course.held_by_others = True  # who knows what they sent
         await _find_processes(course, record, entries)
         error = await _settle(course, record, entries, gone, wish, cancel)
     return course.chronicle.result, error

@@ -76,9 +76,12 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
     source, destination = course.source, course.destination
     begun, yanked = time.monotonic(), False
     while True:
+        await _prove_ours(course)  # also ends what is left of a lost connection, which would keep the monitors busy
         of_source, of_destination, source_state, destination_state = await look(source, destination)
         waited = time.monotonic() - begun
         facts = replace(course.facts(waited < patience), yanked=yanked)
+        if not course.held_by_others and handover.proves_never_ran(source_state, of_source.status):
+            facts = replace(facts, never_ran=True)
         decision = handover.decide(source_state, destination_state, facts, goal)
         settled = Settled(decision.action, of_source, of_destination, source_state, destination_state, decision.reason)
         match decision.action:
@@ -95,7 +98,6 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
             case Action.PARK | Action.WAIT:
                 pass
             case action:
-                await _prove_ours(course)
                 if action is Action.KILL_DESTINATION:
                     await course.disarm()
                 # The way back starts no second copy: it is taken even where the journal's disk is full.

@@ -189,7 +189,7 @@ async def test_an_agent_that_is_started_anew_in_the_middle_finishes_the_work(
     await agent.start()
     took = await pair.until_running(LIMIT_S + 10) - began
     report("from the agent's restart until the guest ran", took, capsys)
-    assert LIMIT_S < took < LIMIT_S + 3
+    assert LIMIT_S < took < LIMIT_S + 8  # a new process has to come up first
     await until(lambda: agent.say("guardian-cancelled"), "it is told")
 
 

@@ -271,14 +271,18 @@ async def test_a_killed_sshd_session_frees_its_locks_and_they_are_lost(sshd: Ssh
     await host.close()
 
 
-async def test_a_killed_holder_frees_its_locks_and_they_are_lost(hosts: tuple[Host, Host], directory: Path) -> None:
+async def test_a_killed_holder_frees_its_locks_and_they_are_lost(
+    hosts: tuple[Host, Host], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 600.0)  # its child waits for one line all the time
     path = directory / "lock"
     held = await hosts[0].hold_lock(str(path), owner="me")
-    (holder,) = holders(path)
-    assert not holder.children() or path not in {Path(file.path) for file in holder.children()[0].open_files()}
+    await until(lambda: len(holders(path)) == 1, "the holder alone: its child has closed the lock")
+    holder = psutil.Process(int(path.read_text().split()[-2]))
+    assert holder.children()
     holder.kill()
     await asyncio.wait_for(held.lost.wait(), 5)
-    assert not holders(path)
+    await until(lambda: not holders(path), "the end of the lock")
     again = await hosts[0].hold_lock(str(path), owner="me again")  # a new holder is started
     await again.release()
 

@@ -171,8 +171,8 @@ class World(NamedTuple):
                 status = SOURCE_WORDS[self.src][1]
                 yield f"looks at the source: migration {status}", self._sorted(move.run_state, status, alive=True)
         elif move.action is None:
-            for silent in (True, False) if self.dst != "dead" else (False,):
-                destination = Destination.UNKNOWN if silent else self.destination()
+            seen = {self.destination()} | ({Destination.UNKNOWN, Destination.HANGS} if self.dst != "dead" else set())
+            for destination in sorted(seen):
                 for goal in Goal:
                     for patience in (True, False):
                         decision = handover.decide(move.source, destination, self.facts(patience=patience), goal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class Stage:
             try:
                 yield
             finally:
-                ended, error = task.done(), None
+                ended = task.done()
                 task.cancel()
                 (error,) = await asyncio.gather(task, return_exceptions=True)
                 assert not ended, error
@@ -131,7 +132,7 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(guardian_module, "LOOK_S", 0.02)
-    monkeypatch.setattr(guardian_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(guardian_module, "FIRST_RETRY_S", 0.1)
     monkeypatch.setattr(guardian_module, "SETTLE_LOOK_S", 0.01)
     monkeypatch.setattr(guardian_module, "SETTLE_S", 0.5)
     return Stage(tmp_path)
@@ -252,14 +253,23 @@ async def test_a_migration_that_may_turn_into_postcopy_is_left_alone(
 
 
 async def test_a_refusal_is_told_and_tried_again(stage: Stage) -> None:
-    stage.qemu.on("migrate_cancel", Fails("not now"), Fails("not now"), lambda _: stage.cancels())
+    tried: list[float] = []
+
+    def refuses_twice(_: Any) -> Any:
+        tried.append(time.monotonic())
+        return stage.cancels() if len(tried) == 3 else Fails("not now")
+
+    stage.qemu.on("migrate_cancel", refuses_twice)
     stage.beats()
     async with stage.guarded():
         await until(lambda: "guardian-cancelled" in stage.told.kinds, "it succeeds in the end")
         assert stage.told.kinds == ["guardian-failed", "guardian-failed", "guardian-cancelled"]
         assert "not now" in stage.told.events[0][1]["reason"]
         names = [asked.name for asked in stage.qemu.log]
-        assert names.count("migrate_cancel") == 3
+        assert names.count("migrate_cancel") == len(tried) == 3
+        first_s = guardian_module.FIRST_RETRY_S
+        assert tried[1] - tried[0] >= first_s * 0.9
+        assert tried[2] - tried[1] >= first_s * 1.8, "and after a longer time"
         assert all(names[at - 1] == "query-migrate" for at, name in enumerate(names) if name == "migrate_cancel")
 
 

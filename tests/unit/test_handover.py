@@ -66,7 +66,7 @@ HARMLESS = {A.WAIT, A.PARK}
 
 
 def test_there_are_all_of_them_and_each_says_why() -> None:
-    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 46080
+    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 53760
     check("a reason is missing", lambda c: len(c.reason) < 10)
 
 
@@ -145,16 +145,20 @@ def test_the_source_is_never_woken_where_the_destination_may_have_run_and_cannot
         lambda c: (
             c.action in WAKES_THE_SOURCE
             and c.source not in {S.COPIES, S.HOLDS}
-            and c.destination in {D.ABSENT, D.UNKNOWN}
+            and c.destination in {D.ABSENT, D.UNKNOWN, D.HANGS}
             and not c.facts.surely_never_ran
         ),
     )
 
 
-def test_the_destination_is_killed_only_where_it_waits() -> None:
+def test_the_destination_is_killed_only_where_it_waits_or_hangs_and_never_ran() -> None:
     check(
         "a kill of what runs, ran, or cannot be seen",
-        lambda c: c.action is A.KILL_DESTINATION and c.destination not in {D.INCOMING, D.LOADED},
+        lambda c: (
+            c.action is A.KILL_DESTINATION
+            and c.destination not in {D.INCOMING, D.LOADED}
+            and not (c.destination is D.HANGS and c.facts.surely_never_ran)
+        ),
     )
 
 
@@ -216,7 +220,11 @@ def test_not_even_a_person_makes_two_copies_run() -> None:
         lambda c: c.action is A.RESUME_SOURCE and c.destination is not D.ABSENT,
         told,
     )
-    check("a kill of what runs or cannot be seen", lambda c: kills(c) and c.destination in {D.RUNS, D.UNKNOWN}, told)
+    check(
+        "a kill of what runs or cannot be seen",
+        lambda c: kills(c) and c.destination in {D.RUNS, D.UNKNOWN, D.HANGS},
+        [c for c in told if not c.facts.surely_never_ran],
+    )
     check(
         "a source that is ended while it runs, or may",
         lambda c: c.action is A.RELEASE_SOURCE and c.source in {S.RUNS, S.COPIES, S.UNKNOWN},
@@ -368,8 +376,8 @@ def test_what_a_source_says(run_state: str | None, status: str | None, source: S
         ("shutdown", "completed", D.HALTED),
         ("io-error", "completed", D.HALTED),
         ("guest-panicked", "completed", D.HALTED),
-        (None, "completed", D.UNKNOWN),
-        ("paused", None, D.UNKNOWN),
+        (None, "completed", D.HANGS),
+        ("paused", None, D.HANGS),
     ],
 )
 def test_what_a_destination_says(run_state: str | None, status: str | None, destination: Destination) -> None:
@@ -379,7 +387,7 @@ def test_what_a_destination_says(run_state: str | None, status: str | None, dest
 def test_no_answer_is_never_a_death() -> None:
     for alive in (None, True):
         assert classify_source(alive=alive, run_state=None, status=None) is not S.DEAD
-        assert classify_destination(alive=alive, run_state=None, status=None) is D.UNKNOWN
+        assert classify_destination(alive=alive, run_state=None, status=None) in {D.UNKNOWN, D.HANGS}
     assert classify_source(alive=None, run_state=None, status=None) is S.UNKNOWN
     assert classify_source(alive=False, run_state=None, status=None) is S.DEAD
     assert classify_destination(alive=False, run_state=None, status=None) is D.ABSENT
