@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import cache
 from html import escape
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from qmp_migrate import errors
-from qmp_migrate.migration.handover import Decision, Destination, Facts, Goal, Source, decide
+from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source, decide
 from qmp_migrate.migration.phases import ENDS, NEXT, Phase
 
 HERE: Final = Path(__file__).resolve().parent / "generated"
@@ -171,9 +172,13 @@ QUESTIONS: Final[tuple[Mapping[bool, str], ...]] = (
     {True: "source said completed", False: "source did not say completed"},
     {True: "was running", False: "was paused before"},
     {True: "patience left", False: "no patience left"},
+    {True: "yanked in vain", False: "not yanked yet"},
 )
 """What matters beside the two states, in the words of the table."""
-KNOWN_FACTS: Final = {"may_have_run", "never_ran", "source_completed", "was_running", "patience"}
+KNOWN_FACTS: Final = {
+    *("may_have_run", "never_ran", "source_completed", "was_running", "patience", "yanked"),
+    *("split_brain", "told"),  # in a table of their own
+}
 
 Key = tuple[bool, ...]
 """One answer to each of the `QUESTIONS`."""
@@ -198,6 +203,8 @@ DESTINATIONS: Final = {
     Destination.LOADED: "has everything, paused",
     Destination.RUNS: "runs the guest",
     Destination.HALTED: "ran it; it then ended or was paused",
+    Destination.POSTCOPY: "still needs pages from the source, whether it says that it runs or not",
+    Destination.HANGS: "proven alive, but its monitor does not answer",
     Destination.UNKNOWN: "cannot be asked",
 }
 
@@ -211,12 +218,10 @@ def cell(source: Source, destination: Destination) -> Cell:
     if {field.name for field in fields(Facts)} != KNOWN_FACTS:
         raise ValueError(f"the facts have changed: {[field.name for field in fields(Facts)]}")
     answers: dict[Key, Decision] = {}
-    for forward, may, never, completed, was_running, patience in product((True, False), repeat=6):
-        facts = Facts(
-            may_have_run=may, never_ran=never, source_completed=completed, was_running=was_running, patience=patience
-        )
+    for forward, may, never, completed, was_running, patience, yanked in product((True, False), repeat=7):
+        facts = Facts(may, never, completed, was_running, patience, yanked)
         answer = decide(source, destination, facts, Goal.FORWARD if forward else Goal.BACK)
-        key = (forward, not facts.surely_never_ran, completed, was_running, patience)
+        key = (forward, not facts.surely_never_ran, completed, was_running, patience, yanked)
         if answers.setdefault(key, answer) != answer:
             raise ValueError(f"{source}/{destination}: may_have_run and never_ran matter one by one")
     return answers
@@ -224,17 +229,23 @@ def cell(source: Source, destination: Destination) -> Cell:
 
 def rules(answers: Cell) -> list[Rule]:
     """Return the fewest rules that say the same as a cell: its smallest decision tree, leaf by leaf."""
-    if len(set(answers.values())) == 1:
-        return [((), next(iter(answers.values())))]
+    return _fewest(frozenset(answers.items()))
+
+
+@cache  # the same part of a cell is met by many ways
+def _fewest(answers: frozenset[tuple[Key, Decision]]) -> list[Rule]:
+    decisions = {decision for _, decision in answers}
+    if len(decisions) == 1:
+        return [((), decisions.pop())]
     best: list[Rule] | None = None
     for place, words in enumerate(QUESTIONS):
-        split = {side: {key: value for key, value in answers.items() if key[place] is side} for side in (True, False)}
+        split = {side: frozenset(answer for answer in answers if answer[0][place] is side) for side in (True, False)}
         if not all(split.values()):
             continue
         found = [
             ((words[side], *conditions), decision)
             for side in (True, False)
-            for conditions, decision in rules(split[side])
+            for conditions, decision in _fewest(split[side])
         ]
         if best is None or len(found) < len(best):
             best = found
@@ -261,7 +272,39 @@ def decision_table() -> str:
                 when = ", ".join(sorted(conditions, key=order.index)) or "always"
                 lines.append(f"| {destination.value} | {when} | `{decision.action.value}` | {decision.reason} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_split_brain(), *_told(), ""])
+
+
+def _split_brain() -> Iterator[str]:
+    """Say what is done once both copies were seen to run; what depends on nothing else is one row."""
+    yield from ["### After both copies were seen to run", ""]
+    yield from ["| source/destination | action | because |", "|---|---|---|"]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for source, destination in product(Source, Destination):
+        decision = decide(source, destination, Facts(split_brain=True, patience=False), Goal.FORWARD)
+        rows.setdefault((decision.action.value, decision.reason), []).append(f"{source.value}/{destination.value}")
+    for (action, reason), pairs in sorted(rows.items(), key=lambda row: len(row[1])):
+        yield f"| {', '.join(pairs) if len(pairs) < 30 else 'any other'} | `{action}` | {reason} |"
+    yield ""
+
+
+def _told() -> Iterator[str]:
+    """Say what `--owner` does where the table parks."""
+    yield from ["### What a person can decide where it is parked", ""]
+    yield from ["| source | destination | `--owner source` | `--owner destination` |", "|---|---|---|---|"]
+    for source, destination in product(Source, Destination):
+        done: dict[str, set[str]] = {"source": set(), "destination": set()}
+        for may, torn in product((False, True), repeat=2):
+            parked = Facts(may_have_run=may, split_brain=torn, patience=False)
+            if decide(source, destination, parked, Goal.FORWARD).action is not Action.PARK:
+                continue
+            for owner in ("source", "destination"):
+                decision = decide(source, destination, replace(parked, told=owner), Goal.FORWARD)
+                if decision.action is not Action.PARK:
+                    done[owner].add(f"`{decision.action.value}`")
+        if done["source"] or done["destination"]:
+            words = [", ".join(sorted(done[owner])) or "-" for owner in ("source", "destination")]
+            yield f"| {source.value} | {destination.value} | {words[0]} | {words[1]} |"
 
 
 # -- errors and exit codes ------------------------------------------------------------------------------------------

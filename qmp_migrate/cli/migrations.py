@@ -237,7 +237,9 @@ def cancel(context: typer.Context, migration: Id, json: Json = False) -> None:
     if json:
         put(_record_document(record))
     else:
-        say().print(f"migration {record.id} of {record.vm}: {record.outcome}; the guest is at the {record.owner}")
+        host = {"source": record.source, "destination": record.destination}.get(record.owner or "")
+        where = f"the guest is on {host}" if host else f"the guest's owner: {record.owner}"
+        say().print(f"migration {record.id} of {record.vm}: {record.outcome}; {where}")
     if record.outcome == "completed":
         raise typer.Exit(1)
 

@@ -66,14 +66,16 @@ def _refuse(error: QmpMigrateError) -> None:
 
 
 async def _recover(options: Context, migration: str | None, wait: bool, wish: Wish, json: bool) -> int:
+    from qmp_migrate.cli.render import RecoveryView
     from qmp_migrate.fleet.controller import Controller
 
-    async with Controller.open(options.settings()) as controller:
+    view = RecoveryView(say())
+    async with Controller.open(options.settings(), reporters=[view]) as controller:
         for host in wish.fenced:
             controller.settings.host(host)
         records = [await controller.journal.get(migration)] if migration is not None else await controller.unsettled()
         if not records:
-            say().print("nothing to recover: every migration has ended with one owner")
+            say().print("nothing to recover: no migration was left by its controller (under way: qmp-migrate status)")
         ends = [await _one(controller, record, wish, wait) for record in records]
     if json:
         put({"schema": "recoveries/1", "migrations": [document for document, _ in ends]})

@@ -124,6 +124,33 @@ class ProgressView:
             self.note(f"{progress.percent:5.1f} %  {_numbers(progress)}")
 
 
+class RecoveryView:
+    """A reporter that tells, in lines, what `recover` does to each migration."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_line = 0.0
+
+    def phase(self, view: MigrationView) -> None:
+        """See `Reporter.phase`."""
+        if view.outcome is None and view.phase in _SHOWN:
+            self._tell(view.id, _SHOWN[view.phase])
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """See `Reporter.event`."""
+        if kind == "step":
+            self._tell(str(data.get("id")), str(data.get("reason")))
+
+    def progress(self, progress: Progress) -> None:
+        """See `Reporter.progress`."""
+        if time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self._tell(progress.id, f"{progress.percent:5.1f} %  {_numbers(progress)}")
+
+    def _tell(self, migration: str, text: str) -> None:
+        self._console.print(Text(f"{migration} ", style="dim") + Text(text))
+
+
 def _numbers(p: Progress) -> str:
     parts = [
         f"{about_size(p.transferred_bytes)} sent of {about_size(p.total_bytes)}",

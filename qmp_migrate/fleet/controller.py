@@ -372,7 +372,7 @@ class Controller:
         if record.phase in recovery.BEFORE_LAUNCH and controller_lives(record.controller) is True:
             raise LockBusy(
                 f"migration {record.id} is driven by process {record.controller.get('pid')} on this machine",
-                hint="let it end, or: qmp-migrate cancel " + record.id,
+                hint=f"let it end, or: qmp-migrate cancel {record.id}; if that process hangs, end it (kill -9) and try again",
             )
         limits = self.settings.watchdog.limits
         wish = replace(wish or Wish(), limits=limits)

@@ -12,7 +12,7 @@ from __future__ import annotations
 # /proc/PID/stat is "PID (NAME) STATE PPID …"; NAME may hold spaces and parentheses, so it is cut off at the last one.
 # Then field 1 is the state, 18 the number of threads, 20 the start time in clock ticks since boot. A zombie is dead,
 # unless other threads of it still end: a vCPU thread stuck in the kernel may yet write to the disk.
-_STATE_OF = r"""
+STATE_OF = r"""
 state_of() {
     for attempt in 1 2 3; do
         stat=
@@ -78,7 +78,7 @@ wait_gone() {
 
 #: $1 pid, $2 start time, $3 boot id.
 IS_ALIVE = (
-    _STATE_OF
+    STATE_OF
     + r"""
 same "$1" "$2" "$3"
 """
@@ -86,7 +86,7 @@ same "$1" "$2" "$3"
 
 #: $1 pid, $2 start time, $3 boot id, $4 hundredths of a second.
 WAIT_GONE = (
-    _STATE_OF
+    STATE_OF
     + r"""
 wait_gone "$1" "$2" "$3" "$4"
 """
@@ -94,7 +94,7 @@ wait_gone "$1" "$2" "$3" "$4"
 
 #: $1 pid, $2 start time, $3 boot id, $4 hundredths of a second, $5 signal. The identity is proven right before.
 KILL = (
-    _STATE_OF
+    STATE_OF
     + r"""
 found=$(same "$1" "$2" "$3") || exit 1
 if [ "$found" = gone ]; then echo gone; exit 0; fi
@@ -107,7 +107,7 @@ wait_gone "$1" "$2" "$3" "$4"
 
 #: $1 directory. Prints "none", "gone PID START BOOT", or "live PID START BOOT".
 IDENTIFY = (
-    _STATE_OF
+    STATE_OF
     + r"""
 reachable "$1/pid" || exit 1
 [ -e "$1/pid" ] || { echo none; exit 0; }
@@ -122,7 +122,7 @@ echo "$found $pid $start $boot"
 #: Answers: "live PID START BOOT" · "exists PID" · "starting" (another launch is under way there)
 #: · "died STATUS" or "stuck" followed by what the process wrote to the log.
 LAUNCH = (
-    _STATE_OF
+    STATE_OF
     + r"""
 umask 077
 dir=$1 limit=$2 ready=$3 log=$4 length=$5
@@ -188,7 +188,7 @@ tidy
 
 #: $1 run directory. One line "NAME live|gone PID START BOOT" for each guest directory in it.
 LIST = (
-    _STATE_OF
+    STATE_OF
     + r"""
 reachable "$1" || exit 1
 [ -d "$1" ] || exit 0

@@ -174,7 +174,12 @@ class Copying:
                 elif isinstance(item, QmpMigrateError):
                     raise item
                 elif item is None:
-                    raise MonitorLost(f"the {origin}'s monitor closed during the migration", host=self._host(origin))
+                    raise MonitorLost(
+                        f"the {origin}'s monitor closed during the migration",
+                        hint=f"its QEMU was ended, or the connection to its host was cut: see dmesg and the guest's "
+                        f"qemu.log on {self._host(origin)}",
+                        host=self._host(origin),
+                    )
                 else:
                     self._on_event(origin, item)
                 if self._ended is not None:

@@ -123,7 +123,8 @@ class Engine:
         if self.cancel.is_set():
             raise MigrationCancelled("the migration was cancelled before it began", host=course.source.name)
         await course.chronicle.intent("lock")
-        async with course.holding(await locks.take(course.source, course.destination, course.request.id)) as lock:
+        taken = await locks.take(course.source, course.destination, f"migration {course.request.id}")
+        async with course.holding(taken) as lock:
             await course.chronicle.enter(Phase.LOCKED, epoch=lock.epoch)
             yield
 

@@ -45,6 +45,7 @@ class Destination(StrEnum):
     LOADED = "loaded"  # has everything, paused
     RUNS = "runs"
     HALTED = "halted"  # ran, and the guest then ended or was paused
+    POSTCOPY = "postcopy"  # still needs pages from the source, whether it says that it runs or not
     HANGS = "hangs"  # proven alive, but its monitor does not answer
     UNKNOWN = "unknown"
 
@@ -152,6 +153,8 @@ def classify_destination(*, alive: bool | None, run_state: str | None, status: s
         return D.ABSENT
     if run_state is None or status is None:
         return D.HANGS if alive else D.UNKNOWN
+    if status in states.POSTCOPY:
+        return D.POSTCOPY
     if run_state in states.RUNNING_STATES:
         return D.RUNS
     if run_state == "inmigrate" or states.under_way(status):
@@ -187,7 +190,7 @@ def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -
 
 
 def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
-    if source is S.POSTCOPY:
+    if source is S.POSTCOPY or destination is D.POSTCOPY:
         return _postcopy(facts)
     if facts.split_brain and not (destination is D.RUNS and source in {S.RUNS, S.COPIES}):
         return Decision(A.PARK, "both copies have run: a person must say which one is the guest")
@@ -290,7 +293,12 @@ def _as_told(source: Source, destination: Destination, facts: Facts) -> Decision
             finish = A.FINISHED_AT_DESTINATION if source is S.DEAD else A.RELEASE_SOURCE
             return Decision(finish, "a person has decided for the destination")
         return None
-    if source not in {S.RUNS, S.COMPLETED, S.HALTED} or destination in {D.RUNS, D.UNKNOWN, D.HANGS}:
+    if source not in {S.RUNS, S.COMPLETED, S.HALTED} or destination in {
+        D.RUNS,
+        D.UNKNOWN,
+        D.HANGS,
+        D.POSTCOPY,
+    }:
         return None
     if destination is not D.ABSENT:
         return Decision(A.KILL_DESTINATION, "a person has decided for the source")

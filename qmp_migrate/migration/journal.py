@@ -236,12 +236,13 @@ class Journal:
         if "epoch" in columns:
             self._epochs[migration] = columns["epoch"]
 
-    async def claim(self, migration: str, epoch: int) -> None:
+    async def claim(self, migration: str, epoch: int, *, may_have_run: bool) -> None:
         """Record that this controller drives a migration from now on: whoever did before writes no more. Durable.
 
         Args:
             migration: Its id.
             epoch: The guest's fencing number, which this controller has just raised.
+            may_have_run: The destination may have run the guest, for all that is known now.
 
         Raises:
             Fenced: Another controller holds a higher one.
@@ -249,7 +250,12 @@ class Journal:
         self._epochs[migration] = epoch
 
         def work(connection: sa.Connection) -> None:
-            values = {"epoch": epoch, "controller": this_controller(), "updated_at": time.time()}
+            values = {
+                "epoch": epoch,
+                "may_have_run": may_have_run,
+                "controller": this_controller(),
+                "updated_at": time.time(),
+            }
             connection.execute(migrations.update().where(migrations.c.id == migration).values(values))
 
         row = self._row(migration, "intent", "recover", {"epoch": epoch, **this_controller()})

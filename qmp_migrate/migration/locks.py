@@ -194,7 +194,7 @@ async def holder(side: Side) -> str | None:
     return (await side.host.script(_HOLDER, [lock_path(side)])).text or None
 
 
-async def take(source: Side, destination: Side, migration_id: str, *, partial: bool = False) -> GuestLock:
+async def take(source: Side, destination: Side, purpose: str, *, partial: bool = False) -> GuestLock:
     """Lock a guest on both hosts and raise its epoch.
 
     Always in the same order, whoever asks, whichever way the guest is to move, and whatever the hosts are called in
@@ -203,7 +203,7 @@ async def take(source: Side, destination: Side, migration_id: str, *, partial: b
     Args:
         source: Where the guest is.
         destination: Where it shall be.
-        migration_id: For those who find it locked.
+        purpose: For those who find it locked: ``migration ID``.
         partial: Leave out a host that cannot be reached, and name it in `GuestLock.missing`.
 
     Raises:
@@ -212,7 +212,7 @@ async def take(source: Side, destination: Side, migration_id: str, *, partial: b
         HostUnreachable: With `partial`: none of the hosts can be reached.
         TransportError: Without `partial`: one of them cannot be reached.
     """
-    lock = GuestLock([], 0, _owner=owner_text(f"migration {migration_id}"))
+    lock = GuestLock([], 0, _owner=owner_text(purpose))
     try:
         for side in await _in_order((source, destination), lock, partial=partial):
             lock.held.append(await side.host.hold_lock(lock_path(side), owner=lock._owner))

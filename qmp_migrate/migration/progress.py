@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.qemu.migration import MigrationInfo
+
+STILL_MS: Final = 2000
+"""Without a byte for so long, there is no rate and no end in sight."""
 
 
 class ProgressMeter:
@@ -13,6 +18,7 @@ class ProgressMeter:
         self._id = migration_id
         self._seq = 0
         self._percent = 0.0
+        self._moved = (-1, 0)
 
     def read(self, info: MigrationInfo, *, elapsed_ms: int) -> Progress:
         """Return the report for one sample.
@@ -35,7 +41,10 @@ class ProgressMeter:
             self._percent = 100.0
         elif done + remaining > 0:
             self._percent = max(self._percent, min(99.9, 100.0 * done / (done + remaining)))
-        rate = ram.throughput_bytes_per_s if ram else 0
+        if transferred != self._moved[0]:
+            self._moved = (transferred, elapsed_ms)
+        still = elapsed_ms - self._moved[1] > STILL_MS  # QEMU goes on saying the last rate
+        rate = ram.throughput_bytes_per_s if ram and not still else 0
         dirty = ram.dirty_bytes_per_s if ram else 0
         return Progress(
             id=self._id,

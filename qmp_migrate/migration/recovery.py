@@ -24,8 +24,8 @@ from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.handover import Destination, Goal, Source
-from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives
+from qmp_migrate.migration.phases import ENDS, Phase
 from qmp_migrate.migration.reporter import Reporter
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
@@ -88,29 +88,43 @@ async def recover(
         UsageError: A host that somebody vouches is switched off answers.
         JournalError: The journal cannot be written; nothing was done.
     """
-    entries = await journal.entries(record.id)
-    course = _course(record, entries, source, destination, journal, reporter, wish)
-    gone = MigrationFailed(
-        f"the controller of this migration is gone (it was in phase {record.phase.value})",
-        safe_at_source=True,
-        code="controller_gone",
-        hint="start it again when you like: qmp-migrate migrate",
-    )
-    if record.phase in BEFORE_LAUNCH:
+    if record.phase in BEFORE_LAUNCH and controller_lives(record.controller) is False:
+        course = _course(record, [], source, destination, journal, reporter, wish)
+        gone = _gone(record)
         await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
         return course.chronicle.result, gone
-    async with course.holding(await locks.take(source, destination, record.id, partial=True)) as lock:
+    lock = await locks.take(source, destination, f"migration {record.id}", partial=True)
+    # Only now: while its locks were held by another, that one may have gone on.
+    record = await journal.get(record.id)
+    entries = await journal.entries(record.id)
+    course = _course(record, entries, source, destination, journal, reporter, wish)
+    gone = _gone(record)
+    async with course.holding(lock):
+        if record.phase in ENDS:
+            raise UsageError(f"migration {record.id} has ended meanwhile: {record.outcome}", hint="see: history")
         for side in (source, destination):
             if side.fenced and side.name not in lock.missing:
                 raise UsageError(
                     f"{side.name} answers: it is not switched off", hint="leave --fenced out", host=side.name
                 )
-        await journal.claim(record.id, lock.epoch)
         if lock.before > record.epoch:
             course.armed = course.held_by_others = True  # who knows what they sent
+        await journal.claim(record.id, lock.epoch, may_have_run=course.armed)
+        if record.phase in BEFORE_LAUNCH:
+            await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
+            return course.chronicle.result, gone
         await _find_processes(course, record, entries)
         error = await _settle(course, record, entries, gone, wish, cancel)
     return course.chronicle.result, error
+
+
+def _gone(record: MigrationRecord) -> MigrationFailed:
+    return MigrationFailed(
+        f"the controller of this migration is gone (it was in phase {record.phase.value})",
+        safe_at_source=True,
+        code="controller_gone",
+        hint="start it again when you like: qmp-migrate migrate",
+    )
 
 
 async def _settle(

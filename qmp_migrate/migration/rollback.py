@@ -172,7 +172,8 @@ _REMOVE: Final = """
 set -eu
 [ -d "$1" ] || exit 0
 cd -- "$1"
-rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1 ./tls-*/keys.psk ./tls-*/dh-params.pem
+rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1
+rm -f -- ./tls-*/keys.psk ./tls-*/keys.psk.* ./tls-*/dh-params.pem
 for d in ./tls-*; do [ -d "$d" ] && rmdir -- "$d"; done
 cd /
 rmdir -- "$1"

@@ -23,9 +23,13 @@ guardian            agent, ``--guardian-limit``, 3 s    the same at pre-switchov
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from qmp_migrate.errors import MigrationFailed
 from qmp_migrate.migration.request import MigrationRequest
+
+MOST_UNSEEN_S: Final = 2.0
+"""More time than this between two looks, and nobody has watched meanwhile."""
 
 
 @dataclass(slots=True)
@@ -46,9 +50,11 @@ class Watchdog:
     begun: float
     _moved: int = -1
     _since: float = field(init=False)
+    _looked: float = field(init=False)
+    _woke: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self._since = self.begun
+        self._since = self._looked = self.begun
 
     def look(self, now: float, *, transferred: int, connected: bool, stopped: float | None) -> MigrationFailed | None:
         """Return the failure that has come about, or None.
@@ -60,10 +66,16 @@ class Watchdog:
             stopped: When the guest stopped for the switchover; None: it runs.
         """
         limits = self.request.limits
+        if (unseen := now - self._looked) > MOST_UNSEEN_S:
+            # This process was frozen, or its machine asleep: what it did not see stand still did not stand still.
+            self.begun, self._since = self.begun + unseen, self._since + unseen
+            self._woke = now
+        self._looked = now
         if stopped is not None:
             self._since = now
-            late = now - stopped > limits.switchover_s + self.request.downtime_limit_ms / 1000
-            return self._stuck(now - stopped) if late else None
+            seconds = now - max(stopped, self._woke)
+            late = seconds > limits.switchover_s + self.request.downtime_limit_ms / 1000
+            return self._stuck(seconds) if late else None
         if not connected:
             self._since = now
             return self._not_connected() if now - self.begun > limits.connect_s else None

@@ -45,7 +45,7 @@ async def main():
     while word := (await asyncio.to_thread(sys.stdin.readline)).strip():
         if word == "take":
             try:
-                held = await locks.take(*sides, migration)
+                held = await locks.take(*sides, f"migration {migration}")
                 print("won", held.epoch, held.before, flush=True)
             except LockBusy as error:
                 print("busy", error.exit_code, error.message, flush=True)
@@ -123,7 +123,7 @@ async def test_both_hosts_are_held_and_only_the_epoch_stays(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
     places[1].epoch = 4
-    lock = await locks.take(*sides, "m1")
+    lock = await locks.take(*sides, "migration m1")
     assert (lock.before, lock.epoch, lock.missing) == (4, 5, ())
     assert [place.epoch for place in places] == [5, 5]
     for side, place in zip(sides, places, strict=True):
@@ -143,7 +143,7 @@ async def test_a_damaged_epoch_takes_nothing(places: tuple[Place, Place], sides:
     places[1].epoch = 1
     (places[1].run_dir / ".locks" / "web1.epoch").write_text("one\n")
     with pytest.raises(FileFailed, match="epoch"):
-        await locks.take(*sides, "m1")
+        await locks.take(*sides, "migration m1")
     assert "web1.lock" not in places[0].files
     assert "web1.lock" not in places[1].files
 
@@ -208,7 +208,7 @@ async def test_a_host_that_does_not_answer_can_be_left_out(
     await sides[1].host.close()
     os.kill(places[1].sshd.process.pid, signal.SIGKILL)
     with pytest.raises(TransportError):
-        await locks.take(*sides, "m1")
+        await locks.take(*sides, "migration m1")
     assert places[0].files == ["web1.epoch"]
     lock = await locks.take(*sides, "m1", partial=True)
     assert (lock.missing, lock.before, lock.epoch) == (("b",), 8, 9)
@@ -246,7 +246,7 @@ async def test_a_part_of_the_locks_connects_where_nobody_has_yet(
 async def test_a_lock_is_taken_again_after_the_connection_was_lost(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
-    lock = await locks.take(*sides, "m1")
+    lock = await locks.take(*sides, "migration m1")
     places[1].sshd.signal_sessions(signal.SIGKILL)
     await lost(lock)
     kept = next(held for held in lock.held if not held.lost.is_set())
@@ -269,7 +269,7 @@ async def test_our_own_connection_of_before_does_not_keep_us_out(
     places: tuple[Place, Place], sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # We have noticed that the network is gone, the host has not: its old sshd still waits for us.
-    lock = await locks.take(*sides, "m1")
+    lock = await locks.take(*sides, "migration m1")
     places[1].sshd.signal_sessions(signal.SIGSTOP)
     assert isinstance(sides[1].host, SshHost)
     assert sides[1].host._connection is not None
@@ -287,7 +287,7 @@ async def test_our_own_connection_of_before_does_not_keep_us_out(
 async def test_a_host_that_cannot_be_reached_yet_may_be_tried_again(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
-    lock = await locks.take(*sides, "m1")
+    lock = await locks.take(*sides, "migration m1")
     places[1].sshd.signal_sessions(signal.SIGKILL)
     await lost(lock)
     os.kill(places[1].sshd.process.pid, signal.SIGSTOP)
@@ -305,7 +305,7 @@ async def test_a_host_that_cannot_be_reached_yet_may_be_tried_again(
 
 
 async def test_who_had_the_guest_meanwhile_fences_us(places: tuple[Place, Place], sides: tuple[Side, Side]) -> None:
-    lock = await locks.take(*sides, "m1")
+    lock = await locks.take(*sides, "migration m1")
     for place in places:
         place.sshd.signal_sessions(signal.SIGKILL)
     await asyncio.gather(*(held.lost.wait() for held in lock.held))
@@ -331,7 +331,7 @@ async def test_who_had_the_guest_meanwhile_fences_us(places: tuple[Place, Place]
 
 async def test_who_only_tries_does_not_take_it_from_us(places: tuple[Place, Place], sides: tuple[Side, Side]) -> None:
     # One of our locks is lost, and another controller has it for the moment that it needs to see that we hold the other.
-    lock = await locks.take(*sides, "m1")
+    lock = await locks.take(*sides, "migration m1")
     lost_number, kept_number = 0, 1
     side = lock._places[lost_number][0]
     place = next(place for place in places if str(place.run_dir) == side.settings.run_dir)

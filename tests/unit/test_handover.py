@@ -58,7 +58,7 @@ UNTOLD = [cell for cell in CELLS if cell.facts.told is None]
 
 def check(what: str, broken: Callable[[Cell], bool], cells: list[Cell] = UNTOLD) -> None:
     bad = [cell for cell in cells if broken(cell)]
-    assert not bad, f"{what}:\n" + "\n".join(map(str, bad[:20]))
+    assert not bad, f"{what}:\n" + "\n".join(map(str, bad[:5]))
 
 
 WAKES_THE_SOURCE = {A.CANCEL_SOURCE, A.YANK_SOURCE, A.RESUME_SOURCE}
@@ -66,7 +66,7 @@ HARMLESS = {A.WAIT, A.PARK}
 
 
 def test_there_are_all_of_them_and_each_says_why() -> None:
-    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 53760
+    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 61440
     check("a reason is missing", lambda c: len(c.reason) < 10)
 
 
@@ -290,8 +290,8 @@ def test_the_ends_are_told_from_what_is_seen_alone() -> None:
 
 
 def test_after_a_split_brain_nothing_is_done_until_a_person_decides() -> None:
-    torn = [cell for cell in UNTOLD if cell.facts.split_brain and cell.source is not S.POSTCOPY]
-    check("something is done", lambda c: c.action not in {A.PARK, A.SPLIT_BRAIN}, torn)
+    torn = [cell for cell in UNTOLD if cell.facts.split_brain]
+    check("something is done", lambda c: c.action not in {A.PARK, A.SPLIT_BRAIN, A.WAIT}, torn)
 
 
 def test_a_source_that_hangs_is_yanked_once_and_then_left_without_a_destination() -> None:

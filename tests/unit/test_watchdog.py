@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from qmp_migrate.errors import MigrationFailed
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.watchdog import Watchdog
 from qmp_migrate.settings import Limits
@@ -12,9 +15,17 @@ def watchdog(**wanted: int) -> Watchdog:
     return Watchdog(request, "a", "10.0.0.2", 49152, begun=100.0)
 
 
+def standstill(dog: Watchdog, begin: float, end: float, **seen: Any) -> MigrationFailed | None:
+    """Look once a second and at the end; return the first failure."""
+    for now in (*(begin + second for second in range(1, int(end - begin) + 1)), end):
+        if (failure := dog.look(now, **seen)) is not None:
+            return failure
+    return None
+
+
 def test_nothing_travels_at_all() -> None:
     dog = watchdog()
-    assert dog.look(130, transferred=0, connected=False, stopped=None) is None
+    assert standstill(dog, 100, 130, transferred=0, connected=False, stopped=None) is None
     failure = dog.look(130.1, transferred=0, connected=False, stopped=None)
     assert failure is not None
     assert (failure.code, failure.host, failure.exit_code) == ("not_connected", "a", 4)
@@ -23,35 +34,46 @@ def test_nothing_travels_at_all() -> None:
 
 def test_bytes_are_life_however_few() -> None:
     dog = watchdog()
-    for number in range(100):
-        assert dog.look(130 + number * 19.9, transferred=number, connected=True, stopped=None) is None
+    for number in range(20):
+        begin = 100 + number * 19.9
+        assert standstill(dog, begin, begin + 19.9, transferred=number, connected=True, stopped=None) is None
 
 
 def test_a_black_hole_is_seen_after_the_limit_and_not_before() -> None:
     dog = watchdog()
-    assert dog.look(125, transferred=7, connected=True, stopped=None) is None
-    assert dog.look(145, transferred=7, connected=True, stopped=None) is None
-    failure = dog.look(145.1, transferred=7, connected=True, stopped=None)
+    assert dog.look(101, transferred=7, connected=True, stopped=None) is None
+    assert standstill(dog, 101, 121, transferred=7, connected=True, stopped=None) is None
+    failure = dog.look(121.1, transferred=7, connected=True, stopped=None)
     assert failure is not None
     assert failure.code == "stalled"
 
 
 def test_the_time_to_connect_does_not_count_as_standstill() -> None:
     dog = watchdog()
-    assert dog.look(129, transferred=0, connected=False, stopped=None) is None
-    assert dog.look(148, transferred=0, connected=True, stopped=None) is None
+    assert standstill(dog, 100, 129, transferred=0, connected=False, stopped=None) is None
+    assert standstill(dog, 129, 148, transferred=0, connected=True, stopped=None) is None
 
 
 def test_a_switchover_has_its_limit_and_what_the_user_allows() -> None:
     dog = watchdog(downtime_limit_ms=5000)
-    assert dog.look(215, transferred=7, connected=True, stopped=200) is None
-    failure = dog.look(215.1, transferred=7, connected=True, stopped=200)
+    assert standstill(dog, 100, 120, transferred=7, connected=True, stopped=105) is None
+    failure = dog.look(120.1, transferred=7, connected=True, stopped=105)
     assert failure is not None
     assert failure.code == "switchover_stuck"
 
 
 def test_a_guest_that_runs_on_after_a_stop_is_given_the_whole_time_again() -> None:
     dog = watchdog()
-    assert dog.look(125, transferred=7, connected=True, stopped=None) is None
-    assert dog.look(144, transferred=7, connected=True, stopped=140) is None
-    assert dog.look(163, transferred=7, connected=True, stopped=None) is None
+    assert standstill(dog, 100, 119, transferred=7, connected=True, stopped=None) is None
+    assert standstill(dog, 119, 123, transferred=7, connected=True, stopped=119) is None
+    assert standstill(dog, 123, 142, transferred=7, connected=True, stopped=None) is None
+
+
+def test_what_nobody_watched_does_not_count() -> None:
+    """The controller was frozen for an hour while QEMU copied on: it looks again before it judges."""
+    for connected, stopped in [(False, None), (True, None), (True, 105.0)]:
+        dog = watchdog()
+        assert standstill(dog, 100, 106, transferred=7, connected=connected, stopped=stopped) is None
+        assert dog.look(3706, transferred=7, connected=connected, stopped=stopped) is None
+        assert standstill(dog, 3706, 3712, transferred=7, connected=connected, stopped=stopped) is None
+        assert standstill(dog, 3712, 3740, transferred=7, connected=connected, stopped=stopped) is not None
