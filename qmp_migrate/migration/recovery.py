@@ -107,7 +107,9 @@ async def recover(
                 raise UsageError(
                     f"{side.name} answers: it is not switched off", hint="leave --fenced out", host=side.name
                 )
-        if lock.before > record.epoch:
+        for host in sorted(wish.fenced):
+            course.chronicle.warn(f"{host} is taken for switched off: somebody has vouched for it")
+        if lock.since > record.epoch:
             course.armed = course.held_by_others = True  # who knows what they sent
         await journal.claim(record.id, lock.epoch, may_have_run=course.armed)
         if record.phase in BEFORE_LAUNCH:
@@ -195,9 +197,6 @@ def _course(
         split_brain=_last(entries, "intent", "split-brain") is not None,
         told=wish.owner,
     )
-    for side in (source, destination):
-        if side.fenced:
-            course.chronicle.warn(f"{side.name} is taken for switched off: somebody has vouched for it")
     return course
 
 

@@ -90,7 +90,7 @@ class Place:
     @property
     def epoch(self) -> int:
         """The guest's epoch here."""
-        return int((self.run_dir / ".locks" / "web1.epoch").read_text())
+        return int((self.run_dir / ".locks" / "web1.epoch").read_text().split()[0])
 
     @epoch.setter
     def epoch(self, number: int) -> None:
@@ -263,6 +263,15 @@ async def test_a_lock_is_taken_again_after_the_connection_was_lost(
     await asyncio.gather(*(side.host.close() for side in other))
     await lock.release()
     assert places[0].files == places[1].files == ["web1.epoch"]
+
+
+async def test_it_shows_whether_somebody_else_has_had_the_guest_meanwhile(sides: tuple[Side, Side]) -> None:
+    since = []
+    for purpose in ("migration m1", "migration m1", "migration m2", "migration m1", "migration m1"):
+        lock = await locks.take(*sides, purpose)
+        since.append(lock.since)
+        await lock.release()
+    assert since == [1, 1, 3, 4, 4]
 
 
 async def test_our_own_connection_of_before_does_not_keep_us_out(
