@@ -144,7 +144,7 @@ class GuestLock:
         path = lock_path(side)
         while True:
             try:
-                return await host.hold_lock(path, owner=self._owner)
+                return await _hold_of(side, self._owner, host)
             except LockBusy:
                 ours = await end_holder(host, path, self._owner)
                 keep_trying = ours or any(not lock.lost.is_set() for lock in self.held)
@@ -221,7 +221,7 @@ async def take(source: Side, destination: Side, purpose: str, *, partial: bool =
     lock = GuestLock([], 0, _owner=owner_text(purpose))
     try:
         for side in await _in_order((source, destination), lock, partial=partial):
-            lock.held.append(await _hold_of(side, lock._owner))
+            lock.held.append(await _hold_of(side, lock._owner, side.host))
             lock._places.append((side, side.host))
         epochs = await asyncio.gather(*(_bump(side, 0, purpose) for side, _ in lock._places))
         lock.before = max(before for before, _, _ in epochs)
@@ -236,9 +236,9 @@ async def take(source: Side, destination: Side, purpose: str, *, partial: bool =
     return lock
 
 
-async def _hold_of(side: Side, owner: str) -> HeldLock:
+async def _hold_of(side: Side, owner: str, host: Host) -> HeldLock:
     try:
-        return await side.host.hold_lock(lock_path(side), owner=owner)
+        return await host.hold_lock(lock_path(side), owner=owner)
     except LockBusy as error:
         who = error.message.partition(" is locked by ")[2] or error.message
         raise LockBusy(f"{side.vm} is held by another controller: {who}", hint=error.hint, host=side.name) from error

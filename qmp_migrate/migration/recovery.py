@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.handover import Destination, Goal, Source
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives
-from qmp_migrate.migration.phases import ENDS, Phase
+from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
 from qmp_migrate.migration.reporter import Reporter
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
@@ -194,6 +195,7 @@ def _course(
         one_pass=bool(begun.get("one_pass", False)),
         witnessed=False,
         armed=record.may_have_run,
+        completed=any(entry.kind == "phase" and entry.act in AFTER_COMMIT for entry in entries),
         split_brain=_last(entries, "intent", "split-brain") is not None,
         told=wish.owner,
     )
@@ -219,7 +221,7 @@ async def _find_processes(course: Course, record: MigrationRecord, entries: Sequ
     side = course.destination
     try:
         await _find_launched(side, list(intended["argv"]))
-    except QmpMigrateError as error:
+    except (QmpMigrateError, ValueError) as error:
         side.unidentified = f"what was being launched there cannot be asked for: {error}"
 
 
@@ -234,6 +236,8 @@ async def _find_launched(side: Side, argv: list[str]) -> None:
     process = await identify(side.host, side.directory)
     if process is not None and await _argv(side, process) == argv:
         side.process = process
+    elif process is None and json.loads(await side.host.read_file(f"{side.directory}/argv.json")) == argv:
+        await rollback.remove_guest_directory(side)  # it was ours, and has ended
 
 
 # $1: a guest's directory. A launch holds its lock until the process is up; `exec` proves that nobody does.
