@@ -45,7 +45,8 @@ class Course:
         copying: The passes, once they have begun.
         armed: The journal says that the destination may run the guest, or is about to.
         completed: The journal says that the source had completed.
-        cont_sent, cont_refused: What became of the ``cont`` to the destination, as far as this controller has sent it.
+        cont_sent: This controller has sent ``cont`` to the destination, or was about to.
+        cont_refused: QEMU refused it, or it surely never reached QEMU.
         held_by_others: Another controller has held the guest since this migration began.
         split_brain: Both copies were seen to run, once.
         told: A person has said which copy is to be the guest.
