@@ -6,6 +6,7 @@ it could not be asked (DESIGN rule 5).
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,6 +122,17 @@ async def identify(host: Host, directory: str) -> ProcessId | None:
         case ["gone", *_] | ["none"]:
             return None
     raise _unproven(host, directory)
+
+
+async def command_line(host: Host, pid: ProcessId) -> list[str]:
+    """Return a process's command line, word by word.
+
+    Raises:
+        CommandFailed: It has ended, or may not be looked at.
+        TransportError: The host cannot be asked.
+    """
+    text = (await host.script(scripts.COMMAND_LINE, [str(pid.pid)])).text
+    return [word.decode("utf-8", "surrogateescape") for word in base64.b64decode(text).split(b"\0")[:-1]]
 
 
 async def list_all(host: Host, run_dir: str) -> dict[str, ProcessId | None]:

@@ -186,6 +186,9 @@ tidy
 """
 )
 
+#: $1 pid. Its command line, in base64.
+COMMAND_LINE = 'base64 -w0 "/proc/$1/cmdline"'
+
 #: $1 directory. Removes what a guest left there: files of ours only, never a subdirectory's content. Refuses where a process
 #: lives that was started there, or cannot be proven gone.
 DISCARD = (

@@ -11,7 +11,6 @@ that whoever held it before can do nothing more), and writes each act down befor
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import Sequence
@@ -19,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from qmp_migrate.errors import ConnectionLost, MigrationFailed, QmpMigrateError, UsageError
-from qmp_migrate.hosts.process import ProcessId, identify
+from qmp_migrate.hosts.process import ProcessId, command_line, identify
 from qmp_migrate.migration import ending, locks, rollback, wiring
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
-from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.engine import Engine, built_as
 from qmp_migrate.migration.handover import Destination, Goal, Source
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
@@ -237,7 +236,7 @@ async def _find_launched(side: Side, argv: list[str]) -> None:
     if found == "absent":
         return
     process = await identify(side.host, side.directory)
-    if process is not None and await _argv(side, process) == argv:
+    if process is not None and built_as(await command_line(side.host, process), argv):
         side.process = process
     elif process is None and json.loads(await side.host.read_file(f"{side.directory}/argv.json")) == argv:
         await rollback.remove_guest_directory(side)  # it was ours, and has ended
@@ -248,13 +247,6 @@ _LAUNCHING: Final = """
 [ -d "$1" ] || { echo absent; exit 0; }
 flock -n "$1" true && echo idle || echo starting
 """
-
-_CMDLINE: Final = 'base64 -w0 "/proc/$1/cmdline"'
-
-
-async def _argv(side: Side, process: ProcessId) -> list[str]:
-    text = (await side.host.script(_CMDLINE, [str(process.pid)])).text
-    return [word.decode("utf-8", "surrogateescape") for word in base64.b64decode(text).split(b"\0")[:-1]]
 
 
 def _process(words: Sequence[object]) -> ProcessId:

@@ -20,7 +20,7 @@ import pytest
 from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.hosts.process_scripts import DISCARD
+from qmp_migrate.hosts.process_scripts import COMMAND_LINE, DISCARD
 from qmp_migrate.migration import copying, locks, recovery, release, rollback, wiring
 from qmp_migrate.migration import engine as engine_module
 from qmp_migrate.migration import side as side_module
@@ -200,7 +200,7 @@ class MortalHost(PairHost):
     def _told(self, source: str) -> bytes:
         if source == recovery._LAUNCHING:
             return b"idle\n" if "directory" in self.pair.files[self.name] else b"absent\n"
-        if source == recovery._CMDLINE:
+        if source == COMMAND_LINE:
             return base64.b64encode(b"".join(word.encode() + b"\0" for word in ARGV))
         return b""
 

@@ -266,3 +266,12 @@ async def kill(host: PairHost, _process: ProcessId) -> bool:
 async def wait_gone(host: PairHost, _process: ProcessId, _timeout: float) -> bool:
     """Stand in for `process.wait_gone`."""
     return not host.qemu.alive
+
+
+ARGV = ["/usr/bin/qemu-system-x86_64", "-S", "-incoming", "defer"]
+"""The destination's command line."""
+
+
+async def command_line(_host: PairHost, _process: ProcessId) -> list[str]:
+    """Stand in for `process.command_line`."""
+    return ARGV

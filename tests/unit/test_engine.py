@@ -37,6 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(locks, "take", take)
     monkeypatch.setattr(engine_module, "launch", qemu_pair.launch)
+    monkeypatch.setattr(engine_module, "command_line", qemu_pair.command_line)
     monkeypatch.setattr(side_module, "is_alive", qemu_pair.is_alive)
     monkeypatch.setattr(side_module, "kill", qemu_pair.kill)
     monkeypatch.setattr(release, "wait_gone", qemu_pair.wait_gone)
@@ -65,7 +66,7 @@ async def migrate(pair: QemuPair, journal: Journal, *, cancel: asyncio.Event | N
     await journal.enter(request.id, Phase.PREFLIGHT)
     chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live"))
     course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running)
-    argv = ("/usr/bin/qemu-system-x86_64", "-S", "-incoming", "defer")
+    argv = tuple(qemu_pair.ARGV)
     engine = Engine(course, argv, cancel or asyncio.Event())
     try:
         async with asyncio.timeout(60):
@@ -317,3 +318,19 @@ async def test_until_cont_is_sent_a_cancel_brings_the_guest_back(
 
 async def test_and_a_paused_one_back_as_it_was(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await cancelled_in_the_last_moment(QemuPair(running=False), journal, monkeypatch) == ([], "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("found", "right"),
+    [
+        (["/usr/bin/qemu", "-S", "-cpu", "max"], True),
+        (["/lib/ld.so", "--library-path", "/x", "/x/qemu", "-L", "/x/share", "-S", "-cpu", "max"], True),
+        (["/usr/bin/qemu", "-S", "-cpu", "qemu64"], False),
+        (["/usr/bin/qemu", "-S", "-cpu", "max", "-device", "virtio-rng-pci"], False),
+        (["/usr/bin/qemu", "-device", "virtio-rng-pci", "-S", "-cpu", "max"], False),
+        (["-S", "-cpu", "max"], False),
+        ([], False),
+    ],
+)
+def test_a_destination_that_was_built_otherwise_is_noticed(found: list[str], right: bool) -> None:
+    assert engine_module.built_as(found, ["/usr/bin/qemu", "-S", "-cpu", "max"]) is right
