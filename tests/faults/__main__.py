@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import multiprocessing
 import os
 import queue
 import signal
 import sys
-import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tests.faults import report
+from tests.faults import report, worker
 from tests.faults.cases import CASES, QUICK
-from tests.faults.stand import stand
-from tests.faults.trial import Case, Result, run
+from tests.faults.trial import Case, Result
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -67,38 +66,43 @@ def seed_of(case: Case, number: int) -> int:
 
 
 def _run_all(runs: list[tuple[Case, int]], options: argparse.Namespace) -> tuple[list[Result], bool]:
-    """Run them on several rigs at a time. Returns what was got, and whether it is all."""
-    todo: queue.SimpleQueue[tuple[Case, int]] = queue.SimpleQueue()
-    for entry in runs:
-        todo.put(entry)
-    results: list[Result] = []
-    lock, stopped = threading.Lock(), threading.Event()
+    """Run them on several rigs at a time, each in a process of its own. Returns what was got, and whether it is all."""
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stopped.set())
-
-    def work(job: int) -> None:
-        with stand(job) as place:
-            while not stopped.is_set():
-                try:
-                    case, number = todo.get_nowait()
-                except queue.Empty:
-                    return
-                seed = options.seed if options.seed is not None else seed_of(case, number)
-                logs = options.output / case.name.replace("/", ".") / str(number)
-                result = run(place, case, seed, logs, bug=options.bug)
-                with lock:
-                    results.append(result)
-                    report.tell(result, len(results), len(runs))
-                    if len(results) % 20 == 0:
-                        report.write(options.output, results, complete=False)
-
-    threads = [threading.Thread(target=work, args=(job,), name=f"job {job}") for job in range(options.jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.5)  # signals are seen between
-    return results, len(results) == len(runs)
+        signal.signal(number, stop)
+    context = multiprocessing.get_context("spawn")
+    todo: Any = context.SimpleQueue()
+    done: Any = context.Queue()
+    for case, number in runs:
+        seed = options.seed if options.seed is not None else seed_of(case, number)
+        todo.put((case.name, seed, options.output / case.name.replace("/", ".") / str(number), options.bug))
+    for _ in range(options.jobs):
+        todo.put(None)
+    jobs = [context.Process(target=worker.work, args=(job, todo, done)) for job in range(options.jobs)]
+    for job in jobs:
+        job.start()
+    results: list[Result] = []
+    while any(job.is_alive() for job in jobs) or not done.empty():
+        if stopped and not todo.empty():
+            while not todo.empty():
+                todo.get()
+            for _ in jobs:
+                todo.put(None)
+        try:
+            results.append(done.get(timeout=0.5))
+        except queue.Empty:
+            continue
+        report.tell(results[-1], len(results), len(runs))
+        if len(results) % 20 == 0:
+            report.write(options.output, results, complete=False)
+    for job in jobs:
+        job.join()
+    return results, len(results) == len(runs) and all(job.exitcode == 0 for job in jobs)
 
 
 if __name__ == "__main__":
