@@ -42,7 +42,7 @@ def _cases() -> list[Case]:
     add("kill-source", ("preflight",), _NONE, 1, 2)
     add("kill-source", _BEFORE, _NONE, 1)
     add("kill-source", ("completed", *_AFTER), _DESTINATION, 0)
-    add("freeze-source", ("preflight",), _SOURCE, 1)
+    add("freeze-source", ("preflight",), _SOURCE, 1, 75)
     add("freeze-source", ("launch", "wired", *_COPYING, "pre-switchover"), _SOURCE, 4, 5)
     add("freeze-source", ("switching",), _EITHER, 4, 5)
     add("freeze-source", ("completed", *_AFTER), _DESTINATION, 0)
@@ -50,7 +50,7 @@ def _cases() -> list[Case]:
     # `cont` counts as sent once the controller has decided to: a person says that it never ran, and where to go on.
     add("kill-destination", ("completed",), _SOURCE, 5, told="source")
     add("kill-destination", ("unacknowledged",), _SOURCE, 5, told="source")
-    add("kill-destination", ("running", "release"), _NONE, 0, 1)
+    add("kill-destination", ("running", "release"), _DESTINATION, 0, crashed=True)
     add("freeze-destination", _BEFORE, _SOURCE, 4)
     add("freeze-destination", ("completed",), _DESTINATION, 5)
     add("freeze-destination", ("unacknowledged",), _DESTINATION, 0, 5)
@@ -66,6 +66,10 @@ def _cases() -> list[Case]:
     add("freeze-controller", span("switching", "release"), _DESTINATION, 0)
     add("freeze-controller-for-good", ("launch",), _SOURCE)
     add("freeze-controller-for-good", ("first-pass", "completed", "running"), _DESTINATION)
+
+    add("kill-controller-and-destination", ("launch", "first-pass"), _SOURCE)
+    # Armed, so `cont` may have been sent: nobody may resume the source without a person's word.
+    add("kill-controller-and-destination", ("unacknowledged", "running"), _SOURCE, told="source")
 
     for part in ("agent-a", "agent-b", "broker"):
         add(f"kill-{part}", _ALL, _DESTINATION, 0)

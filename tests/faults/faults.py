@@ -61,11 +61,28 @@ def _taken_over() -> Fault:
     """The controller is frozen for good; another one takes the guest over, then it wakes up and must do nothing."""
 
     def wake(trial: Trial) -> None:
-        trial.at_controller(signal.SIGKILL)
+        assert trial.controller is not None
+        trial.at_controller(signal.SIGCONT)
+        code, out = trial.controller.end(60)
+        trial.notes.append(f"the frozen controller woke up and ended with {code}: {out}")
+        assert code not in {None, 0}, f"the frozen controller went on: exit code {code}"
 
     return Fault(
-        "freeze-controller-for-good", lambda trial: trial.at_controller(signal.SIGSTOP), heal=wake, lasting=True
+        "freeze-controller-for-good",
+        lambda trial: trial.at_controller(signal.SIGSTOP),
+        lasting=True,
+        afterwards=wake,
     )
+
+
+def _kill_both() -> Fault:
+    """The controller and the destination die together: nobody can tell any more whether the guest ran there."""
+
+    def inject(trial: Trial) -> None:
+        trial.at_controller(signal.SIGKILL)
+        trial.signal("destination", signal.SIGKILL)
+
+    return Fault("kill-controller-and-destination", inject, lasting=True)
 
 
 def _part(part: str, verb: str) -> Fault:
@@ -196,6 +213,7 @@ ANYTIME: Final = {
         _guardian(),
         _freeze_controller(),
         _taken_over(),
+        _kill_both(),
         *(_part(part, verb) for part in ("agent-a", "agent-b", "broker") for verb in ("kill", "freeze")),
         *(_sshd(host, verb) for host in ("a", "b") for verb in ("drop", "kill", "freeze")),
         *(_link(damage) for damage in ("down", "black-hole", "reset", "acks-lost", "data-lost", "1mbit")),

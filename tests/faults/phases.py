@@ -18,6 +18,7 @@ class Phase:
         traps: Traps of `tests.faults.controller`, in their order; the fault comes while it stands in the last one.
         words: More words for ``migrate``.
         append: The guest's workload.
+        states: ``query-status`` of source and destination while the fault comes; ``""``: not asked.
         stalled: The migration cable is held when the first trap is reached: so the switchover lasts as long as it must.
         story: For people.
     """
@@ -28,17 +29,27 @@ class Phase:
     words: tuple[str, ...] = ()
     append: str = QUIET
     stalled: bool = False
+    states: tuple[str, str] = ("", "")
 
+
+_COPIES: Final = ("running", "inmigrate")
+_HANDED_OVER: Final = ("postmigrate", "running")
 
 PHASES: Final = (
-    Phase("preflight", ("preflight",), "the guest was found and is being looked at"),
-    Phase("launch", ("launched",), "the destination's QEMU is up, and the journal does not know its process yet"),
-    Phase("wired", ("phase:wired",), "both sides are set up, nothing travels"),
+    Phase("preflight", ("preflight",), "the guest was found and is being looked at", states=("running", "")),
+    Phase("launch", ("launched",), "the destination's QEMU is up, the journal does not know it yet", states=_COPIES),
+    Phase("wired", ("phase:wired",), "both sides are set up, nothing travels", states=_COPIES),
     Phase("first-pass", ("pass:1",), "memory travels for the first time", ("--bandwidth", "16MiB")),
     Phase(
         "converging", ("pass:2",), "memory travels again", ("--bandwidth", "24MiB", "--downtime-limit", "500ms"), BUSY
     ),
-    Phase("pre-switchover", ("held",), "the source is stopped and waits for migrate-continue", ("--guarded",)),
+    Phase(
+        "pre-switchover",
+        ("held",),
+        "the source is stopped and waits for migrate-continue",
+        ("--guarded",),
+        states=("finish-migrate", "inmigrate"),
+    ),
     Phase(
         "switching",
         ("held", "after:migrate-continue@a"),
@@ -46,10 +57,12 @@ PHASES: Final = (
         ("--guarded",),
         stalled=True,
     ),
-    Phase("completed", ("before:cont@b",), "both sides have completed, cont is not sent"),
-    Phase("unacknowledged", ("after:cont@b",), "cont was sent, and the controller has not taken in the answer"),
-    Phase("running", ("phase:running-at-destination",), "the guest runs at the destination, the source still exists"),
-    Phase("release", ("before:quit@a",), "the source is about to be ended"),
+    Phase(
+        "completed", ("before:cont@b",), "both sides have completed, cont is not sent", states=("postmigrate", "paused")
+    ),
+    Phase("unacknowledged", ("after:cont@b",), "cont was sent, its answer is not taken in yet", states=_HANDED_OVER),
+    Phase("running", ("phase:running-at-destination",), "the destination runs, the source exists", states=_HANDED_OVER),
+    Phase("release", ("before:quit@a",), "the source is about to be ended", states=_HANDED_OVER),
 )
 """In the order in which a migration goes through them."""
 

@@ -29,6 +29,9 @@ REACH_S: Final = 40.0
 RECOVERY_S: Final = 5.0
 """A restarted controller's way to a proven state, where the hosts answer."""
 
+BY_DEFAULT: Final = frozenset({"events"})
+"""Capabilities that may be on when nobody migrates."""
+
 HOSTS: Final = {"source": "a", "destination": "b"}
 
 OUTCOMES: Final = {
@@ -39,7 +42,7 @@ OUTCOMES: Final = {
     5: {("unknown", "unknown"), ("unknown", "source")},
     6: {("cancelled", "source"), ("rolled_back", "source")},
     69: {("failed", "source"), ("failed", "unknown")},
-    75: {("failed", "source")},
+    75: {("failed", "source"), ("failed", "unknown")},
 }
 """What a result document may say, by exit code (docs/reference)."""
 
@@ -55,6 +58,7 @@ class Fault:
         meanwhile: Done after the controller was let go on, before its end is waited for.
         prepare: Done before the controller is started; may change its settings and words.
         lasting: The controller is gone or frozen for good: it is not waited for.
+        afterwards: Done once the state is proven, before it is judged.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Fault:
     meanwhile: Callable[[Trial], None] | None = None
     prepare: Callable[[Trial], None] | None = None
     lasting: bool = False
+    afterwards: Callable[[Trial], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,10 @@ class Case:
         phase, fault: What happens, and when.
         owners: Where the guest may be in the end: ``source``, ``destination``, ``none`` (it ran nowhere any more).
         codes: Exit codes that ``migrate`` may end with; empty: it is killed.
-        told: What a person says to ``recover --owner`` where it is parked for good, as documented.
+        told: What a person says to ``recover --owner``: nothing can prove the owner, so `recover` must park it first.
+        crashed: The guest had been handed over and its QEMU was killed then: its owner is told, and nothing runs.
         limit_s: Seconds to a proven state.
-        settings: Sections of the settings that differ.
-        traps: Instead of the phase's.
+        settings: Sections of the settings that differ; ``guest``: keys of its spec.
     """
 
     phase: Phase
@@ -84,6 +89,7 @@ class Case:
     owners: frozenset[str]
     codes: frozenset[int]
     told: str | None = None
+    crashed: bool = False
     limit_s: float = PROVEN_S
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -128,6 +134,10 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         return asdict(self)
+
+
+class Skipped(Exception):
+    """This machine cannot bring this fault."""
 
 
 class Unreached(Exception):
@@ -200,10 +210,12 @@ def run(stand: Stand, case: Case, seed: int, logs: Path, *, bug: str = "") -> Re
                     _run(trial, result)
                 finally:
                     _keep(trial, result)
+                    stand.heal()
                     for undo in reversed(trial.undo):
                         undo()
-                    stand.heal()
                 _leftovers(trial, result)
+    except Skipped as why:
+        result.outcome = f"skipped: {why}"
     except (AssertionError, QmpMigrateError, Unreached, NoAnswer, psutil.Error, OSError) as error:
         result.problems.append(f"{type(error).__name__}: {error}")
     result.total_s = round(time.monotonic() - begun, 2)
@@ -236,6 +248,8 @@ def _run(trial: Trial, result: Result) -> None:
             if result.code is None:
                 result.problems.append(f"migrate did not end within {END_S:g} s")
         _settle(trial, result, out, fault_at)
+        if case.fault.afterwards is not None:
+            case.fault.afterwards(trial)
     finally:
         controller.close()
     _judge(trial, result)
@@ -251,6 +265,9 @@ def _reach(trial: Trial, traps: list[str]) -> None:
             trial.stand.migration.hold()
         if number < len(traps) - 1:
             controller.go()
+    for spy, wanted in zip((trial.watch.source, trial.watch.destination), phase.states, strict=True):
+        if wanted and (state := spy.run_state()) != wanted:
+            raise Unreached(f"in phase {phase.name} the QEMU on {spy.side} is {state}, not {wanted}")
     if phase.name in {"first-pass", "converging"}:
         time.sleep(
             random.Random(trial.seed).random() * 0.3
@@ -286,7 +303,9 @@ def _settle(trial: Trial, result: Result, out: str, fault_at: float) -> None:
     while ran.code in {69, 75} and time.monotonic() - fault_at < PROVEN_S:
         result.retries += 1
         ran = trial.cli("recover", opened, "--json")
-    if ran.code == 5 and case.told is not None:
+    if case.told is not None:
+        if ran.code != 5:
+            result.problems.append(f"recover: exit code {ran.code}, and nothing can prove the owner")
         trial.notes.append(f"parked as documented: {ran.err}")
         ran = trial.cli("recover", opened, "--owner", case.told, "--json")
     result.recover_s = round(time.monotonic() - began, 2)
@@ -333,7 +352,7 @@ def _judge(trial: Trial, result: Result) -> None:
     if result.owner not in trial.case.owners:
         result.problems.append(f"the guest is at {result.owner!r}, not {sorted(trial.case.owners)}: {result.said}")
     alive = qemus(guest.name)
-    if result.owner in HOSTS:
+    if result.owner in HOSTS and not trial.case.crashed:
         host = HOSTS[result.owner]
         spy = watch.source if host == "a" else watch.destination
         if list(alive) != [guest.pid(host)]:
@@ -341,8 +360,8 @@ def _judge(trial: Trial, result: Result) -> None:
         elif (state := spy.run_state()) != "running":
             result.problems.append(f"the guest is {state} on {host}")
         else:
-            _check_guest(trial, result, host)
             _check_settings(spy, result)
+            _check_guest(trial, result, host)
     elif alive:
         result.problems.append(f"owner {result.owner}, but QEMUs are there: {alive}")
     if found := watch.overlaps():
@@ -382,10 +401,18 @@ def _check_guest(trial: Trial, result: Result, host: str) -> None:
 
 def _check_settings(spy: Spy, result: Result) -> None:
     """Nothing of the migration is still in force in the QEMU that has the guest."""
+    if creds := spy.ask("query-migrate-parameters")["return"].get("tls-creds"):
+        result.problems.append(f"left behind in QEMU: tls-creds {creds}")
+    on = {entry["capability"] for entry in spy.ask("query-migrate-capabilities")["return"] if entry["state"]}
+    if on - BY_DEFAULT:
+        result.problems.append(f"left behind in QEMU: capabilities {sorted(on - BY_DEFAULT)}")
+    objects = spy.ask("qom-list", {"path": "/objects"})["return"]
+    if keys := [entry["name"] for entry in objects if entry["name"].startswith("tls-")]:
+        result.problems.append(f"left behind in QEMU: objects {keys}")
 
 
 def _leftovers(trial: Trial, result: Result) -> None:
-    if result.owner in HOSTS and not result.problems:
+    if result.owner in HOSTS and not result.problems and not trial.case.crashed:
         try:
             trial.stand.lab.assert_nothing_left(trial.guest.name)
         except AssertionError as error:
