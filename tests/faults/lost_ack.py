@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from qmp_migrate.errors import MigrationFailed, QmpMigrateError
 from qmp_migrate.fleet.controller import Controller
@@ -37,6 +40,7 @@ def main() -> int:
         "--qemu", action="append", default=[], metavar="FILE", help="a QEMU; default: the installed one"
     )
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     bad = 0
     for binary in options.qemu or [""]:
         chosen = {"a": binary, "b": binary} if binary else {}

@@ -299,15 +299,15 @@ def _settle(trial: Trial, result: Result, out: str, fault_at: float) -> None:
         result.owner = result.owner if proven else _found(trial)
         return
     began = time.monotonic()
-    ran = trial.cli("recover", opened, "--json")
+    ran = trial.cli("-v", "recover", opened, "--json")
     while ran.code in {69, 75} and time.monotonic() - fault_at < PROVEN_S:
         result.retries += 1
-        ran = trial.cli("recover", opened, "--json")
+        ran = trial.cli("-v", "recover", opened, "--json")
     if case.told is not None:
         if ran.code != 5:
             result.problems.append(f"recover: exit code {ran.code}, and nothing can prove the owner")
         trial.notes.append(f"parked as documented: {ran.err}")
-        ran = trial.cli("recover", opened, "--owner", case.told, "--json")
+        ran = trial.cli("-v", "recover", opened, "--owner", case.told, "--json")
     result.recover_s = round(time.monotonic() - began, 2)
     (trial.logs / "recover.log").write_text(ran.out + ran.err)
     if ran.code != 0:

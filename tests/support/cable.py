@@ -183,5 +183,5 @@ class Cable:
             self.moved[way] += len(data)
 
     async def _pass(self, way: Direction) -> None:
-        while way in self._held:
+        while way in self._held:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
