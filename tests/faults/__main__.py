@@ -54,7 +54,7 @@ def _options() -> argparse.Namespace:
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
     patterns: Sequence[str] = options.cases or (QUICK if options.quick else ("*",))
-    chosen = [case for case in CASES.values() if any(fnmatch.fnmatch(case.name, p) for p in patterns)]
+    chosen = list(dict.fromkeys(c for p in patterns for c in CASES.values() if fnmatch.fnmatch(c.name, p)))
     if not chosen:
         sys.exit(f"no case is called {' or '.join(patterns)}; see --list")
     return chosen

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests.faults.bugs import BUGS, Bug
 from tests.faults.cases import CASES
+from tests.faults.running import run
 from tests.faults.stand import Stand, stand
-from tests.faults.trial import run
 
 TEST_S = 240
 

@@ -6,8 +6,8 @@ import signal
 from typing import Any
 
 from tests.faults.cases import CASES
+from tests.faults.running import run
 from tests.faults.stand import stand
-from tests.faults.trial import run
 
 
 def work(job: int, todo: Any, done: Any) -> None:

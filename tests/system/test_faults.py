@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cases import CASES, QUICK
+from tests.faults.running import run
 from tests.faults.stand import Stand, stand
-from tests.faults.trial import run
 
 
 @pytest.fixture(scope="module")
