@@ -1,6 +1,7 @@
 """What all tests share: how hard the property tests try.
 
-``HYPOTHESIS_PROFILE=ci`` tries ten times as much as the default, and prints how to repeat a failure.
+``HYPOTHESIS_PROFILE=ci`` tries ten times as much as the default, and prints how to repeat a failure; ``deep`` is for hours
+in which nobody waits.
 """
 
 from __future__ import annotations
@@ -12,4 +13,5 @@ from hypothesis import settings
 # No deadline: the machines that run this are shared, and a slow example is not a wrong one.
 settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("ci", max_examples=1000, deadline=None, print_blob=True)
+settings.register_profile("deep", max_examples=3000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

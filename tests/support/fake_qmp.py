@@ -73,6 +73,7 @@ class Asked:
 class _Session:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    owner: object = None
     todo: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
 
 
@@ -100,6 +101,7 @@ class FakeQemu:
         self._arrived = asyncio.Condition()
         self._turn = asyncio.Lock()
         self._session: _Session | None = None
+        self._sessions: list[_Session] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.on("qmp_capabilities", {})
         self.on("query-version", release.version)
@@ -124,11 +126,12 @@ class FakeQemu:
         """Script a command: one reply after the other, the last one for ever."""
         self._replies[command] = list(replies)
 
-    async def client(self) -> socket.socket:
-        """Return the client's end of a new connection."""
+    async def client(self, owner: object = None) -> socket.socket:
+        """Return the client's end of a new connection; its `owner` is for those who override what is answered to whom."""
         ours, theirs = socket.socketpair(socket.AF_UNIX)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        task = asyncio.create_task(self._serve(_Session(reader, writer)))
+        self._sessions.append(_Session(reader, writer, owner))
+        task = asyncio.create_task(self._serve(self._sessions[-1]))
         self._tasks.add(task)
         return theirs
 
@@ -148,6 +151,12 @@ class FakeQemu:
         """Close the client's connection, as a QEMU that ends does."""
         assert self._session is not None, "nobody is connected"
         self._session.writer.close()
+
+    def drop(self, owner: object) -> None:
+        """Close all connections of an owner, also those that wait for their turn."""
+        for session in self._sessions:
+            if session.owner is owner:
+                session.writer.close()
 
     def asked(self, command: str) -> list[dict[str, Any]]:
         """Return the arguments of each time that a command arrived."""

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts.base import Completed
@@ -35,11 +35,19 @@ class _Qemu(FakeQemu):
         self.run_state = run_state
         self.status = "none"
         self.alive = True
+        self.objects: set[str] = set()
         self.on("query-status", lambda _: {"status": self.run_state, "running": self.run_state == "running"})
         self.on("query-migrate", lambda _: self._numbers())
-        for command in ("object-add", "object-del", "announce-self"):
-            self.on(command, {})
+        self.on("object-add", lambda arguments: self.objects.add(arguments["id"]) or {})
+        self.on("object-del", self._delete)
+        self.on("announce-self", {})
         self.on("quit", lambda _: self.die())
+
+    def _delete(self, arguments: dict[str, Any]) -> Reply:
+        if arguments["id"] not in self.objects:
+            return Fails(f"object '{arguments['id']}' not found")
+        self.objects.discard(arguments["id"])
+        return {}
 
     @property
     def running(self) -> bool:
@@ -109,15 +117,18 @@ class QemuPair:
     on_command: Callable[[int], None] = lambda _number: None
     source: _Qemu = field(init=False)
     destination: _Qemu = field(init=False)
+    qemu_class: ClassVar[type[_Qemu]] = _Qemu
     _play: asyncio.Task[None] | None = None
+    _let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.source = _Qemu(self, "running" if self.running else "paused")
-        self.destination = _Qemu(self, "inmigrate")
+        self.source = self.qemu_class(self, "running" if self.running else "paused")
+        self.destination = self.qemu_class(self, "inmigrate")
         self.destination.alive = False
         self.source.on("migrate", lambda _: self._begin())
         self.source.on("migrate_cancel", lambda _: self._cancel())
         self.source.on("yank", lambda _: self._cancel())
+        self.source.on("migrate-continue", lambda _: self._go_on())
         self.source.on("cont", lambda _: self._continue_source())
         self.destination.on("migrate-incoming", lambda _: self.destination.becomes("setup") or {})
         self.destination.on("cont", lambda _: self._continue_destination())
@@ -169,10 +180,14 @@ class QemuPair:
                     destination.becomes("active")
                 case 1 if before == "running":
                     source.goes("finish-migrate")
-                case 2:
+                case 2 if source.capabilities["pause-before-switchover"]:
+                    source.becomes("pre-switchover")
+                    await self._let_go.wait()
+                    source.becomes("device")
+                case 3:
                     destination.run_state = "paused"
                     destination.becomes("completed")
-                case 3:
+                case 4:
                     source.run_state = "postmigrate"
                     source.becomes("completed")
                     return
@@ -184,6 +199,12 @@ class QemuPair:
             self.source.goes("running" if self.running else "paused")
             if self.destination.status != "completed":
                 self.destination.die()
+        return {}
+
+    def _go_on(self) -> Reply:
+        if self.source.status != "pre-switchover":
+            return Fails(f"Migration not in expected state: {self.source.status}")
+        self._let_go.set()
         return {}
 
     def _continue_source(self) -> Reply:

@@ -1,0 +1,265 @@
+"""Controllers that die at a chosen moment, and the two fake QEMUs of `qemu_pair`, which do not care.
+
+Every outward effect of a controller (a record in the journal, a command to a QEMU, a script on a host, taking the locks)
+goes through its `Life`, before it is done and after it. At the chosen one the controller dies: what it was about to do is
+not done, or is done and nobody hears of it; from that instant nothing of it reaches anything, its connections are closed,
+and its locks are free. It unwinds by `Died`, which no code of ours catches, and whatever it tries on the way is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+
+from qmp_migrate.errors import MonitorLost
+from qmp_migrate.hosts.base import Completed
+from qmp_migrate.hosts.process import ProcessId
+from qmp_migrate.hosts.process_scripts import DISCARD
+from qmp_migrate.migration import copying, locks, recovery, release, rollback, wiring
+from qmp_migrate.migration import engine as engine_module
+from qmp_migrate.migration import side as side_module
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.side import Side
+from qmp_migrate.settings import HostSettings
+from tests.support.qemu_pair import PairHost, QemuPair, _Qemu
+
+ARGV: Final = ("/usr/bin/qemu-system-x86_64", "-name", "web1", "-S", "-incoming", "defer")
+SOURCE: Final = ProcessId(17, 1234, "boot")
+DESTINATION: Final = ProcessId(18, 5678, "boot")
+
+
+class Died(BaseException):
+    """The controller is no more."""
+
+
+@dataclass(eq=False)
+class Life:
+    """One controller's life.
+
+    Attributes:
+        until: It dies at the moment of that number, counted from 1; 0: it lives on.
+        passed: The moments that have passed, by name.
+        dead: It has died.
+        connections: What is closed when it dies.
+    """
+
+    until: int = 0
+    passed: list[str] = field(default_factory=list)
+    dead: bool = False
+    connections: list[Callable[[], None]] = field(default_factory=list)
+
+    def moment(self, name: str) -> None:
+        """Pass a moment, or die in it.
+
+        Raises:
+            Died: Now, or before.
+        """
+        self.lives()
+        self.passed.append(name)
+        if len(self.passed) == self.until:
+            self.dead = True
+            for close in self.connections:
+                close()
+            raise Died(name)
+
+    def lives(self) -> None:
+        """Do nothing more when dead.
+
+        Raises:
+            Died: It is.
+        """
+        if self.dead:
+            raise Died
+
+    @contextlib.contextmanager
+    def effect(self, name: str) -> Iterator[None]:
+        """Something that is noticed outside: it may die right before it, and right after it."""
+        self.moment(f"before {name}")
+        yield
+        self.moment(f"after {name}")
+
+
+class MortalJournal(Journal):
+    """A controller's own view of a journal that outlives it: what it has not written yet dies with it."""
+
+    def __init__(self, journal: Journal, life: Life) -> None:
+        super().__init__(journal._engine, journal._executor, journal._url)
+        self._life = life
+
+    async def _write_with(self, rows: list[dict[str, Any]], *rest: Any, **named: Any) -> None:
+        if not rows:  # `entries` writes what is pending
+            self._life.lives()
+            return await super()._write_with(rows, *rest, **named)
+        with self._life.effect(f"writing {rows[0]['kind']} {rows[0]['act']}"):
+            await super()._write_with(rows, *rest, **named)
+        return None
+
+
+class MortalQemu(_Qemu):
+    """A QEMU whose clients may die while it answers them."""
+
+    def _answer(self, session: Any, name: str, message: dict[str, Any]) -> None:
+        life: Life | None = session.owner
+        if life is None or name == "qmp_capabilities":
+            return super()._answer(session, name, message)
+        where = "a" if self is self.pair.source else "b"
+        try:
+            if name.startswith("query-"):
+                life.moment(f"{name} at {where}")
+                return super()._answer(session, name, message)
+            life.moment(f"before {name} at {where}")
+            after = "after " + name + " at " + where
+            if len(life.passed) + 1 == life.until:
+                # It is done, and the answer finds nobody: the connection goes before it is written.
+                self._do(name, message)
+                life.moment(after)
+            super()._answer(session, name, message)
+            life.moment(after)
+        except Died:
+            return None
+        return None
+
+    def _do(self, name: str, message: dict[str, Any]) -> None:
+        reply = self._replies.get(name, [{}])[0]
+        if callable(reply):
+            reply(message.get("arguments", {}))
+
+
+@dataclass
+class MortalPair(QemuPair):
+    """A pair with files on its hosts, and a number that rises with every controller.
+
+    Attributes:
+        files: What of the guest is on which host.
+        epoch: The guest's, on both hosts.
+    """
+
+    files: dict[str, set[str]] = field(default_factory=lambda: {"a": {"directory"}, "b": set()})
+    epoch: int = 0
+    qemu_class = MortalQemu
+
+    def side_of(self, name: str, life: Life, *, known: bool) -> Side:
+        """Return a side as a controller sees it.
+
+        Args:
+            name: ``a`` or ``b``.
+            life: The controller's.
+            known: It knows the QEMU's process: the one of ``a`` is found by preflight.
+        """
+        qemu = self.source if name == "a" else self.destination
+        settings = HostSettings(address=f"192.0.2.{ord(name)}", run_dir="/run/q")
+        return Side(MortalHost(name, qemu, self, life), settings, "web1", process=SOURCE if known else None)
+
+
+class MortalHost(PairHost):
+    """A host as one controller reaches it."""
+
+    def __init__(self, name: str, qemu: _Qemu, pair: MortalPair, life: Life) -> None:
+        super().__init__(name, qemu)
+        self.pair = pair
+        self.life = life
+
+    async def connect(self) -> None:
+        self.life.lives()
+
+    async def open_unix(self, path: str, *, timeout: float = 5.0) -> Any:
+        self.life.lives()
+        if not self.qemu.alive:
+            raise MonitorLost("connection refused", host=self.name)
+        client = await self.qemu.client(self.life)
+        self.life.connections.append(lambda: self.qemu.drop(self.life))
+        return client
+
+    async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
+        files = self.pair.files[self.name]
+        words = {
+            wiring._PLACE_KEYS: "placing keys",
+            wiring._REMOVE_KEYS: "removing keys",
+            DISCARD: "cleaning up",
+        }
+        if source not in words:
+            self.life.lives()
+            return Completed(0, self._told(source), b"")
+        with self.life.effect(f"{words[source]} on {self.name}"):
+            match words[source]:
+                case "placing keys":
+                    files.add("keys")
+                case "removing keys":
+                    files.discard("keys")
+                case _:
+                    files.clear()
+        return Completed(0, b"", b"")
+
+    def _told(self, source: str) -> bytes:
+        if source == recovery._LAUNCHING:
+            return b"idle\n" if "directory" in self.pair.files[self.name] else b"absent\n"
+        if source == recovery._CMDLINE:
+            return base64.b64encode(b"".join(word.encode() + b"\0" for word in ARGV))
+        return b""
+
+
+async def launch(host: MortalHost, **_: Any) -> ProcessId:
+    with host.life.effect(f"launching on {host.name}"):
+        host.pair.files[host.name].add("directory")
+        host.qemu.alive = True
+    return DESTINATION
+
+
+async def identify(host: MortalHost, _directory: str) -> ProcessId | None:
+    host.life.lives()
+    return DESTINATION if host.qemu.alive else None
+
+
+async def is_alive(host: MortalHost, _process: ProcessId) -> bool:
+    host.life.lives()
+    return host.qemu.alive
+
+
+async def kill(host: MortalHost, _process: ProcessId) -> bool:
+    with host.life.effect(f"killing on {host.name}"):
+        host.qemu.die()
+    return True
+
+
+async def wait_gone(host: MortalHost, _process: ProcessId, _timeout: float) -> bool:
+    host.life.lives()
+    return not host.qemu.alive
+
+
+async def take(source: Side, _destination: Side, _migration: str, *, partial: bool = False) -> GuestLock:
+    """Stand in for `locks.take`: who had them before is dead."""
+    host = source.host
+    assert isinstance(host, MortalHost)
+    with host.life.effect("taking the locks"):
+        before = host.pair.epoch
+        host.pair.epoch += 1
+    return GuestLock([], host.pair.epoch, before)
+
+
+def in_place_of_real_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put these hosts in place of real ones, and wait less long for what does not come."""
+    monkeypatch.setattr(locks, "take", take)
+    monkeypatch.setattr(engine_module, "launch", launch)
+    monkeypatch.setattr(engine_module, "identify", identify)
+    monkeypatch.setattr(recovery, "identify", identify)
+    monkeypatch.setattr(side_module, "is_alive", is_alive)
+    monkeypatch.setattr(side_module, "kill", kill)
+    monkeypatch.setattr(release, "wait_gone", wait_gone)
+    monkeypatch.setattr(engine_module, "CANCEL_POLL_S", 60.0)
+    monkeypatch.setattr(copying, "STOPPED_POLL_S", 0.2)
+    monkeypatch.setattr(rollback, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(rollback, "LIMIT_S", 10.0)
+    monkeypatch.setattr(rollback, "LOOK_AGAIN_S", 0.02)
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Wait until a controller has ended, and all that it had begun."""
+    with contextlib.suppress(Died):
+        await task

@@ -1,0 +1,236 @@
+"""The controller dies at every effect that it has on the world, and another one settles what it left.
+
+Real engine, real recovery, real journal; the QEMUs and hosts are `mortal`'s, and go on as real ones do. After each death
+there is one owner, the result document says which, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qmp_migrate.errors import QmpMigrateError
+from qmp_migrate.migration.chronicle import Chronicle
+from qmp_migrate.migration.course import Course
+from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.phases import ENDS, Phase
+from qmp_migrate.migration.recovery import Wish, recover
+from qmp_migrate.migration.reporter import Reporters
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from tests.support import mortal
+from tests.support.mortal import ARGV, SOURCE, Died, Life, MortalJournal, MortalPair
+
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+AT_ONCE = 25
+"""So many migrations at the same time."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    mortal.in_place_of_real_hosts(monkeypatch)
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    async with await Journal.open(f"sqlite:///{tmp_path}/journal.sqlite") as opened:
+        await opened._run(lambda c: c.exec_driver_sql("PRAGMA synchronous = OFF"))  # controllers die here, not machines
+        yield opened
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of migration.
+
+    Attributes:
+        guarded: With a stop at pre-switchover.
+        running: The guest runs; else its user had paused it.
+        cancelled: It is cancelled while memory is copied.
+        back: Whoever recovers is told to go back.
+        later: The QEMUs have gone as far as they go by themselves before anybody recovers.
+    """
+
+    guarded: bool = False
+    running: bool = True
+    cancelled: bool = False
+    back: bool = False
+    later: bool = False
+
+
+class Case:
+    """One guest, from the beginning of its migration to one owner."""
+
+    def __init__(self, kind: Kind, journal: Journal) -> None:
+        self.kind = kind
+        self.journal = journal
+        self.request = MigrationRequest("web1", "b", "a", guarded=kind.guarded)
+        self.cancel = asyncio.Event()
+        self.pair = MortalPair(running=kind.running, on_command=self._on_command)
+        self.story: list[str] = []
+
+    def _on_command(self, _number: int) -> None:
+        if self.kind.cancelled and ("a", "migrate") in self.pair.commands:
+            self.cancel.set()
+
+    async def migrate(self, life: Life) -> None:
+        request = self.request
+        await self.journal.begin(
+            id=request.id,
+            vm="web1",
+            source="a",
+            destination="b",
+            mode="live",
+            request={
+                "downtime_limit_ms": 300,
+                "bandwidth_bytes_per_s": 0,
+                "encrypt": True,
+                "guarded": request.guarded,
+                "running": self.kind.running,
+                "source_process": SOURCE.words,
+            },
+        )
+        await self.journal.enter(request.id, Phase.PREFLIGHT)
+        result = MigrationResult(request.id, "web1", "a", "b", "live")
+        chronicle = Chronicle(request, MortalJournal(self.journal, life), Reporters(), result)
+        source, destination = self.pair.side_of("a", life, known=True), self.pair.side_of("b", life, known=False)
+        course = Course(request, source, destination, chronicle, running=self.kind.running)
+        try:
+            await Engine(course, ARGV, self.cancel).run()
+        except Died as death:
+            self.story.append(f"died {death or life.passed[-1]}")
+        finally:
+            await source.detach()
+            await destination.detach()
+
+    async def recover(self, life: Life) -> None:
+        record = await self.journal.get(self.request.id)
+        if record.phase in ENDS:
+            self.story.append(f"it had ended: {record.phase}")
+            return
+        source, destination = self.pair.side_of("a", life, known=False), self.pair.side_of("b", life, known=False)
+        try:
+            result, error = await recover(
+                record,
+                source,
+                destination,
+                journal=MortalJournal(self.journal, life),
+                reporter=Reporters(),
+                wish=Wish(back=self.kind.back),
+                cancel=asyncio.Event(),
+            )
+            self.story.append(f"recovered from {record.phase}: {result.outcome} {result.owner} {error}")
+        except Died as death:
+            self.story.append(f"its recovery died {death or life.passed[-1]}")
+        except QmpMigrateError as error:
+            self.story.append(f"its recovery failed: {type(error).__name__} {error}")
+        finally:
+            await source.detach()
+            await destination.detach()
+
+    async def pause(self) -> None:
+        """Wait until the QEMUs do nothing more by themselves, where that is wanted."""
+        if self.kind.later and self.pair._play is not None:
+            await asyncio.wait([self.pair._play], timeout=0.1)  # held at pre-switchover it waits for ever
+
+    async def lies(self) -> list[str]:
+        """Return what is said and not so, and what must not be; with the story of how it came to it."""
+        pair, kind = self.pair, self.kind
+        record = await self.journal.get(self.request.id)
+        result = record.result or {}
+        here, there = pair.source, pair.destination
+        found = list(pair.wrong)
+
+        def claim(what: str, holds: bool) -> None:
+            if not holds:
+                found.append(what)
+
+        owner = result.get("owner")
+        claim(f"not settled: {record.phase}", record.phase in ENDS)
+        claim(f"nobody knows the owner: {owner}", owner in {"source", "destination"})
+        claim(
+            "the document and the record differ",
+            (result.get("owner"), result.get("outcome")) == (record.owner, record.outcome),
+        )
+        claim("the error and the outcome differ", (result.get("error") is None) == (owner == "destination"))
+        claim("its user had paused it, and it runs", kind.running or not (here.running or there.running))
+        owning, other, name = (there, here, "a") if owner == "destination" else (here, there, "b")
+        claim("the guest does not run", owning.running or not kind.running)
+        claim("the other QEMU is left", not other.alive)
+        claim(f"files are left on {name}: {pair.files[name]}", not pair.files[name])
+        claim("a key is left", not any("keys" in files for files in pair.files.values()))
+        claim("the directory of the guest is gone", "directory" in pair.files["b" if name == "a" else "a"])
+        claim("the key is left in force", not owning.parameters["tls-creds"] and not owning.objects)
+        claim("capabilities are left", not any(owning.capabilities.values()))
+        return [f"{found} {self.story} {result.get('warnings')}"] if found else []
+
+
+async def one(kind: Kind, journal: Journal, *deaths: int) -> tuple[list[str], list[Life]]:
+    """Let a controller die at a moment, the next one at another, and the last one not at all.
+
+    Returns:
+        What is wrong at the end, and the lives.
+    """
+    case = Case(kind, journal)
+    lives = [Life(death) for death in (*deaths, 0)]
+    async with case.pair, asyncio.timeout(60):
+        await case.migrate(lives[0])
+        for life in lives[1:]:
+            await case.pause()
+            await case.recover(life)
+        return await case.lies(), lives
+
+
+async def all_of(kind: Kind, journal: Journal, deaths: list[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """Let all these happen; return through how many moments the one went that came after each death."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def each(these: tuple[int, ...]) -> tuple[list[str], int]:
+        async with places:
+            found, lives = await one(kind, journal, *these)
+            return [f"{these}: {line}" for line in found], len(lives[-1].passed)
+
+    ends = await asyncio.gather(*map(each, deaths))
+    wrong = [line for lines, _ in ends for line in lines]
+    assert not wrong, "\n".join(wrong)
+    return {these: passed for these, (_, passed) in zip(deaths, ends, strict=True)}
+
+
+async def all_deaths(kind: Kind, journal: Journal) -> list[tuple[int, ...]]:
+    """Return every moment that there is to die in."""
+    found, lives = await one(kind, journal)
+    assert found == []
+    return [(number,) for number in range(1, len(lives[0].passed) + 1)]
+
+
+KINDS = [
+    pytest.param(Kind(), id="plain"),
+    pytest.param(Kind(later=True), id="recovered later"),
+    pytest.param(Kind(back=True), id="recovered backwards"),
+    pytest.param(Kind(guarded=True), id="guarded"),
+    pytest.param(Kind(guarded=True, later=True, back=True), id="guarded, recovered backwards, later"),
+    pytest.param(Kind(running=False), id="paused guest"),
+    pytest.param(Kind(cancelled=True), id="cancelled"),
+]
+
+
+@pytest.mark.timeout(3600 if DEEP else 120)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_wherever_the_controller_dies_the_next_one_settles_it(kind: Kind, journal: Journal) -> None:
+    await all_of(kind, journal, await all_deaths(kind, journal))
+
+
+@pytest.mark.timeout(7200 if DEEP else 120)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_and_wherever_that_one_dies_the_one_after_it(kind: Kind, journal: Journal) -> None:
+    """All pairs of moments there are some five thousand of: a handful of them, or all with `HYPOTHESIS_PROFILE=deep`."""
+    dice = random.Random(16)
+    first = await all_deaths(kind, journal)
+    after = await all_of(kind, journal, first if DEEP else dice.sample(first, 12))
+    pairs = [(number, second) for (number,), count in after.items() for second in range(1, count + 1)]
+    await all_of(kind, journal, pairs if DEEP else dice.sample(pairs, 24))
