@@ -47,10 +47,9 @@ def _cases() -> list[Case]:
     add("freeze-source", ("switching",), _EITHER, 4, 5)
     add("freeze-source", ("completed", *_AFTER), _DESTINATION, 0)
     add("kill-destination", _BEFORE, _SOURCE, 4)
-    # `cont` counts as sent once the controller has decided to: a person says that it never ran, and where to go on.
-    add("kill-destination", ("completed",), _SOURCE, 5, told="source")
+    add("kill-destination", ("completed",), _SOURCE, 4)  # `cont` never left: the source takes the guest back
     add("kill-destination", ("unacknowledged",), _SOURCE, 5, told="source")
-    add("kill-destination", ("running", "release"), _DESTINATION, 0, crashed=True)
+    add("kill-destination", ("running", "release"), _NONE, 1)
     add("freeze-destination", _BEFORE, _SOURCE, 4)
     add("freeze-destination", ("completed",), _DESTINATION, 5)
     add("freeze-destination", ("unacknowledged",), _DESTINATION, 0, 5)

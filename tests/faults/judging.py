@@ -19,7 +19,7 @@ def judge(trial: Trial, result: Result) -> None:
     if result.owner not in trial.case.owners:
         result.problems.append(f"the guest is at {result.owner!r}, not {sorted(trial.case.owners)}: {result.said}")
     alive = qemus(guest.name)
-    if result.owner in HOSTS and not trial.case.crashed:
+    if result.owner in HOSTS:
         host = HOSTS[result.owner]
         spy = watch.source if host == "a" else watch.destination
         if list(alive) != [guest.pid(host)]:
@@ -80,7 +80,7 @@ def _check_settings(spy: Spy, result: Result) -> None:
 
 def leftovers(trial: Trial, result: Result) -> None:
     """Nothing of the guest is left once it was stopped."""
-    if result.owner in HOSTS and not result.problems and not trial.case.crashed:
+    if result.owner in HOSTS and not result.problems:
         try:
             trial.stand.lab.assert_nothing_left(trial.guest.name)
         except AssertionError as error:

@@ -151,17 +151,17 @@ def _settle(trial: Trial, result: Result, out: str, fault_at: float) -> None:
     while ran.code in {69, 75} and time.monotonic() - fault_at < PROVEN_S:
         result.retries += 1
         ran = trial.cli("-v", "recover", opened, "--json")
-    if case.told is not None:
-        if ran.code != 5:
-            result.problems.append(f"recover: exit code {ran.code}, and nothing can prove the owner")
-        trial.notes.append(f"parked as documented: {ran.err}")
+    if case.told is not None and ran.code == 5:
+        trial.notes.append(f"parked, as it must be: {ran.err}")
         ran = trial.cli("-v", "recover", opened, "--owner", case.told, "--json")
+    elif case.told is not None:
+        result.problems.append(f"recover: exit code {ran.code}, and nothing can prove the owner")
     result.recover_s = round(time.monotonic() - began, 2)
     (trial.logs / "recover.log").write_text(ran.out + ran.err)
     if ran.code != 0:
         result.problems.append(f"recover: exit code {ran.code}: {ran.err[-600:]}")
     found = _document(ran.out)
-    if found is not None and found["migrations"]:
+    if found is not None and found.get("migrations"):
         last = found["migrations"][-1]
         if proven and result.owner != last["owner"]:
             result.problems.append(f"migrate said owner {result.owner}, recover says {last['owner']}")

@@ -234,7 +234,7 @@ def _all() -> list[Case]:
         config("wrong-cpu", _other_qemu(_MODEL), _SOURCE, 3, 4),
         config("wrong-memory", _other_qemu(_MEMORY), _SOURCE, 3, 4),
         config("extra-device-destination", _other_qemu(_DEVICE), _SOURCE, 3, 4),
-        config("extra-device-source", _hot_plugged, _SOURCE, 3, settings={"guest": port_root}),
+        config("extra-device-source", _hot_plugged, _SOURCE, 3, 4, settings={"guest": port_root}),
         config("changed-host-key", _changed_host_key, _SOURCE, 1, 69),
     ]
     full = Fault("disk-full", _full_later, prepare=_small_disk)

@@ -58,7 +58,6 @@ class Case:
         owners: Where the guest may be in the end: ``source``, ``destination``, ``none`` (it ran nowhere any more).
         codes: Exit codes that ``migrate`` may end with; empty: it is killed.
         told: What a person says to ``recover --owner``: nothing can prove the owner, so `recover` must park it first.
-        crashed: The guest had been handed over and its QEMU was killed then: its owner is told, and nothing runs.
         limit_s: Seconds to a proven state.
         settings: Sections of the settings that differ; ``guest``: keys of its spec.
     """
@@ -68,7 +67,6 @@ class Case:
     owners: frozenset[str]
     codes: frozenset[int]
     told: str | None = None
-    crashed: bool = False
     limit_s: float = PROVEN_S
     settings: dict[str, Any] = field(default_factory=dict)
 
