@@ -119,6 +119,8 @@ def _link(damage: str) -> Fault:
             case "down":
                 cable.down()
             case "black-hole":
+                cable.swallow()
+            case "mute":
                 cable.hold()
             case "reset":
                 cable.up()
@@ -149,7 +151,7 @@ def _control(hosts: str, damage: str) -> Fault:
     def inject(trial: Trial) -> None:
         for host in hosts:
             cable = trial.stand.control[host]
-            cable.down() if damage == "down" else cable.hold()
+            cable.down() if damage == "down" else cable.swallow()
 
     def heal(trial: Trial) -> None:
         for host in hosts:
@@ -216,7 +218,7 @@ ANYTIME: Final = {
         _kill_both(),
         *(_part(part, verb) for part in ("agent-a", "agent-b", "broker") for verb in ("kill", "freeze")),
         *(_sshd(host, verb) for host in ("a", "b") for verb in ("drop", "kill", "freeze")),
-        *(_link(damage) for damage in ("down", "black-hole", "reset", "acks-lost", "data-lost", "1mbit")),
+        *(_link(damage) for damage in ("down", "black-hole", "mute", "reset", "acks-lost", "data-lost", "1mbit")),
         *(_control(hosts, "down") for hosts in ("a", "b", "ab")),
         *(_control(hosts, "black-hole") for hosts in ("a", "b", "ab")),
         *(_blink(hosts) for hosts in ("a", "b", "ab")),

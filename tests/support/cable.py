@@ -62,6 +62,7 @@ class Cable:
         self._bytes_per_s = 0.0
         self._lines: set[_Line] = set()
         self._listener: socket.socket | None = None
+        self._plugs: list[socket.socket] = []
         self._accepting: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cable", daemon=True)
@@ -95,6 +96,10 @@ class Cable:
         """Stop forwarding (default: both ways): what comes waits, nothing is lost, nobody is told."""
         self._do(self._set, "_held", set(directions or ("there", "back")))
 
+    def swallow(self) -> None:
+        """Be a black hole: as `hold`, and who connects anew hears nothing at all, not even a refusal."""
+        self._do(self._swallow)
+
     def drop(self, *directions: Direction) -> None:
         """Swallow what comes one way (or both): the sender sees no error."""
         self._do(self._set, "_dropped", set(directions or ("there", "back")))
@@ -118,18 +123,36 @@ class Cable:
 
     async def _up(self) -> None:
         self._held, self._dropped, self._bytes_per_s = set(), set(), 0.0
+        if self._plugs:
+            await self._stop_listening()
         if self._listener is None:
             self._listener = socket.create_server(self.address, reuse_port=False)
             self._listener.setblocking(False)
             self.address = self._listener.getsockname()[:2]
             self._accepting = asyncio.create_task(self._accept(self._listener))
 
-    async def _down(self) -> None:
-        if self._accepting is not None and self._listener is not None:
+    async def _swallow(self) -> None:
+        self._held = {"there", "back"}
+        await self._stop_listening()
+        self._listener = socket.create_server(self.address, backlog=0)
+        # Linux drops what comes to a listener whose queue is full: so a connection stays without an answer.
+        for _ in range(2):
+            plug = socket.socket()
+            plug.setblocking(False)
+            plug.connect_ex(self.address)
+            self._plugs.append(plug)
+        await asyncio.sleep(0.05)
+
+    async def _stop_listening(self) -> None:
+        if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
-            self._listener.close()
-            self._accepting = self._listener = None
+        for sock in (*self._plugs, *([self._listener] if self._listener else [])):
+            sock.close()
+        self._plugs, self._accepting, self._listener = [], None, None
+
+    async def _down(self) -> None:
+        await self._stop_listening()
         await self._reset()
 
     async def _reset(self) -> None:

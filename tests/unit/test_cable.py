@@ -77,6 +77,19 @@ def test_what_is_held_comes_later(cable: Cable, client: socket.socket) -> None:
     assert client.recv(16) == b"later"
 
 
+def test_a_black_hole_answers_nobody_and_opens_again(cable: Cable, client: socket.socket) -> None:
+    ask(client)
+    cable.swallow()
+    client.sendall(b"later")
+    assert silent(client)
+    with pytest.raises(TimeoutError):
+        socket.create_connection(cable.address, timeout=0.5)
+    cable.up()
+    assert client.recv(16) == b"later"
+    with socket.create_connection(cable.address, timeout=5) as again:
+        assert ask(again) == b"ping"
+
+
 def test_one_direction_is_swallowed_and_nobody_is_told(cable: Cable, client: socket.socket) -> None:
     ask(client)
     cable.drop("back")
