@@ -17,6 +17,7 @@ from tests.faults import judging
 from tests.faults.spy import NoAnswer, Spy, Watch
 from tests.faults.stand import Stand
 from tests.faults.trial import COMMAND_S, HOSTS, PROVEN_S, Case, Result, Skipped, Trial, Unreached
+from tests.support.lab import wait_for
 
 REACH_S: Final = 40.0
 
@@ -113,7 +114,7 @@ def _reach(trial: Trial, traps: list[str]) -> None:
         if number < len(traps) - 1:
             controller.go()
     for spy, wanted in zip((trial.watch.source, trial.watch.destination), phase.states, strict=True):
-        if wanted and (state := spy.run_state()) != wanted:
+        if wanted and (state := wait_for(spy.run_state, 5, lambda: "no QEMU to ask")) != wanted:
             raise Unreached(f"in phase {phase.name} the QEMU on {spy.side} is {state}, not {wanted}")
     if phase.name in {"first-pass", "converging"}:
         time.sleep(
