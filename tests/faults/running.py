@@ -55,6 +55,9 @@ def run(stand: Stand, case: Case, seed: int, logs: Path, *, bug: str = "") -> Re
                 trial = Trial(stand, case, seed, guest, watch, logs, bug=bug)
                 try:
                     guest.wait_ready("a")
+                    trial.first_log = stand.lab.files / f"{guest.name}.serial"
+                    trial.first_log.hardlink_to(guest.directory("a") / "serial.log")
+                    trial.undo.append(trial.first_log.unlink)
                     _run(trial, result)
                 finally:
                     _keep(trial, result)
@@ -213,6 +216,8 @@ def _keep(trial: Trial, result: Result) -> None:
             path = guest.directory(host) / name
             if path.exists():
                 (logs / f"{host}-{name}").write_bytes(path.read_bytes())
+    if trial.first_log.is_file():
+        (logs / "first-serial.log").write_bytes(trial.first_log.read_bytes())
     if not result.passed and trial.settings.is_file():
         report = trial.cli("history", "--vm", guest.name, "--json")
         for record in _document(report.out)["migrations"] if report.out else []:

@@ -135,6 +135,7 @@ class Trial:
     sections: dict[str, Any] = field(default_factory=dict)
     controller: ControllerProcess | None = None
     settings: Path = Path()
+    first_log: Path = Path()
     bug: str = ""
     notes: list[str] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
