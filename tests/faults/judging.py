@@ -12,6 +12,9 @@ from tests.faults.stand import qemus
 from tests.faults.trial import HOSTS, Result, Trial
 from tests.support.lab import wait_for
 
+GUARDED_S: Final = 4.0
+"""The guardian's limit and one second: so long a guest may be paused once its controller is gone at pre-switchover."""
+
 BY_DEFAULT: Final = frozenset({"events"})
 """Capabilities that may be on when nobody migrates."""
 
@@ -37,6 +40,11 @@ def judge(trial: Trial, result: Result) -> None:
     if found := watch.overlaps():
         result.problems += found
     result.paused_s = round(max(watch.pauses(), default=0.0), 3)
+    alone = trial.case.fault.name.startswith(("kill-controller", "freeze-controller", "control-a"))
+    if trial.case.phase.name == "pre-switchover" and alone and result.paused_s > GUARDED_S:
+        result.problems.append(
+            f"the guest was paused for {result.paused_s} s, not {GUARDED_S:g}, with nobody at work on it"
+        )
 
 
 def _check_guest(trial: Trial, result: Result, host: str) -> None:
