@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: packages
 packages: ## Install missing system packages (apt, as root or with sudo), or print the line to run
@@ -48,6 +48,22 @@ check: venv ## Lint, types and unit tests (under a minute)
 .PHONY: bench
 bench: venv images ## Measure against raw QEMU (and virsh where installed): table, build/bench.json
 	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: faults
+faults: venv images ## Bring each fault in each phase: table, build/faults.json and .html (CASE=…, ARGS=…)
+	@$(BIN)/python -m tests.faults $(CASE) $(ARGS)
+
+.PHONY: faults-selftest
+faults-selftest: venv images ## Seed ten bugs and show that each one is caught
+	@$(BIN)/python -m tests.faults.selftest $(ARGS)
+
+.PHONY: lost-ack
+lost-ack: venv images ## Lose the acknowledgement of a hand-over, N times (ARGS='--qemu FILE …')
+	@$(BIN)/python -m tests.faults.lost_ack --runs $(or $(N),100) $(ARGS)
+
+.PHONY: soak
+soak: venv images ## Move one guest to and fro, N times, and compare its memory each time
+	@$(BIN)/python -m tests.faults.soak --moves $(or $(N),200)
 
 .PHONY: docs
 docs: venv ## Build the documentation into docs/_build

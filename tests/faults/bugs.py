@@ -1,0 +1,214 @@
+"""Ten bugs that would lose a guest, seeded at run time, and what catches each one. Run by ``make faults-selftest``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from qmp_migrate.errors import MigrationFailed, QmpMigrateError
+from qmp_migrate.hosts import fenced, host_keys
+from qmp_migrate.migration import handover, plan, side, wiring
+from qmp_migrate.migration.chronicle import Chronicle
+from qmp_migrate.migration.copying import Copying
+from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.side import GONE, Side
+from qmp_migrate.settings import load
+from qmp_migrate.vm.cmdline import CommandLine
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A bug.
+
+    Attributes:
+        name: For ``--bug``.
+        story: What it does.
+        seed: Puts it into this process.
+        case: The case of the fault suite that catches it, or ``""``.
+        test: Else the test that does.
+    """
+
+    name: str
+    story: str
+    seed: Callable[[], None]
+    case: str = ""
+    test: str = ""
+
+
+def _drop_s() -> None:
+    derive = plan.derive_destination
+
+    def without(*args: Any, **kwargs: Any) -> Any:
+        derived = derive(*args, **kwargs)
+        options = tuple(option for option in derived.command.options if option.name != "S")
+        return dataclasses.replace(derived, command=CommandLine(derived.command.binary, options))
+
+    plan.derive_destination = without
+
+
+def _drop_return_path() -> None:
+    wiring.ALWAYS = {"events": True}  # type: ignore[misc]
+
+
+def _timeout_is_dead() -> None:
+    observe = Side.observe
+
+    async def hasty(self: Side) -> Any:
+        observed = await observe(self)
+        return GONE if observed.run_state is None else observed
+
+    Side.observe = hasty  # type: ignore[method-assign]
+    side.OBSERVE_S = 0.5  # type: ignore[misc]
+
+
+def _skip_kill_confirmation() -> None:
+    async def kill(self: Side) -> bool:
+        with contextlib.suppress(QmpMigrateError):
+            await (await self.attach()).execute("quit", timeout=1)
+        await self.detach()
+        return True
+
+    async def gone(self: Side) -> bool:
+        return False
+
+    Side.kill = kill  # type: ignore[method-assign]
+    Side._alive = gone  # type: ignore[assignment, method-assign]
+
+
+def _cont_before_completed() -> None:
+    on_event = Copying._on_source_event
+
+    def eager(self: Copying, event: Any) -> None:
+        on_event(self, event)
+        if event.name == "STOP":
+            self.timeline.completed = self.timeline.loaded = event.at
+
+    Copying._on_source_event = eager  # type: ignore[method-assign]
+
+
+def _journal_after_act() -> None:
+    arm = Journal.arm_commit
+    enter = Chronicle.enter
+
+    async def later(self: Journal, migration: str) -> None:
+        """Not now."""
+
+    async def entered(self: Chronicle, phase: Phase, **columns: Any) -> None:
+        if phase is Phase.COMMITTED:
+            await arm(self.journal, self.request.id)
+        await enter(self, phase, **columns)
+
+    Journal.arm_commit = later  # type: ignore[method-assign]
+    Chronicle.enter = entered  # type: ignore[method-assign]
+
+
+def _ignore_epoch() -> None:
+    fenced._FENCE = "shift 2\n"  # type: ignore[misc]
+
+
+def _cancel_in_postcopy() -> None:
+    def cancel(facts: handover.Facts) -> handover.Decision:
+        return handover.Decision(handover.Action.CANCEL_SOURCE, "the source runs on after a cancel")
+
+    handover._postcopy = cancel
+
+
+def _believe_retained() -> None:
+    look_again = Engine._look_again
+
+    async def credulous(self: Engine) -> None:
+        if _rolled_back_says_the_bus(self.course.request.vm):
+            raise MigrationFailed("the bus says that it was rolled back", safe_at_source=True, host="a")
+        await look_again(self)
+
+    Engine._look_again = credulous  # type: ignore[method-assign]
+
+
+def _rolled_back_says_the_bus(vm: str) -> bool:
+    from paho.mqtt.client import CallbackAPIVersion, Client
+
+    broker = urlsplit(load(Path(sys.argv[sys.argv.index("--config") + 1])).mqtt.url or "")
+    heard: list[bytes] = []
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.on_message = lambda _client, _data, message: heard.append(message.payload)
+    client.connect(broker.hostname or "", broker.port or 0)
+    client.subscribe("qmp-migrate/v1/migration/+/state")
+    client.loop_start()
+    time.sleep(1.0)
+    client.loop_stop()
+    return any(vm.encode() in payload and b"rolled-back" in payload for payload in heard)
+
+
+def _any_host_key() -> None:
+    host_keys.KnownKeys.verify = lambda self, key, host: None  # type: ignore[method-assign]
+
+
+BUGS: Final = {
+    bug.name: bug
+    for bug in (
+        Bug("drop-S", "the destination starts as soon as it is loaded", _drop_s, case="switching/link-acks-lost"),
+        Bug(
+            "drop-return-path",
+            "the source takes its last byte sent for loaded",
+            _drop_return_path,
+            case="switching/link-acks-lost",
+        ),
+        Bug(
+            "timeout-is-dead",
+            "who does not answer is taken for dead",
+            _timeout_is_dead,
+            case="first-pass/freeze-destination",
+        ),
+        Bug(
+            "skip-kill-confirmation",
+            "a destination is told to end, and believed",
+            _skip_kill_confirmation,
+            case="first-pass/freeze-destination",
+        ),
+        Bug(
+            "cont-before-completed",
+            "the destination is continued as soon as the source stops",
+            _cont_before_completed,
+            case="completed/kill-controller",
+        ),
+        Bug(
+            "journal-after-act",
+            "the commit is written down after cont",
+            _journal_after_act,
+            case="unacknowledged/kill-controller-and-destination",
+        ),
+        Bug(
+            "ignore-epoch",
+            "an older controller's commands are done",
+            _ignore_epoch,
+            test="tests/component/test_fenced_host.py",
+        ),
+        Bug(
+            "cancel-in-postcopy",
+            "a guest whose memory is on both hosts is cancelled",
+            _cancel_in_postcopy,
+            test="tests/unit/test_handover.py",
+        ),
+        Bug(
+            "believe-retained",
+            "a retained message decides about a guest",
+            _believe_retained,
+            case="first-pass/bus-retained",
+        ),
+        Bug(
+            "accept-any-host-key",
+            "whoever answers is taken for the host",
+            _any_host_key,
+            case="config/changed-host-key",
+        ),
+    )
+}
