@@ -154,8 +154,8 @@ async def finish(course: Course) -> QmpMigrateError | None:
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
-    await release.release_source(course.source, course.destination, course.wires, chronicle)
-    if chronicle.phase is not Phase.SOURCE_RELEASED:
+    done = await release.release_source(course.source, course.destination, course.wires, chronicle)
+    if done and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
     if (await destination.observe()).alive is False:
         ended = MigrationFailed(
@@ -168,8 +168,19 @@ async def finish(course: Course) -> QmpMigrateError | None:
         )
         await chronicle.end(Phase.DONE, "failed", "none", ended)
         return ended
+    if not done:
+        await _completed_but(course)
+        return None
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+async def _completed_but(course: Course) -> None:
+    """The guest is the destination's, proven; what is left to be done elsewhere is done by `recover`."""
+    course.chronicle.warn(
+        f"something is left to be cleaned up; when both hosts answer: qmp-migrate recover {course.request.id}"
+    )
+    await course.chronicle.end(Phase.PARKED, "completed", "destination", None)
 
 
 async def _alive(side: Side) -> bool:
@@ -189,10 +200,13 @@ def take_timeline(course: Course) -> None:
         course.chronicle.warn("the blackout was not measured: the guest had stopped before this controller listened")
 
 
-async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError:
+async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError | None:
     """Nothing that is surely right is left to do. Say exactly what is known, and what would settle it."""
     source, destination, request = course.source, course.destination, course.request
     facts = course.facts(patience=False)
+    if facts.source_completed and settled.destination_state is Destination.RUNS and not course.split_brain:
+        await _completed_but(course)  # the source has stopped for good; it only cannot be ended now
+        return None
     alone = settled.destination_state is Destination.ABSENT and facts.surely_never_ran
     at_source = settled.source_state is Source.RUNS or (
         alone and settled.source_state not in {Source.DEAD, Source.UNKNOWN}
