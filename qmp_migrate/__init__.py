@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmp_migrate.errors import (
     ConfigError,
+    Fenced,
     GuestExists,
     GuestUnknown,
     HostKeyError,
@@ -40,6 +41,7 @@ from qmp_migrate.errors import (
     PreflightRefused,
     QmpMigrateError,
     SpecError,
+    SplitBrain,
     UsageError,
 )
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from qmp_migrate.fleet.guests import Guest
     from qmp_migrate.migration.plan import Plan
     from qmp_migrate.migration.preflight import Check
+    from qmp_migrate.migration.recovery import Wish
     from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter
     from qmp_migrate.migration.request import MigrationRequest, MigrationResult
     from qmp_migrate.settings import HostSettings, Settings
@@ -67,6 +70,7 @@ _HOMES = {
     "Progress": "qmp_migrate.migration.reporter",
     "Reporter": "qmp_migrate.migration.reporter",
     "Settings": "qmp_migrate.settings",
+    "Wish": "qmp_migrate.migration.recovery",
     "load_settings": "qmp_migrate.settings:load",
     "parse_spec": "qmp_migrate.vm.spec",
 }
@@ -75,6 +79,7 @@ __all__ = [
     "Check",
     "ConfigError",
     "Controller",
+    "Fenced",
     "Guest",
     "GuestExists",
     "GuestSpec",
@@ -102,7 +107,9 @@ __all__ = [
     "Reporter",
     "Settings",
     "SpecError",
+    "SplitBrain",
     "UsageError",
+    "Wish",
     "load_settings",
     "parse_spec",
 ]

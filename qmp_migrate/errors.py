@@ -241,9 +241,18 @@ class MonitorBusy(MonitorError):
 
 
 class MonitorLost(MonitorError):
-    """The monitor's connection ended. The outcome of a pending command is unknown: ask again, never repeat blindly."""
+    """The monitor's connection ended. The outcome of a pending command is unknown: ask again, never repeat blindly.
+
+    Args:
+        message: What happened.
+        sent: Whether the command may have reached QEMU; False: the connection had ended before.
+    """
 
     code = "monitor_lost"
+
+    def __init__(self, message: str, *, sent: bool = True, hint: str | None = None, host: str | None = None) -> None:
+        super().__init__(message, hint=hint, host=host)
+        self.sent = sent
 
 
 class MonitorTimeout(MonitorError):

@@ -265,11 +265,10 @@ def status(
     """Show migrations that have not ended, and what settles those whose controller is gone."""
 
     async def work(journal: Any) -> list[MigrationRecord]:
-        from qmp_migrate.migration.phases import ENDS
-
         if migration is not None:
             return [await journal.get(migration)]
-        return [record for record in await journal.migrations(limit=1000) if record.phase not in ENDS]
+        unsettled: list[MigrationRecord] = await journal.unsettled()
+        return unsettled
 
     records = _with_journal(context, work, json=json)
     if json:

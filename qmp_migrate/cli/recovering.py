@@ -86,6 +86,7 @@ async def _recover(options: Context, migration: str | None, wait: bool, wish: Wi
 async def _one(controller: Controller, record: MigrationRecord, wish: Wish, wait: bool) -> tuple[dict[str, Any], int]:
     """Settle one; return its document and the exit code that it stands for."""
     console, told = say(), ""
+    console.print(f"migration {record.id} of {record.vm}: asking {record.source} and {record.destination}")
     while True:
         try:
             result = await controller.recover(record, wish)

@@ -186,6 +186,27 @@ tidy
 """
 )
 
+#: $1 directory. Removes what a guest left there: files of ours only, never a subdirectory's content. Refuses where a process
+#: lives that was started there, or cannot be proven gone.
+DISCARD = (
+    STATE_OF
+    + r"""
+[ -d "$1" ] || exit 0
+cd -- "$1" || exit 1
+if [ -e pid ]; then
+    record pid || exit 1
+    found=$(same "$pid" "$start" "$boot") || exit 1
+    if [ "$found" = live ]; then echo "process $pid lives in $1" >&2; exit 1; fi
+fi
+set -e
+rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1
+rm -f -- ./tls-*/keys.psk ./tls-*/keys.psk.* ./tls-*/dh-params.pem
+for d in ./tls-*; do [ -d "$d" ] && rmdir -- "$d"; done
+cd /
+rmdir -- "$1"
+"""
+)
+
 #: $1 run directory. One line "NAME live|gone PID START BOOT" for each guest directory in it.
 LIST = (
     STATE_OF

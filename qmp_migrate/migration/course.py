@@ -44,7 +44,9 @@ class Course:
         wires: What was set up between the two QEMUs.
         copying: The passes, once they have begun.
         armed: The journal says that the destination may run the guest, or is about to.
-        cont_sent, cont_refused: What became of the ``cont`` to the destination, as far as this controller has sent it.
+        completed: The journal says that the source had completed.
+        cont_sent: This controller has sent ``cont`` to the destination, or was about to.
+        cont_refused: QEMU refused it, or it surely never reached QEMU.
         held_by_others: Another controller has held the guest since this migration began.
         split_brain: Both copies were seen to run, once.
         told: A person has said which copy is to be the guest.
@@ -61,6 +63,7 @@ class Course:
     wires: Wires = field(default_factory=Wires)
     copying: Copying | None = None
     armed: bool = False
+    completed: bool = False
     cont_sent: bool = False
     cont_refused: bool = False
     held_by_others: bool = False
@@ -90,7 +93,8 @@ class Course:
         return Facts(
             may_have_run=self.armed,
             never_ran=self.witnessed and not self.committed,
-            source_completed=self.copying is not None and self.copying.timeline.completed is not None,
+            source_completed=self.completed
+            or (self.copying is not None and self.copying.timeline.completed is not None),
             was_running=self.running,
             patience=patience,
             split_brain=self.split_brain,
@@ -98,7 +102,14 @@ class Course:
         )
 
     def arm(self) -> None:
-        """Begin to write the commit down, while the last pass runs: the fsync is off the blackout (rule 4)."""
+        """Begin to write the commit down, while the last pass runs: the fsync is off the blackout (rule 4).
+
+        Not of a paused guest: nothing hurries there, and nobody sends it ``cont``.
+        """
+        if self.running:
+            self._arm()
+
+    def _arm(self) -> None:
         if self._arming is None:
             self.armed = True
             self._arming = asyncio.create_task(self.chronicle.journal.arm_commit(self.request.id))
@@ -109,7 +120,7 @@ class Course:
         Raises:
             JournalError: It could not be: ``cont`` must not be sent.
         """
-        self.arm()
+        self._arm()
         assert self._arming is not None
         await self._arming
 

@@ -90,6 +90,15 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
 
 async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
     source = course.source
+    if course.held_by_others:
+        moved = MigrationFailed(
+            "neither QEMU of this migration exists any more; another controller has had the guest since",
+            safe_at_source=False,
+            code="superseded",
+            hint=f"where it is now: qmp-migrate vm show {course.request.vm}",
+        )
+        await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
+        return moved
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
     if isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
         final: QmpMigrateError = error
@@ -131,13 +140,16 @@ async def _at_destination(course: Course, error: QmpMigrateError, settled: Settl
         await chronicle.enter(Phase.RUNNING_AT_DESTINATION)
     with chronicle.tolerate("the guest's network addresses were not announced again"):
         await qmp.announce(await course.destination.attach())
-    await finish(course)
-    return None
+    return await finish(course)
 
 
-async def finish(course: Course) -> None:
-    """The guest is the destination's: take the numbers, end the source, clean up, and say so."""
-    chronicle = course.chronicle
+async def finish(course: Course) -> QmpMigrateError | None:
+    """The guest is the destination's: take the numbers, end the source, clean up, and say so.
+
+    Returns:
+        None; or what is to be told where the destination's QEMU has ended meanwhile.
+    """
+    chronicle, destination = course.chronicle, course.destination
     take_timeline(course)
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
@@ -145,7 +157,19 @@ async def finish(course: Course) -> None:
     await release.release_source(course.source, course.destination, course.wires, chronicle)
     if chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
+    if (await destination.observe()).alive is False:
+        ended = MigrationFailed(
+            f"the guest was handed over and ran at {destination.name}; its QEMU there has ended since: it runs nowhere",
+            safe_at_source=False,
+            code="destination_ended",
+            stderr=await destination.stderr_tail(),
+            hint="the source's memory was older than the disks and is gone: start the guest again from its disks",
+            host=destination.name,
+        )
+        await chronicle.end(Phase.DONE, "failed", "none", ended)
+        return ended
     await chronicle.end(Phase.DONE, "completed", "destination", None)
+    return None
 
 
 async def _alive(side: Side) -> bool:

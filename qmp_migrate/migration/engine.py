@@ -102,10 +102,9 @@ class Engine:
                 raise
             except QmpMigrateError as error:
                 return await ending.back(course, error)
-            await ending.finish(course)
+            return await ending.finish(course)
         except Fenced as error:
             return ending.gave_way(course, error)
-        return None
 
     # -- the way forward ------------------------------------------------------------------------------------------
 
@@ -329,6 +328,9 @@ class Engine:
             except QmpCommandFailed as error:
                 course.cont_refused = True
                 raise await course.with_stderr(error) from error
+            except MonitorLost as error:
+                course.cont_refused = not error.sent
+                raise
         course.chronicle.pass_through(Phase.SWITCHING)
         await course.chronicle.enter(Phase.COMMITTED)
         course.chronicle.event("switchover", blackout_ms=copying.timeline.blackout_ms)

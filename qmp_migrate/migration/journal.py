@@ -28,7 +28,7 @@ import sqlalchemy as sa
 
 from qmp_migrate.errors import Fenced, JournalError, MigrationUnknown
 from qmp_migrate.migration.journal_tables import entries, migrations, open_engine, probes
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.phases import ENDS, Phase
 
 _T = TypeVar("_T")
 
@@ -310,6 +310,11 @@ class Journal:
     async def migrations(self, *, vm: str | None = None, limit: int = 50) -> list[MigrationRecord]:
         """Return the latest migrations, newest first."""
         return await self._select(migrations.c.vm == vm if vm is not None else sa.true(), limit=limit)
+
+    async def unsettled(self, *, vm: str | None = None) -> list[MigrationRecord]:
+        """Return the migrations that have not ended with one proven owner, newest first."""
+        unended = migrations.c.phase.not_in([phase.value for phase in ENDS])
+        return await self._select(unended if vm is None else sa.and_(unended, migrations.c.vm == vm), limit=10_000)
 
     async def _select(self, condition: sa.ColumnElement[bool], *, limit: int) -> list[MigrationRecord]:
         statement = sa.select(migrations).where(condition).order_by(migrations.c.started_at.desc()).limit(limit)

@@ -35,20 +35,23 @@ mkdir -p -- "$1/.locks" && IFS= read -r boot </proc/sys/kernel/random/boot_id ||
 echo "$boot $(stat -L -c %d:%i -- "$1/.locks")"
 """
 
-# $1 epoch file, $2 the least the new epoch must exceed. Prints the old epoch and the new one. Runs under the lock.
+# $1 epoch file, $2 the least the new epoch must exceed, $3 purpose. Runs under the lock.
+# The first line is the epoch; the second says since which epoch nobody has taken the guest but for this purpose.
+# Prints the old epoch, the new one, and that.
 _BUMP: Final = """
 set -eu
-now=0
-[ -e "$1" ] && read -r now < "$1"
+now=0 since= who=
+if [ -e "$1" ]; then { read -r now; read -r since who; } <"$1" || :; fi
 case "$now" in ''|*[!0-9]*) echo "epoch file holds no number: $1" >&2; exit 65;; esac
 before=$now
 [ "$2" -gt "$now" ] && now=$2
 now=$((now + 1))
+[ "$who" = "$3" ] || since=$now
 umask 077
-printf '%s\\n' "$now" > "$1.new"
+printf '%s\\n%s %s\\n' "$now" "$since" "$3" > "$1.new"
 sync "$1.new"
 mv -f "$1.new" "$1"
-echo "$before $now"
+echo "$before $now $since"
 """
 
 # $1 epoch file.
@@ -79,12 +82,15 @@ class GuestLock:
         held: The locks.
         epoch: The number on the hosts since we took the guest.
         before: The highest one found there before, 0 where none was.
+        since: The epoch from which on nobody has taken the guest but for the same purpose: a migration that another
+            controller takes up knows by it whether somebody else has had the guest meanwhile.
         missing: The names of hosts that could not be reached; nothing is held there.
     """
 
     held: list[HeldLock]
     epoch: int
     before: int = 0
+    since: int = 0
     missing: tuple[str, ...] = ()
     _owner: str = ""
     _places: list[tuple[Side, Host]] = field(default_factory=list)  # as `held`; the hosts without a fence
@@ -138,7 +144,7 @@ class GuestLock:
         path = lock_path(side)
         while True:
             try:
-                return await host.hold_lock(path, owner=self._owner)
+                return await _hold_of(side, self._owner, host)
             except LockBusy:
                 ours = await end_holder(host, path, self._owner)
                 keep_trying = ours or any(not lock.lost.is_set() for lock in self.held)
@@ -215,18 +221,27 @@ async def take(source: Side, destination: Side, purpose: str, *, partial: bool =
     lock = GuestLock([], 0, _owner=owner_text(purpose))
     try:
         for side in await _in_order((source, destination), lock, partial=partial):
-            lock.held.append(await side.host.hold_lock(lock_path(side), owner=lock._owner))
+            lock.held.append(await _hold_of(side, lock._owner, side.host))
             lock._places.append((side, side.host))
-        epochs = await asyncio.gather(*(_bump(side, 0) for side, _ in lock._places))
-        lock.before = max(before for before, _ in epochs)
-        lock.epoch = max(epoch for _, epoch in epochs)
-        for (side, _), (_, epoch) in zip(lock._places, epochs, strict=True):
+        epochs = await asyncio.gather(*(_bump(side, 0, purpose) for side, _ in lock._places))
+        lock.before = max(before for before, _, _ in epochs)
+        lock.epoch = max(epoch for _, epoch, _ in epochs)
+        lock.since = max(since for _, _, since in epochs)
+        for (side, _), (_, epoch, _) in zip(lock._places, epochs, strict=True):
             if epoch != lock.epoch:
-                await _bump(side, lock.epoch - 1)
+                await _bump(side, lock.epoch - 1, purpose)
     except BaseException:
         await lock.release()
         raise
     return lock
+
+
+async def _hold_of(side: Side, owner: str, host: Host) -> HeldLock:
+    try:
+        return await host.hold_lock(lock_path(side), owner=owner)
+    except LockBusy as error:
+        who = error.message.partition(" is locked by ")[2] or error.message
+        raise LockBusy(f"{side.vm} is held by another controller: {who}", hint=error.hint, host=side.name) from error
 
 
 async def _in_order(sides: Sequence[Side], lock: GuestLock, *, partial: bool) -> list[Side]:
@@ -265,12 +280,12 @@ async def _place(side: Side) -> str:
         ) from error
 
 
-async def _bump(side: Side, at_least: int) -> tuple[int, int]:
-    """Raise the epoch on one host; return the old and the new one."""
+async def _bump(side: Side, at_least: int, purpose: str) -> tuple[int, int, int]:
+    """Raise the epoch on one host; return the old one, the new one, and since when the purpose is the same."""
     path = epoch_path(side)
     try:
-        before, epoch = (await side.host.script(_BUMP, [path, str(at_least)])).text.split()
-        return int(before), int(epoch)
+        before, epoch, since = (await side.host.script(_BUMP, [path, str(at_least), purpose])).text.split()
+        return int(before), int(epoch), int(since)
     except (CommandFailed, ValueError) as error:
         raise FileFailed(
             f"cannot raise the epoch in {path}: {getattr(error, 'stderr', error)}",

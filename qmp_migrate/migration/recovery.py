@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.handover import Destination, Goal, Source
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives
-from qmp_migrate.migration.phases import ENDS, Phase
+from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
 from qmp_migrate.migration.reporter import Reporter
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
@@ -90,7 +91,7 @@ async def recover(
     """
     if record.phase in BEFORE_LAUNCH and controller_lives(record.controller) is False:
         course = _course(record, [], source, destination, journal, reporter, wish)
-        gone = _gone(record)
+        gone = _gone(record, [])
         await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
         return course.chronicle.result, gone
     lock = await locks.take(source, destination, f"migration {record.id}", partial=True)
@@ -98,7 +99,7 @@ async def recover(
     record = await journal.get(record.id)
     entries = await journal.entries(record.id)
     course = _course(record, entries, source, destination, journal, reporter, wish)
-    gone = _gone(record)
+    gone = _gone(record, entries)
     async with course.holding(lock):
         if record.phase in ENDS:
             raise UsageError(f"migration {record.id} has ended meanwhile: {record.outcome}", hint="see: history")
@@ -107,7 +108,11 @@ async def recover(
                 raise UsageError(
                     f"{side.name} answers: it is not switched off", hint="leave --fenced out", host=side.name
                 )
-        if lock.before > record.epoch:
+        for host in sorted(wish.fenced):
+            course.chronicle.warn(f"{host} is taken for switched off: somebody has vouched for it")
+        if wish.owner is not None:
+            course.chronicle.warn(f"a person has decided for the {wish.owner}, where nothing could prove it")
+        if lock.since > record.epoch:
             course.armed = course.held_by_others = True  # who knows what they sent
         await journal.claim(record.id, lock.epoch, may_have_run=course.armed)
         if record.phase in BEFORE_LAUNCH:
@@ -118,9 +123,10 @@ async def recover(
     return course.chronicle.result, error
 
 
-def _gone(record: MigrationRecord) -> MigrationFailed:
+def _gone(record: MigrationRecord, entries: Sequence[Entry]) -> MigrationFailed:
+    reached = [entry.act for entry in entries if entry.kind == "phase" and entry.act not in {"rolling-back", "parked"}]
     return MigrationFailed(
-        f"the controller of this migration is gone (it was in phase {record.phase.value})",
+        f"the controller of this migration is gone (it was in phase {(reached or [record.phase.value])[-1]})",
         safe_at_source=True,
         code="controller_gone",
         hint="start it again when you like: qmp-migrate migrate",
@@ -192,12 +198,10 @@ def _course(
         one_pass=bool(begun.get("one_pass", False)),
         witnessed=False,
         armed=record.may_have_run,
+        completed=any(entry.kind == "phase" and entry.act in AFTER_COMMIT for entry in entries),
         split_brain=_last(entries, "intent", "split-brain") is not None,
         told=wish.owner,
     )
-    for side in (source, destination):
-        if side.fenced:
-            course.chronicle.warn(f"{side.name} is taken for switched off: somebody has vouched for it")
     return course
 
 
@@ -220,7 +224,7 @@ async def _find_processes(course: Course, record: MigrationRecord, entries: Sequ
     side = course.destination
     try:
         await _find_launched(side, list(intended["argv"]))
-    except QmpMigrateError as error:
+    except (QmpMigrateError, ValueError) as error:
         side.unidentified = f"what was being launched there cannot be asked for: {error}"
 
 
@@ -235,6 +239,8 @@ async def _find_launched(side: Side, argv: list[str]) -> None:
     process = await identify(side.host, side.directory)
     if process is not None and await _argv(side, process) == argv:
         side.process = process
+    elif process is None and json.loads(await side.host.read_file(f"{side.directory}/argv.json")) == argv:
+        await rollback.remove_guest_directory(side)  # it was ours, and has ended
 
 
 # $1: a guest's directory. A launch holds its lock until the process is up; `exec` proves that nobody does.

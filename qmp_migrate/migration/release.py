@@ -39,8 +39,13 @@ async def release_source(source: Side, destination: Side, wires: Wires, chronicl
     await chronicle.intent("release-source", host=source.name)
     unwired = asyncio.create_task(_unwire(destination, wires, chronicle))
     try:
-        gone = await _end(source)
-        if gone:
+        gone = source.fenced or await _end(source)
+        if source.fenced:
+            chronicle.warn(
+                f"{source.directory} on {source.name} stays, and what is in it: "
+                f"qmp-migrate doctor {source.name} --leftovers"
+            )
+        elif gone:
             await asyncio.gather(_take_along(source, destination, chronicle), _forget_keys(wires, chronicle))
             with chronicle.tolerate(f"{source.directory} on {source.name} could not be removed"):
                 await rollback.remove_guest_directory(source)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from qmp_migrate.errors import Fenced, JournalError, MigrationFailed, QmpMigrateError
+from qmp_migrate.hosts.process_scripts import DISCARD
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
@@ -160,24 +161,12 @@ async def _act(action: Action, course: Course) -> str:
 
 
 async def remove_guest_directory(side: Side) -> None:
-    """Remove what a guest left in its host's ``RUN_DIR/NAME``; only files of ours, never a subdirectory's content.
+    """Remove what a guest left in its host's ``RUN_DIR/NAME``; see `hosts.process_scripts.DISCARD`.
 
     Raises:
-        RemoteError, TransportError: It could not be removed.
+        RemoteError, TransportError: It could not be removed: a process lives there that was started there, for example.
     """
-    await side.host.script(_REMOVE, [side.directory])
-
-
-_REMOVE: Final = """
-set -eu
-[ -d "$1" ] || exit 0
-cd -- "$1"
-rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1
-rm -f -- ./tls-*/keys.psk ./tls-*/keys.psk.* ./tls-*/dh-params.pem
-for d in ./tls-*; do [ -d "$d" ] && rmdir -- "$d"; done
-cd /
-rmdir -- "$1"
-"""
+    await side.host.script(DISCARD, [side.directory])
 
 
 async def discard_destination(side: Side) -> list[str]:
@@ -188,6 +177,8 @@ async def discard_destination(side: Side) -> list[str]:
     """
     if side.process is None:
         return []
+    if side.fenced:
+        return [f"{side.directory} on {side.name} stays, and what is in it: qmp-migrate doctor {side.name} --leftovers"]
     with contextlib.suppress(QmpMigrateError):
         await side.detach()
     try:

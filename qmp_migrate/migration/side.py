@@ -63,7 +63,7 @@ class Observation:
         if self.alive is False:
             return "proven gone"
         if self.run_state is None:
-            return f"unknown ({self.problem})"
+            return f"alive, but does not answer ({self.problem})" if self.alive else f"unknown ({self.problem})"
         return f"{self.run_state}, migration {self.status}"
 
 

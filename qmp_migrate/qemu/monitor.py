@@ -244,7 +244,7 @@ class Monitor:
         """
         seconds = timeouts.limit(command, oob=oob) if timeout is None else timeout
         if self.closed.is_set() or self._client.runstate != Runstate.RUNNING:
-            raise self._lost(command)
+            raise self._lost(command, sent=False)
         try:
             async with asyncio.timeout(seconds):
                 if oob:
@@ -266,11 +266,12 @@ class Monitor:
                 host=self.host,
             ) from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
-            raise self._lost(command) from error
+            raise self._lost(command, sent=True) from error
 
-    def _lost(self, command: str) -> MonitorLost:
+    def _lost(self, command: str, *, sent: bool) -> MonitorLost:
         return MonitorLost(
             f"the monitor of {self.label} is gone ({command})",
+            sent=sent,
             hint="QEMU has ended, or the connection to its host has",
             host=self.host,
         )

@@ -21,7 +21,7 @@ COMMAND_S: Final[dict[str, float]] = {
     "query-cpu-definitions": 10.0,
     "query-migrate": 30.0,
     "query-status": 30.0,
-    "migrate": 15.0,
+    "migrate": 10.0,
     "migrate-incoming": 15.0,
     "migrate-set-capabilities": 10.0,
     "migrate-set-parameters": 10.0,

@@ -90,7 +90,7 @@ class Place:
     @property
     def epoch(self) -> int:
         """The guest's epoch here."""
-        return int((self.run_dir / ".locks" / "web1.epoch").read_text())
+        return int((self.run_dir / ".locks" / "web1.epoch").read_text().split()[0])
 
     @epoch.setter
     def epoch(self, number: int) -> None:
@@ -181,7 +181,8 @@ async def test_of_several_controllers_at_once_exactly_one_wins(places: tuple[Pla
             last = int(epoch)
             for number, answer in enumerate(answers):
                 if number not in won:
-                    who = rf"busy 75 .* locked by \S+@\S+ pid {controllers[won[0]].pid}, migration m{won[0]}, since .* UTC"
+                    winner = controllers[won[0]].pid
+                    who = rf"busy 75 .* another controller: \S+@\S+ pid {winner}, migration m{won[0]}, since .* UTC"
                     assert re.fullmatch(who, answer), answer
             await asyncio.gather(*(asked(process, "release") for process in controllers))
             assert one.files == two.files == ["web1.epoch"]
@@ -210,7 +211,7 @@ async def test_a_host_that_does_not_answer_can_be_left_out(
     with pytest.raises(TransportError):
         await locks.take(*sides, "migration m1")
     assert places[0].files == ["web1.epoch"]
-    lock = await locks.take(*sides, "m1", partial=True)
+    lock = await locks.take(*sides, "migration m1", partial=True)
     assert (lock.missing, lock.before, lock.epoch) == (("b",), 8, 9)
     assert isinstance(lock.fence(sides[0]), FencedHost)
     assert lock.fence(sides[1]) is sides[1].host
@@ -221,21 +222,21 @@ async def test_a_host_that_does_not_answer_can_be_left_out(
     os.kill(places[0].sshd.process.pid, signal.SIGKILL)
     await sides[0].host.close()
     with pytest.raises(HostUnreachable, match=r"no host of web1 can be reached: a: .*; b: "):
-        await locks.take(*sides, "m1", partial=True)
+        await locks.take(*sides, "migration m1", partial=True)
 
 
 async def test_a_part_of_the_locks_connects_where_nobody_has_yet(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
     await asyncio.gather(*(side.host.close() for side in sides))
-    lock = await locks.take(*sides, "m1", partial=True)
+    lock = await locks.take(*sides, "migration m1", partial=True)
     assert lock.missing == ()
     await lock.release()
     # A part is not a way round somebody who holds the guest.
-    lock = await locks.take(*sides, "m1", partial=True)
+    lock = await locks.take(*sides, "migration m1", partial=True)
     other = places[0].side("a"), places[1].side("b")
     with pytest.raises(LockBusy, match="migration m1"):
-        await locks.take(*other, "m2", partial=True)
+        await locks.take(*other, "migration m2", partial=True)
     await lock.release()
     await asyncio.gather(*(side.host.close() for side in other))
 
@@ -263,6 +264,15 @@ async def test_a_lock_is_taken_again_after_the_connection_was_lost(
     await asyncio.gather(*(side.host.close() for side in other))
     await lock.release()
     assert places[0].files == places[1].files == ["web1.epoch"]
+
+
+async def test_it_shows_whether_somebody_else_has_had_the_guest_meanwhile(sides: tuple[Side, Side]) -> None:
+    since = []
+    for purpose in ("migration m1", "migration m1", "migration m2", "migration m1", "migration m1"):
+        lock = await locks.take(*sides, purpose)
+        since.append(lock.since)
+        await lock.release()
+    assert since == [1, 1, 3, 4, 4]
 
 
 async def test_our_own_connection_of_before_does_not_keep_us_out(
@@ -311,7 +321,7 @@ async def test_who_had_the_guest_meanwhile_fences_us(places: tuple[Place, Place]
     await asyncio.gather(*(held.lost.wait() for held in lock.held))
     other = places[0].side("a"), places[1].side("b")
     await asyncio.gather(*(side.host.connect() for side in other))
-    taken = await locks.take(*other, "m2")
+    taken = await locks.take(*other, "migration m2")
     assert taken.before == lock.epoch
     with pytest.raises(LockBusy, match="migration m2") as busy:  # while it has it
         await lock.renew()

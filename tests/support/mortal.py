@@ -20,6 +20,7 @@ import pytest
 from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process import ProcessId
+from qmp_migrate.hosts.process_scripts import DISCARD
 from qmp_migrate.migration import copying, locks, recovery, release, rollback, wiring
 from qmp_migrate.migration import engine as engine_module
 from qmp_migrate.migration import side as side_module
@@ -181,7 +182,7 @@ class MortalHost(PairHost):
         words = {
             wiring._PLACE_KEYS: "placing keys",
             wiring._REMOVE_KEYS: "removing keys",
-            rollback._REMOVE: "cleaning up",
+            DISCARD: "cleaning up",
         }
         if source not in words:
             self.life.lives()
