@@ -192,9 +192,7 @@ class Case:
         owning, other, name = (there, here, "a") if owner == "destination" else (here, there, "b")
         claim("the guest does not run", owning.running or not kind.running)
         claim("the other QEMU is left", not other.alive)
-        # One that died before it was written down that it lived is not known to anybody: `doctor` finds what it left.
-        unknown = self.and_a_qemu and any(what in self.story[0] for what in ("launching on b", "destination-launched"))
-        claim(f"files are left on {name}: {pair.files[name]}", unknown or not pair.files[name])
+        claim(f"files are left on {name}: {pair.files[name]}", not pair.files[name])
         claim("a key is left", not any("keys" in files for files in pair.files.values()))
         claim("the directory of the guest is gone", "directory" in pair.files["b" if name == "a" else "a"])
         claim("parameters are left", owning.parameters == V7_2.parameters and not owning.objects)
@@ -271,7 +269,7 @@ async def test_and_where_a_qemu_dies_with_it_nobody_is_told_a_lie(
 ) -> None:
     monkeypatch.setattr(rollback, "PATIENCE_S", 2.0)  # what nobody can prove is waited for in vain
     deaths = await all_deaths(Kind(guarded=kind.guarded, running=kind.running), journal)
-    await all_of(kind, journal, deaths if DEEP else deaths[::3])
+    await all_of(kind, journal, deaths if DEEP else deaths[::4])
 
 
 @pytest.mark.timeout(7200 if DEEP else 120)
@@ -280,6 +278,6 @@ async def test_and_wherever_that_one_dies_the_one_after_it(kind: Kind, journal: 
     """All pairs of moments there are some five thousand of: a handful of them, or all with `HYPOTHESIS_PROFILE=deep`."""
     dice = random.Random(16)
     first = await all_deaths(kind, journal)
-    after = await all_of(kind, journal, first if DEEP else dice.sample(first, 12))
+    after = await all_of(kind, journal, first if DEEP else dice.sample(first, 8))
     pairs = [(number, second) for (number,), count in after.items() for second in range(1, count + 1)]
-    await all_of(kind, journal, pairs if DEEP else dice.sample(pairs, 24))
+    await all_of(kind, journal, pairs if DEEP else dice.sample(pairs, 16))
