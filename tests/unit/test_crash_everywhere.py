@@ -173,6 +173,8 @@ class Case:
                 found.append(what)
 
         owner = result.get("owner")
+        since = pair.commands[self.turned_back :] if self.turned_back is not None else []
+        claim("it had turned back, and goes on", ("a", "migrate-continue") not in since)
         if (
             len(self.story) > 1
             and self.story[1].startswith("then")
