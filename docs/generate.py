@@ -172,11 +172,12 @@ QUESTIONS: Final[tuple[Mapping[bool, str], ...]] = (
     {True: "source said completed", False: "source did not say completed"},
     {True: "was running", False: "was paused before"},
     {True: "patience left", False: "no patience left"},
+    {True: "has run there", False: "not known to have run there"},
     {True: "yanked in vain", False: "not yanked yet"},
 )
 """What matters beside the two states, in the words of the table."""
 KNOWN_FACTS: Final = {
-    *("may_have_run", "never_ran", "source_completed", "was_running", "patience", "yanked"),
+    *("may_have_run", "never_ran", "source_completed", "was_running", "patience", "ran", "yanked"),
     *("split_brain", "told"),  # in a table of their own
 }
 
@@ -218,10 +219,10 @@ def cell(source: Source, destination: Destination) -> Cell:
     if {field.name for field in fields(Facts)} != KNOWN_FACTS:
         raise ValueError(f"the facts have changed: {[field.name for field in fields(Facts)]}")
     answers: dict[Key, Decision] = {}
-    for forward, may, never, completed, was_running, patience, yanked in product((True, False), repeat=7):
-        facts = Facts(may, never, completed, was_running, patience, yanked)
+    for forward, *known in product((True, False), repeat=8):
+        facts = Facts(*known)
         answer = decide(source, destination, facts, Goal.FORWARD if forward else Goal.BACK)
-        key = (forward, not facts.surely_never_ran, completed, was_running, patience, yanked)
+        key = (forward, not facts.surely_never_ran, *known[2:])
         if answers.setdefault(key, answer) != answer:
             raise ValueError(f"{source}/{destination}: may_have_run and never_ran matter one by one")
     return answers

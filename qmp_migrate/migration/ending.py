@@ -91,12 +91,7 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
 async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
     source = course.source
     if course.held_by_others:
-        moved = MigrationFailed(
-            "neither QEMU of this migration exists any more; another controller has had the guest since",
-            safe_at_source=False,
-            code="superseded",
-            hint=f"where it is now: qmp-migrate vm show {course.request.vm}",
-        )
+        moved = _superseded(course)
         await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
         return moved
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
@@ -157,6 +152,10 @@ async def finish(course: Course) -> QmpMigrateError | None:
     done = await release.release_source(course.source, course.destination, course.wires, chronicle)
     if done and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
+    if course.held_by_others and (await destination.observe()).alive is False:
+        final = _superseded(course)
+        await chronicle.end(Phase.DONE, "failed", "unknown", final)
+        return final
     if (await destination.observe()).alive is False:
         ended = MigrationFailed(
             f"the guest was handed over and ran at {destination.name}; its QEMU there has ended since: it runs nowhere",
@@ -173,6 +172,15 @@ async def finish(course: Course) -> QmpMigrateError | None:
         return None
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+def _superseded(course: Course) -> MigrationFailed:
+    return MigrationFailed(
+        "nothing of this migration is left; another controller has had the guest since",
+        safe_at_source=False,
+        code="superseded",
+        hint=f"where it is now: qmp-migrate vm show {course.request.vm}",
+    )
 
 
 async def _completed_but(course: Course) -> None:
