@@ -5,6 +5,11 @@ Used by the engine after any failure, and by recovery. All decisions are `handov
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
+from typing import Final
+
 import structlog
 
 from qmp_migrate.errors import (
@@ -27,7 +32,12 @@ from qmp_migrate.migration.rollback import Settled
 from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import migration as qmp
 
-AFTER_WATCHDOG_S = 2.0
+RELEASE_S: Final = 10.0
+RELEASE_PAUSE_S: Final = 1.0
+CONNECT_AGAIN_S: Final = 5.0
+"""How long cleaning up after the hand-over is tried, with what pause, and how long connecting again may take each time."""
+
+AFTER_WATCHDOG_S: Final = 2.0
 """A switchover that the watchdog has given up was waited for already."""
 
 log = structlog.get_logger(__name__)
@@ -149,8 +159,8 @@ async def finish(course: Course) -> QmpMigrateError | None:
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
-    done = await release.release_source(course.source, course.destination, course.wires, chronicle)
-    if done and chronicle.phase is not Phase.SOURCE_RELEASED:
+    problems = await _released(course)
+    if not problems and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
     if course.held_by_others and (await destination.observe()).alive is False:
         final = _superseded(course)
@@ -167,11 +177,30 @@ async def finish(course: Course) -> QmpMigrateError | None:
         )
         await chronicle.end(Phase.DONE, "failed", "none", ended)
         return ended
-    if not done:
+    if problems:
+        for problem in problems:
+            chronicle.warn(problem)
         await _completed_but(course)
         return None
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+async def _released(course: Course) -> list[str]:
+    """Release the source; where a connection is away, try again for some seconds. Return what is left to be done."""
+    deadline = time.monotonic() + RELEASE_S
+    while True:
+        problems = await release.release_source(course.source, course.destination, course.wires, course.chronicle)
+        if not problems or time.monotonic() > deadline:
+            return problems
+        await asyncio.sleep(RELEASE_PAUSE_S)
+        for side in (course.source, course.destination):
+            if not side.fenced:
+                with contextlib.suppress(QmpMigrateError, TimeoutError):
+                    async with asyncio.timeout(CONNECT_AGAIN_S):
+                        await side.host.connect()
+        with contextlib.suppress(MigrationFailed):
+            await course.still_ours()
 
 
 def _superseded(course: Course) -> MigrationFailed:

@@ -31,63 +31,66 @@ for name in serial.log.1 serial.log; do [ ! -f "$1/$name" ] || cat -- "$1/$name"
 log = structlog.get_logger(__name__)
 
 
-async def release_source(source: Side, destination: Side, wires: Wires, chronicle: Chronicle) -> bool:
-    """End the source and clean both hosts. Never raises for the guest's sake: what fails becomes a warning.
+async def release_source(source: Side, destination: Side, wires: Wires, chronicle: Chronicle) -> list[str]:
+    """End the source and clean both hosts. Never raises for the guest's sake; may be called again until all is done.
 
     Returns:
-        Whether all of it is done; what is not, `recover` does later. The source's files stay until the guest's serial log
-        has arrived.
+        What is not done, one line each; the source's files stay until the guest's serial log has arrived.
 
     Raises:
         JournalError: The intent could not be written.
+        Fenced: Another controller has the guest.
     """
     await chronicle.intent("release-source", host=source.name)
     unwired = asyncio.create_task(
-        _done(chronicle, "the migration settings stay in force at the destination", _unwire(destination, wires))
+        _problem("the migration settings stay in force at the destination", _unwire(destination, wires))
     )
-    done = False
+    problems: list[str] = []
     try:
-        gone = source.fenced or await _end(source)
         if source.fenced:
-            done = True
             chronicle.warn(
                 f"{source.directory} on {source.name} stays, and what is in it: "
                 f"qmp-migrate doctor {source.name} --leftovers"
             )
-        elif gone:
-            done = await _clean_source(source, destination, wires, chronicle)
+        elif await _end(source):
+            problems += await _clean_source(source, destination, wires)
         else:
             pid = source.process.pid if source.process else "?"
-            chronicle.warn(
+            problems.append(
                 f"the source QEMU on {source.name} could not be proven gone; it is stopped for good and must not be "
                 f"continued: end it (pid {pid})"
             )
-        chronicle.did("release-source", gone=gone, done=done)
+        chronicle.did("release-source", left=problems)
     finally:
-        done = await unwired and done
-    return done
+        problems += await unwired
+    return problems
 
 
-async def _clean_source(source: Side, destination: Side, wires: Wires, chronicle: Chronicle) -> bool:
-    carried, keys = await asyncio.gather(
-        _done(chronicle, "the guest's serial log stayed behind", _carry_console_log(source, destination)),
+async def _clean_source(source: Side, destination: Side, wires: Wires) -> list[str]:
+    not_carried, keys = await asyncio.gather(
+        _problem("the guest's serial log stayed behind", _carry_console_log(source, destination)),
         wiring.remove_keys(wires),
     )
-    chronicle.result.warnings += keys
-    what = f"{source.directory} on {source.name} could not be removed"
-    return carried and await _done(chronicle, what, rollback.remove_guest_directory(source)) and not keys
+    problems = not_carried + keys
+    if not problems:
+        what = f"{source.directory} on {source.name} could not be removed"
+        problems = await _problem(what, rollback.remove_guest_directory(source))
+    return problems
 
 
-async def _done(chronicle: Chronicle, what: str, work: Awaitable[None]) -> bool:
-    """Do something that nothing depends on; where it fails, warn that `what`, and return False."""
+async def _problem(what: str, work: Awaitable[None]) -> list[str]:
+    """Do something that nothing depends on; where it fails, return a line that says `what`.
+
+    Raises:
+        Fenced: Another controller has the guest.
+    """
     try:
         await work
     except Fenced:
         raise
     except QmpMigrateError as error:
-        chronicle.warn(f"{what}: {error}")
-        return False
-    return True
+        return [f"{what}: {error}"]
+    return []
 
 
 async def _end(source: Side) -> bool:

@@ -202,17 +202,18 @@ async def remove_keys(wires: Wires) -> list[str]:
         One line per host where a file could not be removed.
     """
     directories, wires.key_directories = wires.key_directories, ()
+    names = [encryption.KEY_FILE, encryption.GROUP_FILE]
+    lines: list[str] = []
 
-    async def remove(side: Side, directory: str) -> str | None:
+    async def remove(side: Side, directory: str) -> None:
         try:
-            names = [encryption.KEY_FILE, encryption.GROUP_FILE]
             await side.host.script(_REMOVE_KEYS, [directory, *names])
         except QmpMigrateError as error:
-            return f"the key file in {directory} on {side.name} could not be removed: {error}"
-        return None
+            wires.key_directories += ((side, directory),)  # for another try
+            lines.append(f"the key file in {directory} on {side.name} could not be removed: {error}")
 
-    lines = await asyncio.gather(*(remove(side, directory) for side, directory in directories))
-    return [line for line in lines if line]
+    await asyncio.gather(*(remove(side, directory) for side, directory in directories if not side.fenced))
+    return lines
 
 
 async def unwire_source(side: Side, wires: Wires) -> list[str]:
