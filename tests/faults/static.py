@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -19,6 +20,9 @@ from paho.mqtt import publish
 from qmp_migrate.rig import state as rig_state
 from tests.faults.phases import BY_NAME, Phase
 from tests.faults.trial import Case, Fault, Skipped, Trial
+
+# It logs, as an error, that the client it has just disconnected is not connected.
+logging.getLogger("paho.mqtt.client").setLevel(logging.CRITICAL)
 
 _SOURCE, _DESTINATION = frozenset({"source"}), frozenset({"destination"})
 
