@@ -172,11 +172,12 @@ QUESTIONS: Final[tuple[Mapping[bool, str], ...]] = (
     {True: "source said completed", False: "source did not say completed"},
     {True: "was running", False: "was paused before"},
     {True: "patience left", False: "no patience left"},
+    {True: "has run there", False: "not known to have run there"},
     {True: "yanked in vain", False: "not yanked yet"},
 )
 """What matters beside the two states, in the words of the table."""
 KNOWN_FACTS: Final = {
-    *("may_have_run", "never_ran", "source_completed", "was_running", "patience", "yanked"),
+    *("may_have_run", "never_ran", "source_completed", "was_running", "patience", "ran", "yanked"),
     *("split_brain", "told"),  # in a table of their own
 }
 
@@ -218,10 +219,10 @@ def cell(source: Source, destination: Destination) -> Cell:
     if {field.name for field in fields(Facts)} != KNOWN_FACTS:
         raise ValueError(f"the facts have changed: {[field.name for field in fields(Facts)]}")
     answers: dict[Key, Decision] = {}
-    for forward, may, never, completed, was_running, patience, yanked in product((True, False), repeat=7):
-        facts = Facts(may, never, completed, was_running, patience, yanked)
+    for forward, *known in product((True, False), repeat=8):
+        facts = Facts(*known)
         answer = decide(source, destination, facts, Goal.FORWARD if forward else Goal.BACK)
-        key = (forward, not facts.surely_never_ran, completed, was_running, patience, yanked)
+        key = (forward, not facts.surely_never_ran, *known[2:])
         if answers.setdefault(key, answer) != answer:
             raise ValueError(f"{source}/{destination}: may_have_run and never_ran matter one by one")
     return answers
@@ -261,18 +262,45 @@ def decision_table() -> str:
     """
     if set(SOURCES) != set(Source) or set(DESTINATIONS) != set(Destination):
         raise ValueError("a state has no description here")
-    order = [word for words in QUESTIONS for word in words.values()]
     lines = [f"<!-- {MADE} -->", "", "| destination | what was observed of it |", "|---|---|"]
     lines += [*(f"| {destination.value} | {state} |" for destination, state in DESTINATIONS.items()), ""]
+    lines += [*_overview(), ""]
     for source, meaning in SOURCES.items():
         lines += [f"### The source {source.value}: {meaning}", ""]
         lines += ["| destination | when | action | because |", "|---|---|---|---|"]
+        groups: dict[tuple[tuple[str, Decision], ...], list[str]] = {}
         for destination in DESTINATIONS:
-            for conditions, decision in rules(cell(source, destination)):
-                when = ", ".join(sorted(conditions, key=order.index)) or "always"
-                lines.append(f"| {destination.value} | {when} | `{decision.action.value}` | {decision.reason} |")
+            groups.setdefault(_rows(source, destination), []).append(destination.value)
+        for rows, destinations in groups.items():
+            for when, decision in rows:
+                lines.append(f"| {', '.join(destinations)} | {when} | `{decision.action.value}` | {decision.reason} |")
         lines.append("")
     return "\n".join([*lines, *_split_brain(), *_told(), ""])
+
+
+def _rows(source: Source, destination: Destination) -> tuple[tuple[str, Decision], ...]:
+    """Return one row for each thing that may be done in a cell: when, and what."""
+    order = [word for words in QUESTIONS for word in words.values()]
+    when: dict[Decision, list[str]] = {}
+    for conditions, decision in rules(cell(source, destination)):
+        when.setdefault(decision, []).append(", ".join(sorted(conditions, key=order.index)) or "always")
+    return tuple(("; or: ".join(words), decision) for decision, words in when.items())
+
+
+def _overview() -> Iterator[str]:
+    """Say on one screen what may be done in each cell; the tables below say when, and why."""
+    yield from ["### All cells", ""]
+    yield f"| source \\ destination | {' | '.join(destination.value for destination in DESTINATIONS)} |"
+    yield "|---" * (len(DESTINATIONS) + 1) + "|"
+    for source in SOURCES:
+        cells = []
+        for destination in DESTINATIONS:
+            actions = dict.fromkeys(decision.action.value for _, decision in _rows(source, destination))
+            cells.append(", ".join(sorted(actions, key=_ACTIONS.index)))
+        yield f"| **{source.value}** | {' | '.join(cells)} |"
+
+
+_ACTIONS: Final = [action.value for action in Action]
 
 
 def _split_brain() -> Iterator[str]:

@@ -21,6 +21,7 @@ from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
 from qmp_migrate.migration.handover import Facts
 from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.phases import AFTER_COMMIT
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.wiring import Wires
@@ -44,7 +45,7 @@ class Course:
         wires: What was set up between the two QEMUs.
         copying: The passes, once they have begun.
         armed: The journal says that the destination may run the guest, or is about to.
-        completed: The journal says that the source had completed.
+        completed: The journal says that the guest was handed over: the source had completed and ``cont`` was acknowledged.
         cont_sent: This controller has sent ``cont`` to the destination, or was about to.
         cont_refused: QEMU refused it, or it surely never reached QEMU.
         held_by_others: Another controller has held the guest since this migration began.
@@ -97,6 +98,7 @@ class Course:
             or (self.copying is not None and self.copying.timeline.completed is not None),
             was_running=self.running,
             patience=patience,
+            ran=self.running and (self.completed or self.chronicle.phase in AFTER_COMMIT),
             split_brain=self.split_brain,
             told=self.told,
         )

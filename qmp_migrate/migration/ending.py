@@ -91,12 +91,7 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
 async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
     source = course.source
     if course.held_by_others:
-        moved = MigrationFailed(
-            "neither QEMU of this migration exists any more; another controller has had the guest since",
-            safe_at_source=False,
-            code="superseded",
-            hint=f"where it is now: qmp-migrate vm show {course.request.vm}",
-        )
+        moved = _superseded(course)
         await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
         return moved
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
@@ -154,9 +149,13 @@ async def finish(course: Course) -> QmpMigrateError | None:
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
-    await release.release_source(course.source, course.destination, course.wires, chronicle)
-    if chronicle.phase is not Phase.SOURCE_RELEASED:
+    done = await release.release_source(course.source, course.destination, course.wires, chronicle)
+    if done and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
+    if course.held_by_others and (await destination.observe()).alive is False:
+        final = _superseded(course)
+        await chronicle.end(Phase.DONE, "failed", "unknown", final)
+        return final
     if (await destination.observe()).alive is False:
         ended = MigrationFailed(
             f"the guest was handed over and ran at {destination.name}; its QEMU there has ended since: it runs nowhere",
@@ -168,8 +167,28 @@ async def finish(course: Course) -> QmpMigrateError | None:
         )
         await chronicle.end(Phase.DONE, "failed", "none", ended)
         return ended
+    if not done:
+        await _completed_but(course)
+        return None
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+def _superseded(course: Course) -> MigrationFailed:
+    return MigrationFailed(
+        "nothing of this migration is left; another controller has had the guest since",
+        safe_at_source=False,
+        code="superseded",
+        hint=f"where it is now: qmp-migrate vm show {course.request.vm}",
+    )
+
+
+async def _completed_but(course: Course) -> None:
+    """The guest is the destination's, proven; what is left to be done elsewhere is done by `recover`."""
+    course.chronicle.warn(
+        f"something is left to be cleaned up; when both hosts answer: qmp-migrate recover {course.request.id}"
+    )
+    await course.chronicle.end(Phase.PARKED, "completed", "destination", None)
 
 
 async def _alive(side: Side) -> bool:
@@ -189,10 +208,13 @@ def take_timeline(course: Course) -> None:
         course.chronicle.warn("the blackout was not measured: the guest had stopped before this controller listened")
 
 
-async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError:
+async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError | None:
     """Nothing that is surely right is left to do. Say exactly what is known, and what would settle it."""
     source, destination, request = course.source, course.destination, course.request
     facts = course.facts(patience=False)
+    if facts.source_completed and settled.destination_state is Destination.RUNS and not course.split_brain:
+        await _completed_but(course)  # the source has stopped for good; it only cannot be ended now
+        return None
     alone = settled.destination_state is Destination.ABSENT and facts.surely_never_ran
     at_source = settled.source_state is Source.RUNS or (
         alone and settled.source_state not in {Source.DEAD, Source.UNKNOWN}

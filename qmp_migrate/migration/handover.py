@@ -93,6 +93,7 @@ class Facts:
         source_completed: The source has said ``completed``: it has not run on, whatever became of it since.
         was_running: The guest ran when the migration began; one that was paused is not started by us.
         patience: Waiting longer is still reasonable; when False, a stuck state is acted upon.
+        ran: The destination has run the guest: QEMU has acknowledged the ``cont``.
         yanked: A stuck source was yanked already, and it did not help.
         split_brain: Both copies were seen to run; one was stopped then.
         told: A person has said which copy is to be the guest, where nothing can prove it.
@@ -103,6 +104,7 @@ class Facts:
     source_completed: bool = False
     was_running: bool = True
     patience: bool = True
+    ran: bool = False
     yanked: bool = False
     split_brain: bool = False
     told: Literal["source", "destination"] | None = None
@@ -316,6 +318,9 @@ def _completed(destination: Destination, facts: Facts, goal: Goal) -> Decision:
         case D.LOADED:
             # Loaded and paused: it has not run, but the journal cannot exclude a `cont` on its way. Forward is safe.
             return Decision(A.COMMIT, "it may have been committed already: the destination is the only safe owner")
+        case D.ABSENT if facts.ran:
+            why = "the guest ran at the destination and has ended there: the source's memory is older than the disks"
+            return Decision(A.RELEASE_SOURCE, why)
         case D.ABSENT if facts.surely_never_ran and not facts.was_running:
             return Decision(A.FINISHED_AT_SOURCE, "the destination is gone; the guest was paused and stays so")
         case D.ABSENT if facts.surely_never_ran:

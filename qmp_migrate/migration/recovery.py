@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from qmp_migrate.errors import ConnectionLost, MigrationFailed, QmpMigrateError, UsageError
+from qmp_migrate.errors import ConnectionLost, FileFailed, MigrationFailed, QmpMigrateError, UsageError
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
 from qmp_migrate.migration import ending, locks, rollback, wiring
 from qmp_migrate.migration.chronicle import Chronicle
@@ -223,7 +223,7 @@ async def _find_processes(course: Course, record: MigrationRecord, entries: Sequ
     side = course.destination
     try:
         await _find_launched(side, list(intended["argv"]))
-    except (QmpMigrateError, ValueError) as error:
+    except QmpMigrateError as error:
         side.unidentified = f"what was being launched there cannot be asked for: {error}"
 
 
@@ -238,8 +238,16 @@ async def _find_launched(side: Side, argv: list[str]) -> None:
     process = await identify(side.host, side.directory)
     if process is not None and built_as(await command_line(side.host, process), argv):
         side.process = process
-    elif process is None and json.loads(await side.host.read_file(f"{side.directory}/argv.json")) == argv:
+    elif process is None and await _launched_there(side) == argv:
         await rollback.remove_guest_directory(side)  # it was ours, and has ended
+
+
+async def _launched_there(side: Side) -> object:
+    """Return the command line that was launched last in a guest's directory; None where that cannot be told."""
+    try:
+        return json.loads(await side.host.read_file(f"{side.directory}/argv.json"))
+    except (FileFailed, ValueError):
+        return None
 
 
 # $1: a guest's directory. A launch holds its lock until the process is up; `exec` proves that nobody does.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 from typing import Final
 
 import structlog
 
-from qmp_migrate.errors import QmpMigrateError
+from qmp_migrate.errors import Fenced, QmpMigrateError
 from qmp_migrate.hosts.process import wait_gone
 from qmp_migrate.migration import rollback, wiring
 from qmp_migrate.migration.chronicle import Chronicle
@@ -30,48 +31,63 @@ for name in serial.log.1 serial.log; do [ ! -f "$1/$name" ] || cat -- "$1/$name"
 log = structlog.get_logger(__name__)
 
 
-async def release_source(source: Side, destination: Side, wires: Wires, chronicle: Chronicle) -> None:
+async def release_source(source: Side, destination: Side, wires: Wires, chronicle: Chronicle) -> bool:
     """End the source and clean both hosts. Never raises for the guest's sake: what fails becomes a warning.
+
+    Returns:
+        Whether all of it is done; what is not, `recover` does later. The source's files stay until the guest's serial log
+        has arrived.
 
     Raises:
         JournalError: The intent could not be written.
     """
     await chronicle.intent("release-source", host=source.name)
-    unwired = asyncio.create_task(_unwire(destination, wires, chronicle))
+    unwired = asyncio.create_task(
+        _done(chronicle, "the migration settings stay in force at the destination", _unwire(destination, wires))
+    )
+    done = False
     try:
         gone = source.fenced or await _end(source)
         if source.fenced:
+            done = True
             chronicle.warn(
                 f"{source.directory} on {source.name} stays, and what is in it: "
                 f"qmp-migrate doctor {source.name} --leftovers"
             )
         elif gone:
-            await asyncio.gather(_take_along(source, destination, chronicle), _forget_keys(wires, chronicle))
-            with chronicle.tolerate(f"{source.directory} on {source.name} could not be removed"):
-                await rollback.remove_guest_directory(source)
+            done = await _clean_source(source, destination, wires, chronicle)
         else:
             pid = source.process.pid if source.process else "?"
             chronicle.warn(
                 f"the source QEMU on {source.name} could not be proven gone; it is stopped for good and must not be "
                 f"continued: end it (pid {pid})"
             )
-        chronicle.did("release-source", gone=gone)
+        chronicle.did("release-source", gone=gone, done=done)
     finally:
-        await unwired
+        done = await unwired and done
+    return done
 
 
-async def _unwire(destination: Side, wires: Wires, chronicle: Chronicle) -> None:
-    with chronicle.tolerate("the migration settings stay in force at the destination"):
-        await _unwire_destination(destination, wires)
+async def _clean_source(source: Side, destination: Side, wires: Wires, chronicle: Chronicle) -> bool:
+    carried, keys = await asyncio.gather(
+        _done(chronicle, "the guest's serial log stayed behind", _carry_console_log(source, destination)),
+        wiring.remove_keys(wires),
+    )
+    chronicle.result.warnings += keys
+    what = f"{source.directory} on {source.name} could not be removed"
+    return carried and await _done(chronicle, what, rollback.remove_guest_directory(source)) and not keys
 
 
-async def _take_along(source: Side, destination: Side, chronicle: Chronicle) -> None:
-    with chronicle.tolerate("the guest's serial log stayed behind"):
-        await _carry_console_log(source, destination)
-
-
-async def _forget_keys(wires: Wires, chronicle: Chronicle) -> None:
-    chronicle.result.warnings += await wiring.remove_keys(wires)
+async def _done(chronicle: Chronicle, what: str, work: Awaitable[None]) -> bool:
+    """Do something that nothing depends on; where it fails, warn that `what`, and return False."""
+    try:
+        await work
+    except Fenced:
+        raise
+    except QmpMigrateError as error:
+        chronicle.warn(f"{what}: {error}")
+        return False
+    return True
 
 
 async def _end(source: Side) -> bool:
@@ -95,7 +111,7 @@ async def _carry_console_log(source: Side, destination: Side) -> None:
         await destination.host.write_file(f"{destination.directory}/serial.log.1", done.stdout, mode=0o600)
 
 
-async def _unwire_destination(destination: Side, wires: Wires) -> None:
+async def _unwire(destination: Side, wires: Wires) -> None:
     """It is the next migration's source: it must not carry this one's key and capabilities."""
     monitor = await destination.attach()
     if wires.credentials is not None:

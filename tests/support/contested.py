@@ -6,9 +6,8 @@ is put in flight and has its effect when it *arrives*, which may be much later o
 connections are open, not who is right. What `contenders` decides comes from `handover.decide`, always from a look that may
 be out of date by then.
 
-Every step is one that may happen in one instant; everything may happen between any two. A lock's lease may end at any time
-(its holder was frozen, cut off, or merely believed to be), the guardian may believe at any time that nobody is there. The
-seeded bugs (`Bug`) each take one protection away, to see that it is needed and that this model notices.
+Everything may happen between any two steps: a lease may end at any time (its holder was frozen, cut off, or believed to be),
+the guardian may believe at any time that nobody is there. Each `Bug` takes one protection away, to see that it is needed.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from typing import Final, Literal, NamedTuple
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
 
-A, B = 0, 1
-"""The source's host and the destination's."""
+A, B = 0, 1  # the source's host and the destination's
 
 Src = Literal[
     "copying", "holding", "switching", "failing", "runs-on", "completed", "resumed", "postcopy", "interrupted", "dead"
@@ -39,8 +37,7 @@ SOURCE_WORDS: Final[dict[Src, tuple[str, str]]] = {
     "resumed": ("running", "completed"),
     "postcopy": ("finish-migrate", "postcopy-active"),
     "interrupted": ("finish-migrate", "postcopy-paused"),
-}
-"""What ``query-status`` and ``query-migrate`` say."""
+}  # what ``query-status`` and ``query-migrate`` say
 
 DESTINATION_WORDS: Final[dict[Dst, tuple[str, str]]] = {
     "incoming": ("inmigrate", "active"),
@@ -53,7 +50,6 @@ DESTINATION_WORDS: Final[dict[Dst, tuple[str, str]]] = {
 }
 
 FROM_AFAR: Final = {"postcopy", "interrupted"}
-"""The guest's memory is on both hosts."""
 
 IN_POSTCOPY: Final = {"waiting", "postcopy", "stuck"}
 
@@ -385,7 +381,7 @@ class World(NamedTuple):
                 yield name, self.with_host(number, host._replace(holder=None, open=self.left_open(host)))
 
     def left_open(self, host: Host) -> tuple[int, ...]:
-        """Return the connections that outlive the end of a lock: none, or all where that is the bug."""
+        """Return the connections that outlive the end of a lock."""
         return host.open if self.variant.bug is Bug.NO_EVICTION else ()
 
     def with_host(self, number: int, host: Host) -> World:

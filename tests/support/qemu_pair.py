@@ -60,6 +60,7 @@ class _Qemu(FakeQemu):
 
     def becomes(self, status: str) -> None:
         self.status = status
+        self.pair.on_becoming(self, status)
         if self._session is not None:
             self.emit("MIGRATION", {"status": status})
 
@@ -106,6 +107,7 @@ class QemuPair:
         wrong: What must never happen and did.
         ran: The destination has run the guest.
         on_command: Called before each command, with how many there were before.
+        on_becoming: Called with a QEMU and its new migration status.
     """
 
     fault: Fault | None = None
@@ -115,6 +117,7 @@ class QemuPair:
     wrong: list[str] = field(default_factory=list)
     ran: bool = False
     on_command: Callable[[int], None] = lambda _number: None
+    on_becoming: Callable[[_Qemu, str], None] = lambda _qemu, _status: None
     source: _Qemu = field(init=False)
     destination: _Qemu = field(init=False)
     qemu_class: ClassVar[type[_Qemu]] = _Qemu
