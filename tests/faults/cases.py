@@ -125,7 +125,7 @@ CASES: Final = {case.name: case for case in _cases()}
 QUICK: Final = (
     "preflight/kill-controller",
     "wired/link-down",
-    "first-pass/kill-destination",
+    "launch/kill-destination",
     "first-pass/kill-controller",
     "converging/link-reset",
     "pre-switchover/kill-controller-guardian",

@@ -19,7 +19,7 @@ from tests.faults.stand import Stand
 from tests.faults.trial import COMMAND_S, HOSTS, PROVEN_S, Case, Result, Skipped, Trial, Unreached
 from tests.support.lab import wait_for
 
-REACH_S: Final = 40.0
+REACH_S: Final = 90.0
 
 OUTCOMES: Final = {
     0: {("completed", "destination")},

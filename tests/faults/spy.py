@@ -120,13 +120,12 @@ class Spy:
                 sock.close()
                 self._over.wait(_LOOK_S)
                 continue
-            with contextlib.suppress(OSError, ValueError):
-                self._watch(sock)
+            with contextlib.suppress(OSError, ValueError), sock.makefile("rb") as lines:
+                self._watch(sock, lines)
             self._ended()
             sock.close()
 
-    def _watch(self, sock: socket.socket) -> None:
-        lines = sock.makefile("rb")
+    def _watch(self, sock: socket.socket, lines: Any) -> None:
         for line in self._messages(lines):
             if "QMP" in line:
                 sock.sendall(b'{"execute": "qmp_capabilities", "id": -1}\n')

@@ -257,7 +257,9 @@ class ControllerProcess:
         """End it where it still lives."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self._lines.close()
         self.channel.close()
 

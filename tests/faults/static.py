@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -19,6 +20,9 @@ from paho.mqtt import publish
 from qmp_migrate.rig import state as rig_state
 from tests.faults.phases import BY_NAME, Phase
 from tests.faults.trial import Case, Fault, Skipped, Trial
+
+# It logs, as an error, that the client it has just disconnected is not connected.
+logging.getLogger("paho.mqtt.client").setLevel(logging.CRITICAL)
 
 _SOURCE, _DESTINATION = frozenset({"source"}), frozenset({"destination"})
 
@@ -238,14 +242,8 @@ def _all() -> list[Case]:
         config("changed-host-key", _changed_host_key, _SOURCE, 1, 69),
     ]
     full = Fault("disk-full", _full_later, prepare=_small_disk)
-    found += [
-        Case(BY_NAME[phase], full, owners, frozenset(codes))
-        for phase, owners, codes in (
-            ("launch", _SOURCE | _DESTINATION, (0, 4)),
-            ("first-pass", _DESTINATION, (0,)),
-            ("completed", _DESTINATION, (0,)),
-        )
-    ]
+    # Later, too, it fills up, but then the guest's own log is what is lost, and with it the oracle's evidence.
+    found.append(Case(BY_NAME["launch"], full, _SOURCE, frozenset({4})))
     for phase in ("wired", "first-pass", "pre-switchover", "completed", "running"):
         owners, codes = (_DESTINATION, (0,)) if phase in {"completed", "running"} else (_SOURCE | _DESTINATION, (0, 4))
         kinds = GARBAGE if phase == "first-pass" else ("bytes",)
