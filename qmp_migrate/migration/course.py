@@ -115,6 +115,8 @@ class Course:
         if self._arming is None:
             self.armed = True
             self._arming = asyncio.create_task(self.chronicle.journal.arm_commit(self.request.id))
+            # Who waits for it sees its error; if nobody does any more, nobody minds.
+            self._arming.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def be_armed(self) -> None:
         """Return once the commit is written down.
@@ -124,13 +126,13 @@ class Course:
         """
         self._arm()
         assert self._arming is not None
-        await self._arming
+        await asyncio.shield(self._arming)  # who waits may be given up; the write may not
 
     async def finish_arming(self) -> None:
         """Wait for a write that is under way, whatever comes of it: the way back must not be overtaken by it."""
         if self._arming is not None:
             with contextlib.suppress(QmpMigrateError):
-                await self._arming
+                await asyncio.shield(self._arming)
 
     async def disarm(self) -> None:
         """Write down that the destination has surely not run: it is about to be ended, and then nobody can ask it.

@@ -191,7 +191,7 @@ async def _released(course: Course) -> list[str]:
     deadline = time.monotonic() + RELEASE_S
     while True:
         problems = await release.release_source(course.source, course.destination, course.wires, course.chronicle)
-        if not problems or time.monotonic() > deadline:
+        if not problems or time.monotonic() > deadline or (await course.destination.observe()).alive is False:
             return problems
         await asyncio.sleep(RELEASE_PAUSE_S)
         for side in (course.source, course.destination):
