@@ -126,9 +126,16 @@ class Side:
             if self.monitor is not None:
                 await self.monitor.close()
             await self.host.connect()
-            sock = await self.host.open_unix(f"{self.directory}/qmp.sock")
-            self.monitor = await Monitor.connect(sock, label=f"{self.vm}@{self.name}", host=self.name)
+            try:
+                self.monitor = await self._connect()
+            except MonitorLost:
+                # A QEMU that is just starting may send an event before its greeting: once more, and it greets.
+                self.monitor = await self._connect()
             return self.monitor
+
+    async def _connect(self) -> Monitor:
+        sock = await self.host.open_unix(f"{self.directory}/qmp.sock")
+        return await Monitor.connect(sock, label=f"{self.vm}@{self.name}", host=self.name)
 
     async def detach(self) -> None:
         """Close the monitor; the QEMU goes on."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from qmp_migrate.errors import CommandFailed, ConnectionLost, HostUnreachable, MonitorBusy
+from qmp_migrate.errors import CommandFailed, ConnectionLost, HostUnreachable, MonitorBusy, MonitorLost
 from qmp_migrate.migration import handover
 from qmp_migrate.migration import side as side_module
 from qmp_migrate.migration.handover import Source
@@ -83,6 +84,27 @@ async def test_silence_is_neither_life_nor_death_without_proof(qemu: FakeQemu, s
         assert "no answer" in seen.problem
     world.alive = CommandFailed("the script failed", returncode=1)
     assert (await side.observe()).alive is None
+
+
+async def test_an_event_before_the_greeting_is_forgiven_once(qemu: FakeQemu, side: Side) -> None:
+    """QEMU that is just starting does so now and then."""
+    right, wrong = qemu.greeting, b'{"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}\r\n'
+    host, opened = host_of(side), 0
+    connect = host.open_unix
+
+    async def open_unix(path: str, *, timeout: float = 5.0) -> socket.socket:
+        nonlocal opened
+        opened += 1
+        qemu.greeting = wrong if opened <= failures else right
+        return await connect(path, timeout=timeout)
+
+    host.open_unix = open_unix  # type: ignore[method-assign]
+    failures = 1
+    assert (await side.attach()).label == "web1@a"
+    await side.detach()
+    opened, failures = 0, 2
+    with pytest.raises(MonitorLost, match="Greeting"):
+        await side.attach()
 
 
 async def test_after_silence_the_same_monitor_is_used(qemu: FakeQemu, side: Side) -> None:
