@@ -42,6 +42,12 @@ class ProcessId:
         """The three as the scripts take them."""
         return [str(self.pid), str(self.start_time), self.boot_id]
 
+    @classmethod
+    def of(cls, words: Sequence[str]) -> ProcessId:
+        """Return the process that `words` means."""
+        pid, start_time, boot_id = words
+        return cls(int(pid), int(start_time), boot_id)
+
 
 async def launch(
     host: Host,
@@ -83,7 +89,7 @@ async def launch(
     written = written.strip()
     match answer.split():
         case ["live", *words]:
-            return _process_id(words)
+            return ProcessId.of(words)
         case ["exists", pid]:
             raise GuestExists(
                 f"what was started in {directory} is still running (process {pid})",
@@ -118,7 +124,7 @@ async def identify(host: Host, directory: str) -> ProcessId | None:
     done = await host.script(scripts.IDENTIFY, [directory])
     match done.text.split():
         case ["live", *words]:
-            return _process_id(words)
+            return ProcessId.of(words)
         case ["gone", *_] | ["none"]:
             return None
     raise _unproven(host, directory)
@@ -146,7 +152,7 @@ async def list_all(host: Host, run_dir: str) -> dict[str, ProcessId | None]:
     for line in (await host.script(scripts.LIST, [run_dir])).text.splitlines():
         match line.rsplit(" ", 4):
             case [name, "live", *words]:
-                found[name] = _process_id(words)
+                found[name] = ProcessId.of(words)
             case [name, "gone", *_]:
                 found[name] = None
             case _:
@@ -223,11 +229,6 @@ def _live(host: Host, answer: str, pid: ProcessId) -> bool:
     if answer not in ("live", "gone"):
         raise _unproven(host, f"process {pid.pid}")
     return answer == "live"
-
-
-def _process_id(words: list[str]) -> ProcessId:
-    pid, start_time, boot_id = words
-    return ProcessId(int(pid), int(start_time), boot_id)
 
 
 def _unproven(host: Host, what: str) -> ConnectionLost:

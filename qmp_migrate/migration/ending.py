@@ -58,7 +58,7 @@ async def back(course: Course, error: QmpMigrateError, *, goal: Goal | None = No
         Fenced: Another controller has the guest.
     """
     log.info("settling", because=str(error), phase=course.chronicle.phase)
-    take_timeline(course)
+    _take_timeline(course)
     await course.finish_arming()
     stderr = await course.destination.stderr_tail() if course.destination.process else ""
     if goal is None:
@@ -66,7 +66,7 @@ async def back(course: Course, error: QmpMigrateError, *, goal: Goal | None = No
     course.chronicle.lenient = True  # whatever the journal can take, the guest must be brought to a proven state
     if goal is Goal.BACK:
         await course.chronicle.turn_back()
-    waited = getattr(error, "code", "") == "switchover_stuck"
+    waited = error.code == "switchover_stuck"
     settled = await rollback.settle(course, goal=goal, patience_s=AFTER_WATCHDOG_S if waited else None)
     match settled.action:
         case Action.FINISHED_AT_SOURCE:
@@ -86,7 +86,7 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
     chronicle.result.warnings += await rollback.discard_destination(course.destination)
     running = settled.source_state is Source.RUNS
     state = "runs on" if running else f"is {settled.source.run_state}"
-    final = retold(
+    final = _retold(
         error,
         f"{error.message}; the guest {state} at {source.name}",
         safe=running or not course.running,
@@ -155,27 +155,16 @@ async def finish(course: Course) -> QmpMigrateError | None:
         None; or what is to be told where the destination's QEMU has ended meanwhile.
     """
     chronicle, destination = course.chronicle, course.destination
-    take_timeline(course)
+    _take_timeline(course)
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
     problems = await _released(course)
     if not problems and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
-    if course.held_by_others and (await destination.observe()).alive is False:
-        final = _superseded(course)
-        await chronicle.end(Phase.DONE, "failed", "unknown", final)
-        return final
     if (await destination.observe()).alive is False:
-        ended = MigrationFailed(
-            f"the guest was handed over and ran at {destination.name}; its QEMU there has ended since: it runs nowhere",
-            safe_at_source=False,
-            code="destination_ended",
-            stderr=await destination.stderr_tail(),
-            hint="the source's memory was older than the disks and is gone: start the guest again from its disks",
-            host=destination.name,
-        )
-        await chronicle.end(Phase.DONE, "failed", "none", ended)
+        ended = await _ended_there(course)
+        await chronicle.end(Phase.DONE, "failed", "unknown" if course.held_by_others else "none", ended)
         return ended
     if problems:
         for problem in problems:
@@ -184,6 +173,20 @@ async def finish(course: Course) -> QmpMigrateError | None:
         return None
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+async def _ended_there(course: Course) -> MigrationFailed:
+    if course.held_by_others:
+        return _superseded(course)
+    host = course.destination.name
+    return MigrationFailed(
+        f"the guest was handed over and ran at {host}; its QEMU there has ended since: it runs nowhere",
+        safe_at_source=False,
+        code="destination_ended",
+        stderr=await course.destination.stderr_tail(),
+        hint="the source's memory was older than the disks and is gone: start the guest again from its disks",
+        host=host,
+    )
 
 
 async def _released(course: Course) -> list[str]:
@@ -224,7 +227,7 @@ async def _alive(side: Side) -> bool:
     return (await side.observe()).run_state is not None
 
 
-def take_timeline(course: Course) -> None:
+def _take_timeline(course: Course) -> None:
     """Put into the result what was seen while copying."""
     copying, result = course.copying, course.chronicle.result
     if copying is None:
@@ -253,7 +256,7 @@ async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> Q
     ways = account.ways_out(settled.source_state, settled.destination_state, facts, names)
     if at_source and settled.source_state is Source.RUNS and settled.destination_state is Destination.UNKNOWN:
         # Safe: it runs at the source, and what may be left over there waits paused, never to be continued.
-        final: QmpMigrateError = retold(
+        final: QmpMigrateError = _retold(
             error,
             f"{error.message}; the guest runs on at {source.name}. {destination.name} cannot be asked: "
             f"its QEMU for {request.vm} may be left there, paused, and must be ended",
@@ -274,7 +277,7 @@ async def _parked(course: Course, error: QmpMigrateError, settled: Settled) -> Q
     return final
 
 
-def retold(error: QmpMigrateError, message: str, *, safe: bool, stderr: str = "") -> QmpMigrateError:
+def _retold(error: QmpMigrateError, message: str, *, safe: bool, stderr: str = "") -> QmpMigrateError:
     """Return the error with a message that says where the guest is now, as the kind that has the right exit code."""
     if isinstance(error, MigrationCancelled | NotConverging) and safe:
         return type(error)(message, hint=error.hint, host=error.host)

@@ -11,6 +11,7 @@ that whoever held it before can do nothing more), and writes each act down befor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -93,15 +94,19 @@ async def recover(
         gone = _gone(record, [])
         await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
         return course.chronicle.result, gone
-    lock = await locks.take(source, destination, f"migration {record.id}", partial=True)
-    # Only now: while its locks were held by another, that one may have gone on.
-    record = await journal.get(record.id)
-    entries = await journal.entries(record.id)
-    course = _course(record, entries, source, destination, journal, reporter, wish)
-    gone = _gone(record, entries)
-    async with course.holding(lock):
+    async with contextlib.AsyncExitStack() as stack:
+        lock = await locks.take(source, destination, f"migration {record.id}", partial=True)
+        stack.push_async_callback(lock.release)
+        # Only now: while its locks were held by another, that one may have gone on.
+        record = await journal.get(record.id)
+        entries = await journal.entries(record.id)
+        course = _course(record, entries, source, destination, journal, reporter, wish)
+        gone = _gone(record, entries)
+        await stack.enter_async_context(course.holding(lock))
         if record.phase in ENDS:
-            raise UsageError(f"migration {record.id} has ended meanwhile: {record.outcome}", hint="see: history")
+            raise UsageError(
+                f"migration {record.id} has ended meanwhile: {record.outcome}", hint="see: qmp-migrate history"
+            )
         for side in (source, destination):
             if side.fenced and side.name not in lock.missing:
                 raise UsageError(
@@ -186,7 +191,7 @@ def _course(
     result.encrypted = bool((_last(entries, "result", "wire") or {}).get("encrypted", False))
     begun = _last(entries, "intent", "migrate") or {}
     source.fenced, destination.fenced = source.name in wish.fenced, destination.name in wish.fenced
-    course = Course(
+    return Course(
         request=request,
         source=source,
         destination=destination,
@@ -201,7 +206,6 @@ def _course(
         split_brain=_last(entries, "intent", "split-brain") is not None,
         told=wish.owner,
     )
-    return course
 
 
 def _last(entries: Sequence[Entry], kind: str, act: str) -> dict[str, Any] | None:
@@ -211,10 +215,10 @@ def _last(entries: Sequence[Entry], kind: str, act: str) -> dict[str, Any] | Non
 async def _find_processes(course: Course, record: MigrationRecord, entries: Sequence[Entry]) -> None:
     """Say which two processes are meant: those that the journal names, by pid, start time and boot."""
     words = record.request.get("source_process")
-    course.source.process = _process(words) if words else None
+    course.source.process = ProcessId.of(words) if words else None
     launched = _last(entries, "result", "launch-destination")
     if launched is not None:
-        course.destination.process = _process(launched["process"])
+        course.destination.process = ProcessId.of(launched["process"])
         return
     intended = _last(entries, "intent", "launch-destination")
     if intended is None or course.destination.fenced:
@@ -255,8 +259,3 @@ _LAUNCHING: Final = """
 [ -d "$1" ] || { echo absent; exit 0; }
 flock -n "$1" true && echo idle || echo starting
 """
-
-
-def _process(words: Sequence[object]) -> ProcessId:
-    pid, start_time, boot_id = words
-    return ProcessId(int(str(pid)), int(str(start_time)), str(boot_id))
