@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,7 @@ from qmp_migrate.errors import CommandFailed, Fenced, FileFailed, LockBusy
 from qmp_migrate.hosts import Host, HostAddress, SshHost, make_host
 from qmp_migrate.hosts.fenced import FencedHost
 from qmp_migrate.hosts.process import identify, is_alive, kill, launch
-from tests.support.sshd import running_sshd, short_directory
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
+from tests.support.sshd import running_sshd
 
 
 @pytest.fixture(params=["ssh", "local"])

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from qmp_migrate.hosts.fenced import FencedHost
 from qmp_migrate.migration import locks
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings
-from tests.support.sshd import Sshd, running_sshd, short_directory
+from tests.support.sshd import Sshd, running_sshd
 
 # One controller: on "take" it tries to take the guest, and says "won EPOCH" or "busy MESSAGE".
 CONTROLLER = """
@@ -96,12 +96,6 @@ class Place:
     def epoch(self, number: int) -> None:
         (self.run_dir / ".locks").mkdir(parents=True, exist_ok=True)
         (self.run_dir / ".locks" / "web1.epoch").write_text(f"{number}\n")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 
 from qmp_migrate.errors import FileFailed, LockBusy, TransportError
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, lock, make_host, ssh
-from tests.support.sshd import Sshd, running_sshd, short_directory, until
+from tests.support.sshd import Sshd, running_sshd, until
 
 CONTROLLER = """
 import asyncio, sys
@@ -35,18 +35,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
-
-
-@pytest.fixture
-async def sshd(directory: Path) -> AsyncIterator[Sshd]:
-    async with running_sshd(directory / "s") as server:
-        yield server
 
 
 @pytest.fixture(params=["ssh", "local"])

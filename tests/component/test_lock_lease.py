@@ -19,7 +19,7 @@ import pytest
 from qmp_migrate.errors import LockBusy
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, local, lock, make_host, ssh
 from qmp_migrate.hosts.lock import end_holder
-from tests.support.sshd import Sshd, running_sshd, short_directory, until
+from tests.support.sshd import Sshd, until
 
 # Holds a lock and a socket with a short lease; says when the lock is lost, and how its next call ends.
 CONTROLLER = """
@@ -49,18 +49,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
-
-
-@pytest.fixture
-async def sshd(directory: Path) -> AsyncIterator[Sshd]:
-    async with running_sshd(directory / "s") as server:
-        yield server
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from qmp_migrate.hosts import HostAddress
+from qmp_migrate.hosts import HostAddress, SshHost
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId, kill, launch
 from qmp_migrate.rig import sshd as rig_sshd
@@ -93,6 +93,17 @@ async def running_sshd(directory: Path, *lines: str, address: str = "127.0.0.9")
             with suppress(psutil.NoSuchProcess):
                 session.send_signal(signal.SIGCONT)
                 session.kill()
+
+
+@asynccontextmanager
+async def connected(address: HostAddress) -> AsyncIterator[SshHost]:
+    """A connection to a host, closed afterwards."""
+    host = SshHost(address)
+    await host.connect()
+    try:
+        yield host
+    finally:
+        await host.close()
 
 
 async def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> None:
