@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,8 @@ from sqlalchemy import event as sa_event
 from qmp_migrate.errors import JournalError
 
 SCHEMA: Final = 1
+BUSY_S: Final = 10.0
+"""How long another controller may hold the database, seconds."""
 
 metadata = sa.MetaData()
 meta = sa.Table("meta", metadata, sa.Column("schema", sa.Integer, primary_key=True))
@@ -66,28 +70,34 @@ def open_engine(url: str) -> sa.Engine:
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        engine = sa.create_engine(url, connect_args={"timeout": 10.0}, json_serializer=_dump)
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_S}, json_serializer=_dump)
         sa_event.listen(engine, "connect", _sqlite_pragmas)
     else:
         engine = sa.create_engine(url, json_serializer=_dump)
-    with engine.begin() as connection:
-        # The version first: a journal of a newer program is not to be touched.
-        known = (
-            connection.execute(sa.select(meta.c.schema)).scalar() if sa.inspect(connection).has_table("meta") else None
+    # The version first, and for itself: a journal of a newer program is not to be touched, and a transaction that has begun
+    # with reading cannot go on to write while another controller makes the tables.
+    with engine.connect() as connection:
+        found = sa.inspect(connection).has_table("meta")
+        known = connection.execute(sa.select(meta.c.schema)).scalar() if found else None
+    if known not in {None, SCHEMA}:
+        raise JournalError(
+            f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
         )
-        if known is not None and known != SCHEMA:
-            raise JournalError(
-                f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
-            )
-        # Several controllers may make a new journal at the same moment.
+    if known is None:
+        _make_tables(engine)
+    return engine
+
+
+def _make_tables(engine: sa.Engine) -> None:
+    """Make what is absent: several controllers may make a new journal at the same moment."""
+    with engine.begin() as connection:
         for table in metadata.sorted_tables:
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
             for index in table.indexes:
                 connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        if known is None and connection.execute(sa.select(meta.c.schema)).scalar() is None:
+        if connection.execute(sa.select(meta.c.schema)).scalar() is None:
             with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
                 connection.execute(meta.insert(), {"schema": SCHEMA})
-    return engine
 
 
 def _dump(value: Any) -> str:
@@ -96,7 +106,24 @@ def _dump(value: Any) -> str:
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _use_write_ahead_log(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.execute(f"PRAGMA busy_timeout={round(BUSY_S * 1000)}")
     cursor.close()
+
+
+def _use_write_ahead_log(cursor: Any) -> None:
+    """Switch to the write-ahead log: SQLite's busy time-out does not count for this one, so wait for others ourselves.
+
+    Raises:
+        sqlite3.OperationalError: Others hold the database for longer than `BUSY_S`.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
