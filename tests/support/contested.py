@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple
 
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
+from tests.support import two_qemus
 
 A, B = 0, 1  # the source's host and the destination's
 
@@ -27,23 +28,14 @@ Src = Literal[
 Dst = Literal["incoming", "loaded", "running", "halted", "waiting", "postcopy", "stuck", "dead"]
 Stream = Literal["flows", "answers lost", "silent", "broken"]
 
-SOURCE_WORDS: Final[dict[Src, tuple[str, str]]] = {
-    "copying": ("running", "active"),
-    "holding": ("finish-migrate", "pre-switchover"),
-    "switching": ("finish-migrate", "device"),
-    "failing": ("finish-migrate", "failed"),  # for an instant, before it resumes by itself
-    "runs-on": ("running", "failed"),
-    "completed": ("postmigrate", "completed"),
-    "resumed": ("running", "completed"),
+SOURCE_WORDS: Final[dict[str, tuple[str, str]]] = {
+    **two_qemus.SOURCE_WORDS,
     "postcopy": ("finish-migrate", "postcopy-active"),
     "interrupted": ("finish-migrate", "postcopy-paused"),
 }  # what ``query-status`` and ``query-migrate`` say
 
-DESTINATION_WORDS: Final[dict[Dst, tuple[str, str]]] = {
-    "incoming": ("inmigrate", "active"),
-    "loaded": ("paused", "completed"),
-    "running": ("running", "completed"),
-    "halted": ("shutdown", "completed"),
+DESTINATION_WORDS: Final[dict[str, tuple[str, str]]] = {
+    **two_qemus.DESTINATION_WORDS,
     "waiting": ("paused", "postcopy-active"),  # its device state is there; it waits for `cont`
     "postcopy": ("running", "postcopy-active"),
     "stuck": ("running", "postcopy-paused"),  # says that it runs; its vCPU waits for a page that does not come
