@@ -1,226 +1,25 @@
-"""``check``, ``migrate``, ``cancel``, ``status``, ``history`` and ``report``."""
+"""``cancel``, ``status``, ``history`` and ``report``: migrations that are under way, or over."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import sys
-import time
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmp_migrate.cli.context import Context, data, put, run, say, tell
+from qmp_migrate.cli.context import Context, data, put, run, say
 from qmp_migrate.cli.recovering import recover
-from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
 if TYPE_CHECKING:
-    from qmp_migrate.fleet.controller import Controller
     from qmp_migrate.migration.journal import Entry, MigrationRecord
-    from qmp_migrate.migration.plan import Plan
-    from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-    from qmp_migrate.settings import Settings
 
-ONE_PRESS_S: Final = 1.0
-"""Signals within this time are one press: `timeout`, shells and terminals may send a signal twice."""
-
-Vm = Annotated[str, typer.Argument(metavar="VM", help="The guest's name.")]
-To = Annotated[str, typer.Option("--to", metavar="HOST", help="Where it goes.")]
-From = Annotated[str | None, typer.Option("--from", metavar="HOST", help="Where it is, if two hosts have the name.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="A migration's id, or a unique beginning of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
-NoEncrypt = Annotated[bool, typer.Option("--no-encrypt", help="Send the guest's memory in the clear.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (check, migrate, cancel, status, recover, history, report):
+    for command in (cancel, status, recover, history, report):
         app.command()(command)
-
-
-def check(
-    context: typer.Context,
-    vm: Vm,
-    to: To,
-    source: From = None,
-    no_encrypt: NoEncrypt = False,
-    json: Json = False,
-) -> None:
-    """Tell whether a guest can be moved to a host. Changes nothing."""
-
-    async def work() -> Plan:
-        from qmp_migrate.fleet.controller import Controller
-        from qmp_migrate.migration.request import MigrationRequest
-
-        request = MigrationRequest(vm, to, source, encrypt=not no_encrypt)
-        options: Context = context.obj
-        async with Controller.open(options.settings()) as controller:
-            return await controller.check(request)
-
-    plan = run(work(), as_json=json)
-    if json:
-        put(_plan_document(vm, to, plan))
-    else:
-        _print_checks(plan)
-    if plan.refused:
-        raise typer.Exit(PreflightRefused.exit_code)
-
-
-def migrate(
-    context: typer.Context,
-    vm: Vm,
-    to: To,
-    source: From = None,
-    mode: Annotated[str, typer.Option(help="live: the guest runs while its memory is copied.")] = "live",
-    downtime_limit: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Longest pause allowed, for example 300ms (the default).")
-    ] = None,
-    bandwidth: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Rate limit, for example 1Gbit or 80MiB; default: none.")
-    ] = None,
-    no_encrypt: NoEncrypt = False,
-    guarded: Annotated[
-        bool | None,
-        typer.Option(
-            "--guarded/--not-guarded",
-            help="Hand over only past a stop at which the source's agent takes the guest back if this program dies.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")] = False,
-    json: Json = False,
-) -> None:
-    """Move a running guest to another host.
-
-    First Ctrl-C: cancel, and wait until the guest is proven to run on at its source. Second: stop waiting.
-    """
-    options: Context = context.obj
-    try:
-        settings = options.settings()
-        request = _request(
-            settings, vm, to, source, mode, downtime_limit, bandwidth, encrypt=not no_encrypt, guarded=guarded
-        )
-    except QmpMigrateError as error:
-        _fail(error, None, json)
-    if dry_run:
-        _dry_run(settings, request, json)
-        return
-    if no_encrypt:
-        say().print("[yellow]warning:[/] --no-encrypt: the guest's memory travels in the clear")
-    from qmp_migrate.cli.render import ProgressView, summary
-
-    view = ProgressView(say(), request)
-    try:
-        with view:
-            result = asyncio.run(_migrate(settings, request, view))
-    except QmpMigrateError as error:
-        _fail(error, request, json)
-    if json:
-        put(result.to_dict())
-    else:
-        say().print(summary(result))
-
-
-def _request(
-    settings: Settings,
-    vm: str,
-    to: str,
-    source: str | None,
-    mode: str,
-    downtime_limit: str | None,
-    bandwidth: str | None,
-    *,
-    encrypt: bool,
-    guarded: bool | None,
-) -> MigrationRequest:
-    from qmp_migrate.errors import UsageError
-    from qmp_migrate.migration.request import MigrationRequest
-    from qmp_migrate.vm.units import parse_rate, parse_time_ms
-
-    if mode != "live":
-        raise UsageError(f"there is no mode {mode!r} in this version", hint="the mode is: live")
-    rate = bandwidth if bandwidth is not None else settings.migration.bandwidth
-    return MigrationRequest(
-        vm,
-        to,
-        source,
-        downtime_limit_ms=parse_time_ms(downtime_limit or settings.migration.downtime_limit),
-        bandwidth_bytes_per_s=parse_rate(rate) if rate is not None else 0,
-        encrypt=encrypt,
-        guarded=settings.migration.guarded if guarded is None else guarded,
-        limits=settings.watchdog.limits,
-    )
-
-
-async def _migrate(settings: Settings, request: MigrationRequest, view: Any) -> MigrationResult:
-    from qmp_migrate.fleet.controller import Controller
-
-    async with Controller.open(settings, reporters=[view]) as controller:
-        _obey_signals(controller, request, view)
-        return await controller.migrate(request, on_plan=view.plan)
-
-
-def _obey_signals(controller: Controller, request: MigrationRequest, view: Any) -> None:
-    """First SIGINT or SIGTERM: cancel and wait for proof. Second: leave, and say what is left open."""
-    first: float | None = None
-
-    def on_signal() -> None:
-        nonlocal first
-        now = time.monotonic()
-        if first is not None and now - first < ONE_PRESS_S:
-            return
-        if first is None:
-            first = now
-            view.note("cancelling: waiting until the guest is proven to run on at its source (again: stop waiting)")
-            controller.cancel_here()
-            return
-        view.close()
-        say().print(
-            f"[bold red]left[/] migration {request.id} of {request.vm} before its end was proven; what is known: "
-            f"qmp-migrate status {request.id}"
-        )
-        sys.stdout.flush()
-        os._exit(130)  # a clean exit would wait for what is being left here
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-
-
-def _dry_run(settings: Settings, request: MigrationRequest, json: bool) -> None:
-    async def work() -> Plan:
-        from qmp_migrate.fleet.controller import Controller
-
-        async with Controller.open(settings) as controller:
-            return await controller.check(request)
-
-    plan = run(work(), as_json=json)
-    if json:
-        put(_plan_document(request.vm, request.destination, plan))
-    else:
-        _print_checks(plan)
-        console = say()
-        console.print("[bold]what would differ at the destination[/]")
-        for line in plan.derived.changes:
-            console.print(f"  {line}", markup=False)
-        console.print("dry run: nothing was touched")
-    if plan.refused:
-        raise typer.Exit(PreflightRefused.exit_code)
-
-
-def _fail(error: QmpMigrateError, request: MigrationRequest | None, json: bool) -> NoReturn:
-    """Tell the error; with ``--json`` end with the result document, also where nothing was begun."""
-    if json:
-        from qmp_migrate.migration.request import MigrationResult
-
-        result = error.result
-        if result is None and request is not None:
-            result = MigrationResult(
-                request.id, request.vm, request.source or "", request.destination, request.mode, error=error.to_dict()
-            )
-        put(result.to_dict() if result is not None else {"schema": "error/1", "error": error.to_dict()})
-    tell(error)
-    sys.exit(error.exit_code)
 
 
 def cancel(context: typer.Context, migration: Id, json: Json = False) -> None:
@@ -312,26 +111,6 @@ def report(context: typer.Context, migration: Id, json: Json = False) -> None:
     from qmp_migrate.cli.render import story
 
     data().print(story(record, entries))
-
-
-def _plan_document(vm: str, to: str, plan: Plan) -> dict[str, Any]:
-    return {
-        "schema": "check/1",
-        "vm": vm,
-        "destination": to,
-        "ok": not plan.refused,
-        "checks": [check.to_dict() for check in plan.checks],
-        "argv": plan.derived.command.argv(),
-        "changes": list(plan.derived.changes),
-    }
-
-
-def _print_checks(plan: Plan) -> None:
-    from qmp_migrate.cli.render import check_lines
-
-    console = data()
-    for line in check_lines(plan.checks):
-        console.print(line)
 
 
 def _record_document(record: MigrationRecord) -> dict[str, Any]:

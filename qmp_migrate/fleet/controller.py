@@ -205,10 +205,7 @@ class Controller(Inventory):
             destination=destination.name,
             mode=request.mode,
             request={
-                "downtime_limit_ms": request.downtime_limit_ms,
-                "bandwidth_bytes_per_s": request.bandwidth_bytes_per_s,
-                "encrypt": request.encrypt,
-                "guarded": request.guarded,
+                **request.asked,
                 "running": plan.running,
                 "source_process": source.process.words if source.process else None,
                 "source_directory": source.directory,

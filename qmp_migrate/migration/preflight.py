@@ -94,6 +94,7 @@ def judge(s: Situation) -> list[Check]:
     return [
         Check("ssh-source", "ok", f"{s.source_facts.name} answers", host=s.source_facts.name),
         Check("ssh-destination", "ok", f"{s.destination_facts.name} answers", host=s.destination_facts.name),
+        *_not_yet(s),
         *_guest(s),
         *_binary(s),
         *_derivation(s),
@@ -106,6 +107,20 @@ def judge(s: Situation) -> list[Check]:
 def failures(checks: list[Check]) -> tuple[str, ...]:
     """Return the failed checks as lines."""
     return tuple(f"{c.text}" + (f" ({c.hint})" if c.hint else "") for c in checks if c.status == "fail")
+
+
+def _not_yet(s: Situation) -> list[Check]:
+    """Refuse what can be asked for and is not built yet."""
+    asked = {
+        "--mode postcopy": s.request.mode == "postcopy",
+        "--mode offline": s.request.mode == "offline",
+        "--channels": s.request.channels > 1,
+        "--compress": s.request.compress is not None,
+        "--copy-storage": s.request.copy_storage is not None,
+        "--policy": s.request.policy != "default",
+    }
+    text, hint = "is not in this version", "leave it out"
+    return [Check("not-yet", "fail", f"{flag} {text}", hint) for flag, wanted in asked.items() if wanted]
 
 
 def _guest(s: Situation) -> list[Check]:

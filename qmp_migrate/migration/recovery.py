@@ -176,14 +176,12 @@ def _course(
     wish: Wish,
 ) -> Course:
     asked: dict[str, Any] = record.request
-    request = MigrationRequest(
-        record.vm,
-        record.destination,
-        record.source,
-        downtime_limit_ms=int(asked["downtime_limit_ms"]),
-        bandwidth_bytes_per_s=int(asked["bandwidth_bytes_per_s"]),
-        encrypt=bool(asked["encrypt"]),
-        guarded=bool(asked.get("guarded", False)),
+    request = MigrationRequest.again(
+        asked,
+        vm=record.vm,
+        destination=record.destination,
+        source=record.source,
+        mode=record.mode,
         limits=wish.limits,
         id=record.id,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from qmp_migrate.errors import InvalidQuantity, UsageError
 from qmp_migrate.settings import Limits
@@ -17,6 +17,17 @@ MAX_DOWNTIME_MS: Final = 2_000_000
 
 MIN_BANDWIDTH: Final = 64 * 1024
 """Bytes per second; less than this never ends and is surely a typo."""
+
+Mode: TypeAlias = Literal["live", "postcopy", "offline"]
+Compression: TypeAlias = Literal["zlib", "zstd", "xbzrle"]
+StorageCopy: TypeAlias = Literal["full", "top"]
+SourceImages: TypeAlias = Literal["keep", "rename", "remove"]
+
+MAX_CHANNELS: Final = 255
+"""QEMU's own limit for ``multifd-channels``."""
+
+_IDENTITY: Final = frozenset({"vm", "destination", "source", "mode", "limits", "id"})
+"""Fields that the journal keeps in columns of their own, or not at all."""
 
 Outcome = Literal["completed", "rolled_back", "cancelled", "failed", "unknown"]
 Owner = Literal["destination", "source", "none", "unknown"]
@@ -30,12 +41,20 @@ class MigrationRequest:
         vm: The guest.
         destination: Host to move it to.
         source: Host it runs on; None: it is looked for.
-        mode: ``live``.
+        mode: ``live``: the guest runs while its memory is copied; ``postcopy``: it goes on at the destination before all of
+            it is there; ``offline``: it is suspended while its memory travels.
         downtime_limit_ms: The longest blackout the user allows, milliseconds.
         bandwidth_bytes_per_s: Rate limit; 0: as fast as the link goes.
         encrypt: TLS with a key of this migration's own.
         guarded: The source stops at pre-switchover until the controller has proven lock and destination once more; if the
             controller is gone there, the source's agent takes the guest back. Costs a round trip of blackout.
+        policy: What is done about a guest that dirties memory faster than it can be copied; see
+            `qmp_migrate.migration.policies`.
+        channels: Connections that carry memory; more than 1: QEMU's multifd.
+        compress: ``zlib`` and ``zstd`` need multifd, ``xbzrle`` excludes it.
+        copy_storage: Copy the guest's disks, too: ``full`` (chains flattened) or ``top`` (over backing files that the
+            destination has already). None: they are shared.
+        source_images: What becomes of the copied disks' images at the source once the guest runs at the destination.
         limits: When standing still becomes a failure.
         id: Made here; names the migration in the journal and on the bus.
 
@@ -47,11 +66,16 @@ class MigrationRequest:
     vm: str
     destination: str
     source: str | None = None
-    mode: Literal["live"] = "live"
+    mode: Mode = "live"
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = 0
     encrypt: bool = True
     guarded: bool = False
+    policy: str = "default"
+    channels: int = 1
+    compress: Compression | None = None
+    copy_storage: StorageCopy | None = None
+    source_images: SourceImages = "keep"
     limits: Limits = field(default_factory=Limits)
     id: str = field(default_factory=lambda: new_id())
 
@@ -74,6 +98,34 @@ class MigrationRequest:
                 f"a bandwidth of {self.bandwidth_bytes_per_s} bytes per second would never end",
                 hint="for example --bandwidth 1Gbit or --bandwidth 80MiB",
             )
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise InvalidQuantity(
+                f"{self.channels} channels are not possible", hint=f"1 to {MAX_CHANNELS}, for example --channels 4"
+            )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, beside which guest goes where: for the journal."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _IDENTITY}
+
+    @classmethod
+    def again(
+        cls, asked: Mapping[str, Any], *, vm: str, destination: str, source: str, mode: str, limits: Limits, id: str
+    ) -> MigrationRequest:
+        """Return the request that another controller wrote down; what it did not know yet has its default.
+
+        Args:
+            asked: `asked` of then; what is no field of a request is skipped.
+            vm: The guest.
+            destination: Host it was going to.
+            source: Host it was on.
+            mode: As it was asked for.
+            limits: Those of now.
+            id: The migration's.
+        """
+        names = {f.name for f in fields(cls)} - _IDENTITY
+        known = {name: value for name, value in asked.items() if name in names}
+        return cls(vm, destination, source, cast(Mode, mode), limits=limits, id=id, **known)
 
 
 def new_id() -> str:

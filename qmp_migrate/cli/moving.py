@@ -1,0 +1,343 @@
+"""``check`` and ``migrate``: the wish in words, the plan, and the way of one guest to another host."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from qmp_migrate.cli.context import Context, data, put, run, say, tell
+from qmp_migrate.errors import PreflightRefused, QmpMigrateError
+
+if TYPE_CHECKING:
+    from qmp_migrate.fleet.controller import Controller
+    from qmp_migrate.migration.plan import Plan
+    from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+    from qmp_migrate.settings import Settings
+
+ONE_PRESS_S: Final = 1.0
+"""Signals within this time are one press: `timeout`, shells and terminals may send a signal twice."""
+
+Vm = Annotated[str, typer.Argument(metavar="VM", help="The guest's name.")]
+To = Annotated[str, typer.Option("--to", metavar="HOST", help="Where it goes.")]
+From = Annotated[str | None, typer.Option("--from", metavar="HOST", help="Where it is, if two hosts have the name.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+NoEncrypt = Annotated[bool, typer.Option("--no-encrypt", help="Send the guest's memory in the clear.")]
+Mode = Annotated[
+    str,
+    typer.Option(
+        metavar="MODE",
+        help="live: the guest runs while its memory is copied. postcopy: it goes on at the destination before all of its "
+        "memory is there. offline: it is suspended while its memory travels.",
+    ),
+]
+DowntimeLimit = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Longest pause allowed, for example 300ms (the default).")
+]
+Bandwidth = Annotated[
+    str | None, typer.Option(metavar="RATE", help="Rate limit, for example 1Gbit or 80MiB; default: none.")
+]
+Policy = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="What is done about a guest that dirties memory faster than the link carries it."
+    ),
+]
+Channels = Annotated[int, typer.Option(metavar="N", help="Connections that carry memory; more than one: multifd.")]
+Compress = Annotated[str | None, typer.Option(metavar="METHOD", help="zstd, zlib (both with --channels), or xbzrle.")]
+CopyStorage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW", help="Copy the disks, too: full (chains flattened), or top (over backing files that are there)."
+    ),
+]
+SourceImages = Annotated[
+    str, typer.Option(metavar="WHAT", help="What becomes of copied images at the source: keep, rename or remove.")
+]
+Guarded = Annotated[
+    bool | None,
+    typer.Option(
+        "--guarded/--not-guarded",
+        help="Hand over only past a stop at which the source's agent takes the guest back if this program dies.",
+    ),
+]
+
+MODES: Final = ("live", "postcopy", "offline")
+COMPRESSIONS: Final = ("zstd", "zlib", "xbzrle")
+STORAGE_COPIES: Final = ("full", "top")
+SOURCE_IMAGES: Final = ("keep", "rename", "remove")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (check, migrate):
+        app.command()(command)
+
+
+def check(
+    context: typer.Context,
+    vm: Vm,
+    to: To,
+    source: From = None,
+    mode: Mode = "live",
+    downtime_limit: DowntimeLimit = None,
+    bandwidth: Bandwidth = None,
+    policy: Policy = "default",
+    channels: Channels = 1,
+    compress: Compress = None,
+    copy_storage: CopyStorage = None,
+    source_images: SourceImages = "keep",
+    no_encrypt: NoEncrypt = False,
+    guarded: Guarded = None,
+    json: Json = False,
+) -> None:
+    """Tell whether a guest can be moved to a host, in the way that the options say. Changes nothing."""
+
+    async def work() -> Plan:
+        from qmp_migrate.fleet.controller import Controller
+
+        options: Context = context.obj
+        settings = options.settings()
+        request = _request(
+            settings,
+            vm,
+            to,
+            source,
+            mode=mode,
+            downtime_limit=downtime_limit,
+            bandwidth=bandwidth,
+            policy=policy,
+            channels=channels,
+            compress=compress,
+            copy_storage=copy_storage,
+            source_images=source_images,
+            encrypt=not no_encrypt,
+            guarded=guarded,
+        )
+        async with Controller.open(settings) as controller:
+            return await controller.check(request)
+
+    plan = run(work(), as_json=json)
+    if json:
+        put(_plan_document(vm, to, plan))
+    else:
+        _print_checks(plan)
+    if plan.refused:
+        raise typer.Exit(PreflightRefused.exit_code)
+
+
+def migrate(
+    context: typer.Context,
+    vm: Vm,
+    to: To,
+    source: From = None,
+    mode: Mode = "live",
+    downtime_limit: DowntimeLimit = None,
+    bandwidth: Bandwidth = None,
+    policy: Policy = "default",
+    channels: Channels = 1,
+    compress: Compress = None,
+    copy_storage: CopyStorage = None,
+    source_images: SourceImages = "keep",
+    no_encrypt: NoEncrypt = False,
+    guarded: Guarded = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Move a running guest to another host.
+
+    First Ctrl-C: cancel, and wait until the guest is proven to run on at its source. Second: stop waiting.
+    """
+    options: Context = context.obj
+    try:
+        settings = options.settings()
+        request = _request(
+            settings,
+            vm,
+            to,
+            source,
+            mode=mode,
+            downtime_limit=downtime_limit,
+            bandwidth=bandwidth,
+            policy=policy,
+            channels=channels,
+            compress=compress,
+            copy_storage=copy_storage,
+            source_images=source_images,
+            encrypt=not no_encrypt,
+            guarded=guarded,
+        )
+    except QmpMigrateError as error:
+        _fail(error, None, json)
+    if dry_run:
+        _dry_run(settings, request, json)
+        return
+    if no_encrypt:
+        say().print("[yellow]warning:[/] --no-encrypt: the guest's memory travels in the clear")
+    from qmp_migrate.cli.render import ProgressView, summary
+
+    view = ProgressView(say(), request)
+    try:
+        with view:
+            result = asyncio.run(_migrate(settings, request, view))
+    except QmpMigrateError as error:
+        _fail(error, request, json)
+    if json:
+        put(result.to_dict())
+    else:
+        say().print(summary(result))
+
+
+def _request(
+    settings: Settings,
+    vm: str,
+    to: str,
+    source: str | None,
+    *,
+    mode: str,
+    downtime_limit: str | None,
+    bandwidth: str | None,
+    policy: str,
+    channels: int,
+    compress: str | None,
+    copy_storage: str | None,
+    source_images: str,
+    encrypt: bool,
+    guarded: bool | None,
+) -> MigrationRequest:
+    """Return what the options ask for.
+
+    Raises:
+        UsageError, InvalidQuantity, InvalidName: One of them asks for what does not exist.
+    """
+    from qmp_migrate.migration.request import MigrationRequest
+    from qmp_migrate.vm.units import parse_rate, parse_time_ms
+
+    rate = bandwidth if bandwidth is not None else settings.migration.bandwidth
+    wanted: dict[str, Any] = {
+        "mode": _one_of("--mode", mode, MODES),
+        "compress": _one_of("--compress", compress, COMPRESSIONS),
+        "copy_storage": _one_of("--copy-storage", copy_storage, STORAGE_COPIES),
+        "source_images": _one_of("--source-images", source_images, SOURCE_IMAGES),
+    }
+    return MigrationRequest(
+        vm,
+        to,
+        source,
+        downtime_limit_ms=parse_time_ms(downtime_limit or settings.migration.downtime_limit),
+        bandwidth_bytes_per_s=parse_rate(rate) if rate is not None else 0,
+        encrypt=encrypt,
+        guarded=settings.migration.guarded if guarded is None else guarded,
+        policy=policy,
+        channels=channels,
+        limits=settings.watchdog.limits,
+        **wanted,
+    )
+
+
+def _one_of(flag: str, given: str | None, known: tuple[str, ...]) -> str | None:
+    if given is not None and given not in known:
+        from difflib import get_close_matches
+
+        from qmp_migrate.errors import UsageError
+
+        near = get_close_matches(given, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"{flag} {given} does not exist", hint=f"{hint}it is one of: {', '.join(known)}")
+    return given
+
+
+async def _migrate(settings: Settings, request: MigrationRequest, view: Any) -> MigrationResult:
+    from qmp_migrate.fleet.controller import Controller
+
+    async with Controller.open(settings, reporters=[view]) as controller:
+        _obey_signals(controller, request, view)
+        return await controller.migrate(request, on_plan=view.plan)
+
+
+def _obey_signals(controller: Controller, request: MigrationRequest, view: Any) -> None:
+    """First SIGINT or SIGTERM: cancel and wait for proof. Second: leave, and say what is left open."""
+    first: float | None = None
+
+    def on_signal() -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is not None and now - first < ONE_PRESS_S:
+            return
+        if first is None:
+            first = now
+            view.note("cancelling: waiting until the guest is proven to run on at its source (again: stop waiting)")
+            controller.cancel_here()
+            return
+        view.close()
+        say().print(
+            f"[bold red]left[/] migration {request.id} of {request.vm} before its end was proven; what is known: "
+            f"qmp-migrate status {request.id}"
+        )
+        sys.stdout.flush()
+        os._exit(130)  # a clean exit would wait for what is being left here
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+
+
+def _dry_run(settings: Settings, request: MigrationRequest, json: bool) -> None:
+    async def work() -> Plan:
+        from qmp_migrate.fleet.controller import Controller
+
+        async with Controller.open(settings) as controller:
+            return await controller.check(request)
+
+    plan = run(work(), as_json=json)
+    if json:
+        put(_plan_document(request.vm, request.destination, plan))
+    else:
+        _print_checks(plan)
+        console = say()
+        console.print("[bold]what would differ at the destination[/]")
+        for line in plan.derived.changes:
+            console.print(f"  {line}", markup=False)
+        console.print("dry run: nothing was touched")
+    if plan.refused:
+        raise typer.Exit(PreflightRefused.exit_code)
+
+
+def _fail(error: QmpMigrateError, request: MigrationRequest | None, json: bool) -> NoReturn:
+    """Tell the error; with ``--json`` end with the result document, also where nothing was begun."""
+    if json:
+        from qmp_migrate.migration.request import MigrationResult
+
+        result = error.result
+        if result is None and request is not None:
+            result = MigrationResult(
+                request.id, request.vm, request.source or "", request.destination, request.mode, error=error.to_dict()
+            )
+        put(result.to_dict() if result is not None else {"schema": "error/1", "error": error.to_dict()})
+    tell(error)
+    sys.exit(error.exit_code)
+
+
+def _plan_document(vm: str, to: str, plan: Plan) -> dict[str, Any]:
+    return {
+        "schema": "check/1",
+        "vm": vm,
+        "destination": to,
+        "ok": not plan.refused,
+        "checks": [check.to_dict() for check in plan.checks],
+        "argv": plan.derived.command.argv(),
+        "changes": list(plan.derived.changes),
+    }
+
+
+def _print_checks(plan: Plan) -> None:
+    from qmp_migrate.cli.render import check_lines
+
+    console = data()
+    for line in check_lines(plan.checks):
+        console.print(line)
