@@ -30,12 +30,17 @@ venv: $(VENV)/.installed ## Set up the virtual environment (hash-pinned)
 images: packages ## Build the test guest: distribution kernel, busybox, own workload
 	@vm-images/build.sh
 
+.PHONY: qemus
+qemus: packages ## Fetch QEMU 10.0 and 11.1 into build/qemus, unpacked and not installed, for moves between versions
+	@contrib/qemus.sh
+
 .PHONY: demo
 demo: venv images ## Show one live migration end to end, with proof that the guest survived
 	@$(BIN)/qmp-migrate rig demo
 
 .PHONY: test
 test: venv images check ## Run everything that CI runs: lint, types, unit, component and system tests
+	@contrib/qemus.sh --try
 	@$(PYTEST) tests/component tests/system
 
 .PHONY: check
