@@ -15,13 +15,14 @@ QUESTIONS: Final[tuple[Mapping[bool, str], ...]] = (
     {True: "may have run", False: "surely never ran"},
     {True: "source said completed", False: "source did not say completed"},
     {True: "was running", False: "was paused before"},
+    {True: "stopped by us", False: "not stopped by us"},
     {True: "patience left", False: "no patience left"},
     {True: "has run there", False: "not known to have run there"},
     {True: "yanked in vain", False: "not yanked yet"},
 )
 """What matters beside the two states, in the words of the table."""
 KNOWN_FACTS: Final = {
-    *("may_have_run", "never_ran", "source_completed", "was_running", "patience", "ran", "yanked"),
+    *("may_have_run", "never_ran", "source_completed", "was_running", "stopped_by_us", "patience", "ran", "yanked"),
     *("split_brain", "told"),  # in a table of their own
 }
 
@@ -38,7 +39,8 @@ SOURCES: Final = {
     Source.HANGS: "proven alive, but its monitor does not answer",
     Source.POSTCOPY: "the guest runs at the destination and still needs pages from here",
     Source.COMPLETED: "stopped for good, unless somebody sends `cont`",
-    Source.HALTED: "the guest ended itself, or its user paused it",
+    Source.STOPPED: "paused, by its user or by us; no migration is under way",
+    Source.HALTED: "the guest ended itself, or an error of its disks stopped it",
     Source.DEAD: "the process is proven gone",
     Source.UNKNOWN: "it cannot be asked",
 }
@@ -63,7 +65,7 @@ def cell(source: Source, destination: Destination) -> Cell:
     if {field.name for field in fields(Facts)} != KNOWN_FACTS:
         raise ValueError(f"the facts have changed: {[field.name for field in fields(Facts)]}")
     answers: dict[Key, Decision] = {}
-    for forward, *known in product((True, False), repeat=8):
+    for forward, *known in product((True, False), repeat=9):
         facts = Facts(*known)
         answer = decide(source, destination, facts, Goal.FORWARD if forward else Goal.BACK)
         key = (forward, not facts.surely_never_ran, *known[2:])

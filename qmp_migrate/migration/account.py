@@ -61,7 +61,7 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
             ]
         case Source.COMPLETED, Destination.ABSENT if facts.surely_never_ran:
             lines = [f"{recover}   (tries again: the destination never ran, so the guest may run on at {here})"]
-        case Source.COMPLETED | Source.HALTED, Destination.ABSENT:
+        case Source.COMPLETED | Source.STOPPED | Source.HALTED, Destination.ABSENT:
             lines = [
                 f"{recover} --owner source   (resumes the guest at {here} as it was at the hand-over: right only if it "
                 f"has not run at {there} since, else its disks are newer than its memory)",

@@ -51,7 +51,9 @@ class Timeline:
     """What happened when, on the controller's monotonic clock, seconds; None: not yet.
 
     Attributes:
-        stopped: STOP at the source.
+        stopped: STOP at the source: the guest stands still, whoever stopped it.
+        switching: QEMU has stopped it, or has begun to hand it over: what is left takes a moment. Not set by a stop of ours,
+            after which memory travels on for as long as it takes.
         completed: The source's ``completed``.
         loaded: The destination's ``completed``.
         resumed: RESUME at the destination.
@@ -61,6 +63,7 @@ class Timeline:
 
     started: float = 0.0
     stopped: float | None = None
+    switching: float | None = None
     completed: float | None = None
     loaded: float | None = None
     resumed: float | None = None
@@ -84,6 +87,8 @@ class Copying:
             allows it, so that QEMU stops the guest after the first pass, and a second one fails the migration.
         timeline: What happened when.
         last: The latest ``query-migrate`` of the source that had numbers.
+        on_stop: Awaited before the guest is stopped by `stop_guest`, with the reason: writes it down.
+        suspended: The guest was stopped by us, or is about to be.
         on_held: Awaited at pre-switchover (`MigrationRequest.guarded`), before the source is let go on; it raises where the
             hand-over must not go on.
         connected: Set when the first bytes have travelled: connection and handshake are done.
@@ -100,6 +105,8 @@ class Copying:
     on_near_end: Callable[[], None]
     on_stopped: Callable[[], None]
     on_held: Callable[[], Awaitable[None]]
+    on_stop: Callable[[str], Awaitable[None]]
+    suspended: bool = False
     timeline: Timeline = field(default_factory=Timeline)
     last: MigrationInfo = field(default_factory=MigrationInfo)
     connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,6 +114,7 @@ class Copying:
     _limit_ms: int = 0
     _samples: list[Sample] = field(default_factory=list)
     _ended: str | None = None
+    _pass: int = 0
     _tuning: asyncio.Task[None] | None = None
     _letting_go: asyncio.Task[None] | None = None
     _pass_began: asyncio.Event = field(default_factory=asyncio.Event)
@@ -190,6 +198,29 @@ class Copying:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def stop_guest(self, reason: str) -> None:
+        """Stop the guest, so that it dirties nothing more and its memory arrives at the rate of the link.
+
+        It is written down first, so that every way back lets it run again. The run state travels along: the destination
+        arrives paused as always, and runs after `cont`. Nothing is done where QEMU has stopped the guest itself already.
+
+        Args:
+            reason: For the journal, the user and the result.
+
+        Raises:
+            NotConverging: This QEMU has begun a second pass and has lost writes by then (`one_pass`).
+            JournalError: It could not be written down; the guest was not stopped.
+            MonitorError: ``stop`` failed; whether it stands still is unknown.
+        """
+        if self.suspended or self.timeline.switching is not None:
+            return
+        if self.one_pass and self._pass > 1:
+            raise self._second_pass()
+        await self.on_stop(reason)
+        self.suspended = True  # before it is sent: the event that follows is of our making
+        await (await self.source.attach()).execute("stop")
+        self._tell(reason)
+
     async def _failure(self, source: Monitor, status: str) -> MigrationFailed:
         """Say why QEMU gave up: it tells with the state, not with the event. The rest is on the destination's stderr."""
         why = self.last.error_desc
@@ -226,7 +257,7 @@ class Copying:
                 time.monotonic(),
                 transferred=self.last.ram.transferred if self.last.ram else 0,
                 connected=self.connected.is_set(),
-                stopped=self.timeline.stopped,
+                stopped=self.timeline.switching,
             )
         self._queue.put_nowait(("source", failure))
 
@@ -252,7 +283,7 @@ class Copying:
             self._pass_began.clear()
 
     def _interval(self, info: MigrationInfo) -> float:
-        if self.timeline.stopped is not None:
+        if self.timeline.switching is not None:
             return STOPPED_POLL_S
         ram = info.ram
         if ram and ram.throughput_bytes_per_s and ram.remaining < ram.throughput_bytes_per_s * NEAR_END_S:
@@ -279,14 +310,16 @@ class Copying:
             case "MIGRATION_PASS":
                 self._pass_began.set()  # what remains is known best when a pass begins
                 # Pass 2 begins with the sync before STOP, pass 3 with the one after it; else memory was sent in between.
-                if self.one_pass and int(event.data.get("pass", 0)) > 2 and self.timeline.stopped is None:
+                self._pass = int(event.data.get("pass", 0))
+                if self.one_pass and self._pass > 2 and self.timeline.stopped is None:
                     raise self._second_pass()
             case "STOP":
-                self.connected.set()
                 self.timeline.stopped = event.at
-                self.on_stopped()
+                if not self.suspended:
+                    self._switches(event.at)
             case "RESUME":
-                self.timeline.stopped = None
+                self.timeline.stopped = self.timeline.switching = None
+                self.suspended = False  # it was ours, and somebody has let it run again: it is copied like any other
             case "RESET":
                 self.timeline.resets += 1
             case "SHUTDOWN" if self.timeline.completed is None:
@@ -312,8 +345,21 @@ class Copying:
     def _on_found(self, status: RunStatus) -> None:
         """Take in that the guest of an adopted migration has stopped already."""
         self.connected.set()
-        if status.status in STOPPED_FOR_SWITCHOVER and self.timeline.stopped is None:
-            self.timeline.stopped, self.timeline.stop_missed = time.monotonic(), True
+        now = time.monotonic()
+        if self.suspended and status.running:
+            self.suspended = False  # it was written down, and not done
+        if status.status not in STOPPED_FOR_SWITCHOVER and not self.suspended:
+            return
+        if self.timeline.stopped is None:
+            self.timeline.stopped, self.timeline.stop_missed = now, True
+        if status.status in STOPPED_FOR_SWITCHOVER:
+            self._switches(now)
+
+    def _switches(self, at: float) -> None:
+        """Note that QEMU hands the guest over."""
+        if self.timeline.switching is None:
+            self.connected.set()
+            self.timeline.switching = at
             self.on_stopped()
 
     async def _let_go(self) -> None:
@@ -325,6 +371,8 @@ class Copying:
             self._queue.put_nowait(("source", error))
 
     def _on_status(self, status: str, at: float) -> None:
+        if status in {"pre-switchover", "device", "completed"} and self.suspended:
+            self._switches(at)  # there is no STOP of a guest that stands still
         if status == "pre-switchover":
             if self._letting_go is None:
                 self._letting_go = asyncio.create_task(self._let_go())
@@ -349,7 +397,7 @@ class Copying:
         self.last = info
         if info.ram.transferred > 0:
             self.connected.set()
-        if self.timeline.stopped is not None:
+        if self.timeline.switching is not None:
             return
         self.on_progress(meter.read(info, elapsed_ms=int((time.monotonic() - self.timeline.started) * 1000)))
         left_s = info.ram.remaining / info.ram.throughput_bytes_per_s if info.ram.throughput_bytes_per_s else None
@@ -377,7 +425,7 @@ class Copying:
 
     async def _converge(self, info: MigrationInfo, source: Monitor) -> None:
         ram = info.ram
-        if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s or self.one_pass:
+        if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s or self.one_pass or self.suspended:
             return
         if (self._samples and self._samples[-1].pass_number == ram.passes) or (
             self._tuning is not None and not self._tuning.done()

@@ -40,6 +40,7 @@ class Course:
         chronicle: Written before each act, and told of everything.
         running: The guest ran when it began; one that was paused arrives paused.
         one_pass: See `Copying.one_pass`.
+        stopped_by_us: We have stopped the guest for its migration, or were about to; in the journal before it is done.
         witnessed: This controller has driven it from its beginning, so it knows whether ``cont`` was sent.
         lock: The guest's locks, once they are held.
         wires: What was set up between the two QEMUs.
@@ -59,6 +60,7 @@ class Course:
     chronicle: Chronicle
     running: bool
     one_pass: bool = False
+    stopped_by_us: bool = False
     witnessed: bool = True
     lock: GuestLock | None = None
     wires: Wires = field(default_factory=Wires)
@@ -97,11 +99,21 @@ class Course:
             source_completed=self.completed
             or (self.copying is not None and self.copying.timeline.completed is not None),
             was_running=self.running,
+            stopped_by_us=self.stopped_by_us,
             patience=patience,
             ran=self.running and (self.completed or self.chronicle.phase in AFTER_COMMIT),
             split_brain=self.split_brain,
             told=self.told,
         )
+
+    async def will_stop(self, reason: str) -> None:
+        """Write down that the guest is about to be stopped for its migration: whatever comes, it must run again.
+
+        Raises:
+            JournalError: It could not be written: it must not be stopped.
+        """
+        self.stopped_by_us = True
+        await self.chronicle.journal.intent(self.request.id, "stop-guest", reason=reason)
 
     def arm(self) -> None:
         """Begin to write the commit down, while the last pass runs: the fsync is off the blackout (rule 4).

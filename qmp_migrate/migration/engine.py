@@ -138,7 +138,7 @@ class Engine:
         async def watch() -> None:
             while not self.cancel.is_set():
                 copying = self.course.copying
-                if copying is None or copying.timeline.stopped is None:  # nothing of ours between STOP and RESUME
+                if copying is None or copying.timeline.switching is None:  # nothing of ours between STOP and RESUME
                     with contextlib.suppress(QmpMigrateError):
                         if await chronicle.journal.cancel_requested(self.course.request.id):
                             self.cancel.set()
@@ -218,12 +218,14 @@ class Engine:
             on_near_end=course.arm,
             on_stopped=course.arm,
             on_held=self._held,
+            on_stop=course.will_stop,
+            suspended=course.stopped_by_us,
         )
         while True:
             try:
                 async with copying.watching():
                     if not adopt:
-                        await self._begin()
+                        await self._begin(copying)
                     await self._copy_once(copying, adopt=adopt)
                 return
             except (MonitorLost, TransportError) as error:
@@ -233,7 +235,7 @@ class Engine:
                     raise
                 adopt = True
 
-    async def _begin(self) -> None:
+    async def _begin(self, copying: Copying) -> None:
         course = self.course
         await self._look_again()
         await course.chronicle.intent(
@@ -244,6 +246,8 @@ class Engine:
             one_pass=course.one_pass,
         )
         await course.chronicle.enter(Phase.COPYING)
+        if course.request.mode == "offline" and course.running:
+            await copying.stop_guest("stopped, so that its memory travels at full speed (--mode offline)")
 
     async def _copy_once(self, copying: Copying, *, adopt: bool) -> None:
         course = self.course
@@ -307,7 +311,7 @@ class Engine:
     async def _remove_keys_when_used(self, copying: Copying) -> None:
         await copying.connected.wait()
         # Not in the way of a switchover that is only milliseconds away: a small guest is copied in less than one poll.
-        if copying.timeline.stopped is None:
+        if copying.timeline.switching is None:
             self.course.chronicle.result.warnings += await wiring.remove_keys(self.course.wires)
 
     # -- the hand-over --------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Source(StrEnum):
     HANGS = "hangs"  # proven alive, but its monitor does not answer: the main loop is stuck, as at a switchover
     POSTCOPY = "postcopy"  # the guest runs at the destination and still needs pages from here (DESIGN rule 6)
     COMPLETED = "completed"  # stopped for good unless `cont` is sent
-    HALTED = "halted"  # the guest itself ended or was paused by its user; no migration is under way
+    STOPPED = "stopped"  # paused, by its user or by us; no migration is under way
+    HALTED = "halted"  # the guest itself ended, or an error of its disks stopped it; no migration is under way
     DEAD = "dead"  # proven: pid, start time, boot id
     UNKNOWN = "unknown"
 
@@ -92,6 +93,8 @@ class Facts:
         never_ran: Proof to the contrary: this controller, connected all the time, never sent it, or QEMU refused it.
         source_completed: The source has said ``completed``: it has not run on, whatever became of it since.
         was_running: The guest ran when the migration began; one that was paused is not started by us.
+        stopped_by_us: We have stopped the guest so that its memory can travel, or may have (written before ``stop`` is sent):
+            on the way back it is let run again, if it ran.
         patience: Waiting longer is still reasonable; when False, a stuck state is acted upon.
         ran: The destination has run the guest: QEMU has acknowledged the ``cont``.
         yanked: A stuck source was yanked already, and it did not help.
@@ -103,6 +106,7 @@ class Facts:
     never_ran: bool = False
     source_completed: bool = False
     was_running: bool = True
+    stopped_by_us: bool = False
     patience: bool = True
     ran: bool = False
     yanked: bool = False
@@ -145,8 +149,8 @@ def classify_source(*, alive: bool | None, run_state: str | None, status: str | 
         return S.SWITCHES if run_state == "postmigrate" else S.COPIES
     if run_state in states.RUNNING_STATES:
         return S.RUNS
-    # A guest that was paused before leaves `postmigrate` on 7.2 and `paused` later; either way nothing runs here.
-    return S.HALTED
+    # A migration that failed leaves a guest that was stopped before it in `postmigrate` on 7.2, in `paused` later.
+    return S.STOPPED if run_state in {"paused", "postmigrate"} else S.HALTED
 
 
 def classify_destination(*, alive: bool | None, run_state: str | None, status: str | None) -> Destination:
@@ -169,15 +173,15 @@ def classify_destination(*, alive: bool | None, run_state: str | None, status: s
 def proves_never_ran(source: Source, status: str | None) -> bool:
     """Tell whether what the source says proves that the destination has not run the guest.
 
-    ``cont`` is sent only after the source has said ``completed``, which it says for ever after. One that runs, copies or
-    switches and has another status has never said it. That counts for the migration in question alone: not where another
-    controller has held the guest since.
+    ``cont`` is sent only after the source has said ``completed``, which it says for ever after. One that runs, copies,
+    switches or is paused and has another status has never said it. That counts for the migration in question alone: not where
+    another controller has held the guest since.
 
     Args:
         source: What it is.
         status: Its ``query-migrate`` status.
     """
-    return status not in {None, "completed"} and source in {S.RUNS, S.COPIES, S.HOLDS, S.SWITCHES}
+    return status not in {None, "completed"} and source in {S.RUNS, S.STOPPED, S.COPIES, S.HOLDS, S.SWITCHES}
 
 
 def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
@@ -201,7 +205,9 @@ def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) 
     match source:
         case S.RUNS:
             return _source_owns(destination, facts, "the source runs the guest; what the destination holds is stale")
-        case S.HALTED:
+        case S.STOPPED if facts.stopped_by_us and facts.was_running:
+            return _stopped_by_us(destination, facts)
+        case S.STOPPED | S.HALTED:
             return _source_owns(
                 destination, facts, "the guest is the source's, and is not running by its own or its user's doing"
             )
@@ -228,7 +234,7 @@ def _destination_runs(source: Source) -> Decision:
         case S.HOLDS | S.SWITCHES | S.HANGS | S.POSTCOPY:
             # Cancel or yank would start the source: only its end is safe.
             return Decision(A.RELEASE_SOURCE, "the destination runs the guest; the source must not be woken")
-        case S.COMPLETED | S.HALTED:
+        case S.COMPLETED | S.STOPPED | S.HALTED:
             return Decision(A.RELEASE_SOURCE, "the destination runs the guest; the source is stopped for good")
 
 
@@ -250,6 +256,17 @@ def _source_owns(destination: Destination, facts: Facts, why: str) -> Decision:
             return Decision(A.PARK, "the guest has run at the destination, yet the source is not stopped")
         case _:
             return Decision(A.KILL_DESTINATION, why)
+
+
+def _stopped_by_us(destination: Destination, facts: Facts) -> Decision:
+    """Let the guest run again that was stopped so that its memory could travel.
+
+    The destination goes first where it can be seen. Where it cannot, the guest need not stand still for that: QEMU lets one
+    that it has stopped itself run on then, too.
+    """
+    if destination is D.ABSENT or (destination is D.UNKNOWN and facts.surely_never_ran):
+        return Decision(A.RESUME_SOURCE, "it was stopped for the migration, which is over: it runs on at the source")
+    return _source_owns(destination, facts, "the guest is the source's, stopped for a migration that is over")
 
 
 def _before_switchover(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
@@ -287,7 +304,7 @@ def _switching(source: Source, destination: Destination, facts: Facts, goal: Goa
 def _as_told(source: Source, destination: Destination, facts: Facts) -> Decision | None:
     """Do what a person has decided, where that cannot make two copies run; None where it could."""
     if facts.told == "destination":
-        if source not in {S.DEAD, S.COMPLETED, S.HALTED}:
+        if source not in {S.DEAD, S.COMPLETED, S.STOPPED, S.HALTED}:
             return None
         if destination is D.LOADED:
             return Decision(A.COMMIT, "a person has decided for the destination")
@@ -295,7 +312,7 @@ def _as_told(source: Source, destination: Destination, facts: Facts) -> Decision
             finish = A.FINISHED_AT_DESTINATION if source is S.DEAD else A.RELEASE_SOURCE
             return Decision(finish, "a person has decided for the destination")
         return None
-    if source not in {S.RUNS, S.COMPLETED, S.HALTED} or destination in {
+    if source not in {S.RUNS, S.COMPLETED, S.STOPPED, S.HALTED} or destination in {
         D.RUNS,
         D.UNKNOWN,
         D.HANGS,

@@ -87,7 +87,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         required=required,
         paths=paths,
         guest_at_destination=other is not None,
-        loses_writes=loses_writes and run.running,
+        loses_writes=loses_writes and run.running and request.mode != "offline",
     )
     return Plan(preflight.judge(situation), derived, run.running, situation.loses_writes, command.memory_bytes)
 

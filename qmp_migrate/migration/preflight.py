@@ -113,7 +113,6 @@ def _not_yet(s: Situation) -> list[Check]:
     """Refuse what can be asked for and is not built yet."""
     asked = {
         "--mode postcopy": s.request.mode == "postcopy",
-        "--mode offline": s.request.mode == "offline",
         "--channels": s.request.channels > 1,
         "--compress": s.request.compress is not None,
         "--copy-storage": s.request.copy_storage is not None,

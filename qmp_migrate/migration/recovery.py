@@ -198,6 +198,7 @@ def _course(
         ),
         running=bool(begun.get("running", asked.get("running", True))),
         one_pass=bool(begun.get("one_pass", False)),
+        stopped_by_us=_last(entries, "intent", "stop-guest") is not None,
         witnessed=False,
         armed=record.may_have_run,
         completed=any(entry.kind == "phase" and entry.act in AFTER_COMMIT for entry in entries),

@@ -43,6 +43,7 @@ class Rig:
             on_near_end=lambda: self.told.append("near end"),
             on_stopped=lambda: self.told.append("stopped"),
             on_held=self._held,
+            on_stop=self._stops,
         )
 
         await self.stack.enter_async_context(copying.watching())
@@ -54,6 +55,9 @@ class Rig:
         self.told.append("held")
         if self.refuses is not None:
             raise self.refuses
+
+    async def _stops(self, reason: str) -> None:
+        self.told.append(f"will stop: {reason}")
 
     async def unless_ended(self, wait: Coroutine[Any, Any, None]) -> None:
         """Wait for something, or for the end of the copying if that comes first."""

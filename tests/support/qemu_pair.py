@@ -65,9 +65,11 @@ class _Qemu(FakeQemu):
             self.emit("MIGRATION", {"status": status})
 
     def goes(self, run_state: str) -> None:
+        was_running = self.run_state == "running"
         self.run_state = run_state
-        if self._session is not None and run_state in {"running", "finish-migrate"}:
-            self.emit("RESUME" if run_state == "running" else "STOP")
+        now_running = run_state == "running"
+        if self._session is not None and was_running != now_running and run_state != "inmigrate":
+            self.emit("RESUME" if now_running else "STOP")
         self.pair.look()
 
     def die(self) -> HangUp:
@@ -121,6 +123,7 @@ class QemuPair:
     source: _Qemu = field(init=False)
     destination: _Qemu = field(init=False)
     qemu_class: ClassVar[type[_Qemu]] = _Qemu
+    _stood_still: bool = False
     _play: asyncio.Task[None] | None = None
     _let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -133,6 +136,7 @@ class QemuPair:
         self.source.on("yank", lambda _: self._cancel())
         self.source.on("migrate-continue", lambda _: self._go_on())
         self.source.on("cont", lambda _: self._continue_source())
+        self.source.on("stop", lambda _: self._stop_source())
         self.destination.on("migrate-incoming", lambda _: self.destination.becomes("setup") or {})
         self.destination.on("cont", lambda _: self._continue_destination())
 
@@ -168,20 +172,19 @@ class QemuPair:
 
     async def _copy(self) -> None:
         source, destination = self.source, self.destination
-        before = source.run_state
         for step in itertools.count():
             await asyncio.sleep(0.003)
             if not source.alive:
                 return
             if not destination.alive:
-                source.becomes("failed")
-                source.goes(before)
+                self._fails("failed")
                 return
             match step:
                 case 0:
                     source.becomes("active")
                     destination.becomes("active")
-                case 1 if before == "running":
+                case 1:
+                    self._stood_still = source.run_state != "running"
                     source.goes("finish-migrate")
                 case 2 if source.capabilities["pause-before-switchover"]:
                     source.becomes("pre-switchover")
@@ -198,10 +201,20 @@ class QemuPair:
     def _cancel(self) -> Reply:
         if self._play is not None and not self._play.done():
             self._play.cancel()
-            self.source.becomes("cancelled")
-            self.source.goes("running" if self.running else "paused")
+            self._fails("cancelled")
             if self.destination.status != "completed":
                 self.destination.die()
+        return {}
+
+    def _fails(self, status: str) -> None:
+        """End it; a guest that stood still before the switchover is left in `postmigrate`, as 7.2 does."""
+        stood_still = self._stood_still if self.source.run_state == "finish-migrate" else not self.source.running
+        self.source.becomes(status)
+        self.source.goes("postmigrate" if stood_still else "running")
+
+    def _stop_source(self) -> Reply:
+        if self.source.running:
+            self.source.goes("paused")
         return {}
 
     def _go_on(self) -> Reply:

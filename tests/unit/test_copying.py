@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.errors import MigrationFailed, MonitorLost, NotConverging, QmpCommandFailed
+from qmp_migrate.errors import JournalError, MigrationFailed, MonitorLost, NotConverging, QmpCommandFailed
 from qmp_migrate.migration.copying import CancelRequested
 from tests.support.copying_rig import Rig
 from tests.support.fake_qmp import Fails, FakeQemu, Silence
@@ -237,6 +237,83 @@ async def test_and_the_two_syncs_of_one_pass_do_not(rig: Rig) -> None:
     rig.says(rig.destination, "completed")
     await rig.end()
     assert not rig.source.asked("migrate-set-parameters")
+
+
+# -- a guest that is stopped by us ---------------------------------------------------------------------------------------
+
+
+async def test_a_guest_is_stopped_only_after_that_is_written_down(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.source.on("stop", lambda _: rig.told.append("stop") or {})
+    await copying.stop_guest("too busy")
+    assert rig.told == ["will stop: too busy", "stop", "too busy"]
+    assert copying.steps == ["too busy"]
+    await copying.stop_guest("still too busy")
+    assert len(rig.source.asked("stop")) == 1
+
+
+async def test_it_is_watched_and_reported_as_before_until_qemu_switches(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.source.on("stop", {})
+    await copying.stop_guest("too busy")
+    rig.says(rig.source, "STOP")
+    await rig.read()
+    assert copying.timeline.stopped is not None
+    assert copying.timeline.switching is None
+    before = len(rig.progress)
+    for number in range(2, 8):  # a guest that dirtied so much would be given up
+        await rig.numbers(active(passes=number, remaining=64 * MIB))
+    assert len(rig.progress) >= before + 6
+    assert not rig.source.asked("migrate-set-parameters")
+    rig.says(rig.source, "device")
+    await rig.read()
+    assert copying.timeline.switching is not None
+    assert rig.told[-1] == "stopped"
+    rig.says(rig.source, "completed")
+    rig.says(rig.destination, "completed", "RESUME")
+    await rig.end()
+    await rig.read()
+    assert copying.timeline.blackout_ms > 0
+
+
+async def test_one_that_qemu_has_stopped_is_left_alone(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.says(rig.source, "STOP")
+    await rig.read()
+    await copying.stop_guest("too late")
+    assert not rig.source.asked("stop")
+    assert "too late" not in rig.told
+
+
+async def test_where_it_cannot_be_written_down_it_is_not_stopped(rig: Rig) -> None:
+    copying = await rig.start()
+
+    async def full(_reason: str) -> None:
+        raise JournalError("disk is full")
+
+    copying.on_stop = full
+    with pytest.raises(JournalError):
+        await copying.stop_guest("too busy")
+    assert not rig.source.asked("stop")
+    assert not copying.suspended
+
+
+async def test_in_a_second_pass_that_loses_writes_it_is_too_late_for_it(rig: Rig) -> None:
+    copying = await rig.start(one_pass=True)
+    rig.says(rig.source, "PASS 1", "PASS 2")
+    await rig.read()
+    with pytest.raises(NotConverging):
+        await copying.stop_guest("too busy")
+
+
+async def test_somebody_lets_it_run_again(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.source.on("stop", {})
+    await copying.stop_guest("too busy")
+    rig.says(rig.source, "STOP", "RESUME")
+    await rig.read()
+    assert copying.timeline.stopped is None
+    assert not copying.suspended
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.phases import ENDS, Phase
 from qmp_migrate.migration.recovery import BEFORE_LAUNCH, Wish, recover
 from qmp_migrate.migration.reporter import Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
 from tests.support import mortal
 from tests.support.mortal import ARGV, SOURCE, Died, Life, MortalJournal, MortalPair
 from tests.support.qemu_words import V7_2
@@ -53,6 +53,7 @@ class Kind:
 
     Attributes:
         guarded: With a stop at pre-switchover.
+        mode: As of a request.
         running: The guest runs; else its user had paused it.
         cancelled: The source's migration status at which it is cancelled.
         back: Whoever recovers is told to go back.
@@ -61,6 +62,7 @@ class Kind:
     """
 
     guarded: bool = False
+    mode: Mode = "live"
     running: bool = True
     cancelled: Literal["", "active", "pre-switchover", "completed"] = ""
     back: bool = False
@@ -74,7 +76,7 @@ class Case:
     def __init__(self, kind: Kind, journal: Journal) -> None:
         self.kind = kind
         self.journal = journal
-        self.request = MigrationRequest("web1", "b", "a", guarded=kind.guarded)
+        self.request = MigrationRequest("web1", "b", "a", guarded=kind.guarded, mode=kind.mode)
         self.cancel = asyncio.Event()
         self.pair = MortalPair(running=kind.running, on_becoming=self._on_becoming)
         self.story: list[str] = []
@@ -92,7 +94,7 @@ class Case:
             vm="web1",
             source="a",
             destination="b",
-            mode="live",
+            mode=request.mode,
             request={
                 "downtime_limit_ms": 300,
                 "bandwidth_bytes_per_s": 0,
@@ -103,7 +105,7 @@ class Case:
             },
         )
         await self.journal.enter(request.id, Phase.PREFLIGHT)
-        result = MigrationResult(request.id, "web1", "a", "b", "live")
+        result = MigrationResult(request.id, "web1", "a", "b", request.mode)
         chronicle = Chronicle(request, MortalJournal(self.journal, life), Reporters(), result)
         source, destination = self.pair.side_of("a", life, known=True), self.pair.side_of("b", life, known=False)
         course = Course(request, source, destination, chronicle, running=self.kind.running)
@@ -247,6 +249,9 @@ KINDS = [
     pytest.param(Kind(guarded=True), id="guarded"),
     pytest.param(Kind(guarded=True, later=True, back=True), id="guarded, recovered backwards, later"),
     pytest.param(Kind(running=False), id="paused guest"),
+    pytest.param(Kind(mode="offline"), id="offline"),
+    pytest.param(Kind(mode="offline", later=True, back=True), id="offline, recovered backwards, later"),
+    pytest.param(Kind(mode="offline", cancelled="active"), id="offline, cancelled"),
     pytest.param(Kind(cancelled="active"), id="cancelled"),
     pytest.param(Kind(cancelled="pre-switchover", guarded=True), id="guarded, cancelled"),
     pytest.param(Kind(cancelled="completed"), id="cancelled in the last moment"),
@@ -256,6 +261,7 @@ AND_A_QEMU = [
     pytest.param(Kind(then="source", later=True), id="the source, later"),
     pytest.param(Kind(then="destination", guarded=True, later=True), id="the destination, guarded"),
     pytest.param(Kind(then="destination", running=False, later=True), id="the destination of a paused guest"),
+    pytest.param(Kind(then="destination", mode="offline"), id="the destination, offline"),
 ]
 
 
@@ -271,7 +277,7 @@ async def test_and_where_a_qemu_dies_with_it_nobody_is_told_a_lie(
     kind: Kind, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollback, "PATIENCE_S", 2.0)  # what nobody can prove is waited for in vain
-    deaths = await all_deaths(Kind(guarded=kind.guarded, running=kind.running), journal)
+    deaths = await all_deaths(Kind(guarded=kind.guarded, running=kind.running, mode=kind.mode), journal)
     await all_of(kind, journal, deaths if DEEP else deaths[::4])
 
 

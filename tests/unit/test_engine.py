@@ -22,7 +22,7 @@ from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.reporter import Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
 from qmp_migrate.qemu import timeouts
 from tests.support import qemu_pair
 from tests.support.qemu_pair import Fault, QemuPair
@@ -59,12 +59,14 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
         yield opened
 
 
-async def migrate(pair: QemuPair, journal: Journal, *, cancel: asyncio.Event | None = None) -> Engine:
+async def migrate(
+    pair: QemuPair, journal: Journal, *, cancel: asyncio.Event | None = None, mode: Mode = "live"
+) -> Engine:
     """Move the pair's guest; return the engine once it has ended."""
-    request = MigrationRequest("web1", "b", "a")
-    await journal.begin(id=request.id, vm="web1", source="a", destination="b", mode="live", request={})
+    request = MigrationRequest("web1", "b", "a", mode=mode)
+    await journal.begin(id=request.id, vm="web1", source="a", destination="b", mode=mode, request={})
     await journal.enter(request.id, Phase.PREFLIGHT)
-    chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live"))
+    chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", mode))
     course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running)
     argv = tuple(qemu_pair.ARGV)
     engine = Engine(course, argv, cancel or asyncio.Event())
@@ -199,16 +201,48 @@ async def test_a_paused_guest_arrives_paused(journal: Journal) -> None:
         assert engine.course.chronicle.result.blackout_ms == 0
 
 
-async def commands_of_one(journal: Journal) -> list[str]:
+async def test_offline_stops_the_guest_before_its_memory_travels_and_writes_that_down_first(journal: Journal) -> None:
+    async with QemuPair() as pair:
+        stop = pair.source._replies["stop"][0]
+        written: list[bool] = []
+
+        def at_stop(arguments: dict[str, Any]) -> Any:
+            [migration] = journal._epochs
+            with journal._engine.connect() as connection:
+                acts = connection.exec_driver_sql("select act from entries where migration = ?", (migration,)).scalars()
+                written.append("stop-guest" in list(acts))
+            return stop(arguments)
+
+        pair.source.on("stop", at_stop)
+        engine = await migrate(pair, journal, mode="offline")
+        assert lies(pair, engine) == []
+        assert written == [True]
+        assert pair.commands.index(("a", "stop")) < pair.commands.index(("a", "migrate"))
+        result = engine.course.chronicle.result
+        assert (result.outcome, result.mode) == ("completed", "offline")
+        assert result.blackout_ms > 0
+        assert len(result.steps) == 1
+
+
+async def test_offline_does_not_touch_a_guest_that_is_paused(journal: Journal) -> None:
+    async with QemuPair(running=False) as pair:
+        engine = await migrate(pair, journal, mode="offline")
+        assert lies(pair, engine) == []
+        assert ("a", "stop") not in pair.commands
+        assert ("b", "cont") not in pair.commands
+
+
+async def commands_of_one(journal: Journal, mode: Mode = "live") -> list[str]:
     """Return the commands of a migration in which nothing goes wrong, in order."""
     async with QemuPair() as pair:
-        await migrate(pair, journal)
+        await migrate(pair, journal, mode=mode)
         return [command for _, command in pair.commands]
 
 
+@pytest.mark.parametrize("mode", ["live", "offline"])
 @pytest.mark.parametrize("fault", get_args(Fault))
 async def test_whichever_command_fails_it_says_what_is_the_case(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch, fault: Fault
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, fault: Fault, mode: Mode
 ) -> None:
     """One migration for each command, all at the same time."""
     if fault in {"unanswered", "answer lost"}:
@@ -217,11 +251,11 @@ async def test_whichever_command_fails_it_says_what_is_the_case(
 
     async def one(number: int) -> list[str]:
         async with QemuPair(fault, number) as pair:
-            engine = await migrate(pair, journal)
+            engine = await migrate(pair, journal, mode=mode)
             found = lies(pair, engine)
             return [f"{found} after {pair.commands[number - 1 : number]}: {engine.error}"] if found else []
 
-    commands = await commands_of_one(journal)
+    commands = await commands_of_one(journal, mode)
     assert {"migrate", "migrate-incoming", "cont", "quit"} < set(commands)
     numbers = [
         number
@@ -274,8 +308,9 @@ async def test_a_paused_guest_is_still_paused_whenever_the_journal_fails(
     assert [found for found in wrong.values() if "its user had paused it, and it runs" in found] == []
 
 
-async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journal) -> None:
-    count = len(await commands_of_one(journal))
+@pytest.mark.parametrize("mode", ["live", "offline"])
+async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journal, mode: Mode) -> None:
+    count = len(await commands_of_one(journal, mode))
 
     async def one(number: int) -> tuple[list[str], str]:
         cancel = asyncio.Event()
@@ -285,7 +320,7 @@ async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journa
                 cancel.set()
 
         async with QemuPair(on_command=on_command) as pair:
-            engine = await migrate(pair, journal, cancel=cancel)
+            engine = await migrate(pair, journal, cancel=cancel, mode=mode)
             return lies(pair, engine), engine.course.chronicle.result.outcome
 
     ends = await asyncio.gather(*(one(number) for number in range(count)))

@@ -66,7 +66,7 @@ HARMLESS = {A.WAIT, A.PARK}
 
 
 def test_there_are_all_of_them_and_each_says_why() -> None:
-    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 122880
+    assert len(CELLS) == len(Source) * len(Destination) * 2 ** (len(fields(Facts)) - 1) * 3 * len(Goal) == 270336
     check("a reason is missing", lambda c: len(c.reason) < 10)
 
 
@@ -124,6 +124,22 @@ def test_resume_only_where_the_destination_is_gone_with_proof_that_it_never_ran(
         lambda c: (
             c.action is A.RESUME_SOURCE
             and not (c.source is S.COMPLETED and c.destination is D.ABSENT and c.facts.surely_never_ran)
+            # It has failed without ever being completed: the destination cannot have run.
+            and not (c.source is S.STOPPED and c.destination is D.ABSENT)
+            and not (c.source is S.STOPPED and c.destination is D.UNKNOWN and c.facts.surely_never_ran)
+        ),
+    )
+
+
+def test_only_a_guest_that_we_have_stopped_is_let_run_again_where_it_stands() -> None:
+    check(
+        "a pause of its user's that is over",
+        lambda c: c.action is A.RESUME_SOURCE and c.source is S.STOPPED and not c.facts.stopped_by_us,
+    )
+    check(
+        "it stays stopped, and was to run",
+        lambda c: (
+            c.action is A.FINISHED_AT_SOURCE and c.source is S.STOPPED and c.facts.stopped_by_us and c.facts.was_running
         ),
     )
 
@@ -148,6 +164,7 @@ def test_the_source_is_never_woken_where_the_destination_may_have_run_and_cannot
             and c.source not in {S.COPIES, S.HOLDS}
             and c.destination in {D.ABSENT, D.UNKNOWN, D.HANGS}
             and not c.facts.surely_never_ran
+            and not (c.source is S.STOPPED and c.destination is D.ABSENT)  # it was never completed
         ),
     )
 
@@ -187,7 +204,7 @@ def test_back_at_the_source_means_the_source_has_it_and_the_destination_is_gone(
         "finished too early",
         lambda c: (
             c.action is A.FINISHED_AT_SOURCE
-            and not (c.source in {S.RUNS, S.HALTED} and c.destination is D.ABSENT)
+            and not (c.source in {S.RUNS, S.STOPPED, S.HALTED} and c.destination is D.ABSENT)
             # A guest that was paused before stays as QEMU leaves it, stopped after `completed`.
             and not (
                 c.source is S.COMPLETED
@@ -213,12 +230,12 @@ def test_not_even_a_person_makes_two_copies_run() -> None:
     told = [cell for cell in CELLS if cell.facts.told is not None]
     check(
         "a commit while the source may run",
-        lambda c: c.action is A.COMMIT and c.source not in {S.DEAD, S.COMPLETED, S.HALTED},
+        lambda c: c.action is A.COMMIT and c.source not in {S.DEAD, S.COMPLETED, S.STOPPED, S.HALTED},
         told,
     )
     check(
         "a resume while the destination may run",
-        lambda c: c.action is A.RESUME_SOURCE and c.destination is not D.ABSENT,
+        lambda c: c.action is A.RESUME_SOURCE and c.destination is not D.ABSENT and not c.facts.surely_never_ran,
         told,
     )
     check(
@@ -242,10 +259,10 @@ def test_what_a_person_decides_leads_somewhere() -> None:
     torn = Facts(may_have_run=True, split_brain=True, patience=False)
     dead = Facts(may_have_run=True, patience=False)
     for source, destination, facts, told, action in [
-        (S.HALTED, D.RUNS, torn, "destination", A.RELEASE_SOURCE),
+        (S.STOPPED, D.RUNS, torn, "destination", A.RELEASE_SOURCE),
         (S.RUNS, D.HALTED, torn, "source", A.KILL_DESTINATION),
         (S.RUNS, D.ABSENT, torn, "source", A.FINISHED_AT_SOURCE),
-        (S.HALTED, D.ABSENT, torn, "source", A.RESUME_SOURCE),
+        (S.STOPPED, D.ABSENT, torn, "source", A.RESUME_SOURCE),
         (S.DEAD, D.LOADED, dead, "destination", A.COMMIT),
         (S.COMPLETED, D.ABSENT, dead, "source", A.RESUME_SOURCE),
     ]:
@@ -265,6 +282,7 @@ def test_silence_leads_to_nothing_that_cannot_be_taken_back() -> None:
             c.destination is D.UNKNOWN
             and c.action not in HARMLESS
             and not (c.action is A.CANCEL_SOURCE and c.source in {S.COPIES, S.HOLDS})
+            and not (c.action is A.RESUME_SOURCE and c.source is S.STOPPED and c.facts.surely_never_ran)
             and not (c.action is A.YANK_SOURCE and c.source in {S.SWITCHES, S.HANGS} and c.facts.surely_never_ran)
         ),
     )
@@ -346,9 +364,9 @@ def test_proof_that_it_never_ran_outweighs_the_journal() -> None:
         ("finish-migrate", "a-status-of-2030", S.SWITCHES),
         ("postmigrate", "completed", S.COMPLETED),
         ("finish-migrate", "completed", S.COMPLETED),
-        ("paused", "none", S.HALTED),
-        ("paused", "failed", S.HALTED),
-        ("postmigrate", "failed", S.HALTED),  # 7.2, of a guest that was paused before
+        ("paused", "none", S.STOPPED),
+        ("paused", "failed", S.STOPPED),
+        ("postmigrate", "failed", S.STOPPED),  # 7.2, of a guest that was paused before
         ("shutdown", "none", S.HALTED),
         ("guest-panicked", "cancelled", S.HALTED),
         ("io-error", "none", S.HALTED),
