@@ -215,7 +215,15 @@ class Controller(Inventory):
         await self.journal.enter(request.id, Phase.PREFLIGHT)
         chronicle = Chronicle(request, self.journal, reporter, result)
         reporter.phase(chronicle.view())
-        course = Course(request, source, destination, chronicle, running=plan.running, one_pass=plan.one_pass)
+        course = Course(
+            request,
+            source,
+            destination,
+            chronicle,
+            running=plan.running,
+            profile=plan.profile,
+            one_pass=plan.one_pass,
+        )
         engine = Engine(course, tuple(plan.derived.command.argv()), cancel)
         await engine.run()
         if engine.error is not None:

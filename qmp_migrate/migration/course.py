@@ -21,6 +21,7 @@ from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
 from qmp_migrate.migration.handover import Facts
 from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.phases import AFTER_COMMIT
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
@@ -38,6 +39,7 @@ class Course:
         request: What is wanted.
         source, destination: The two sides.
         chronicle: Written before each act, and told of everything.
+        profile: How its memory travels.
         running: The guest ran when it began; one that was paused arrives paused.
         one_pass: See `Copying.one_pass`.
         stopped_by_us: We have stopped the guest for its migration, or were about to; in the journal before it is done.
@@ -59,6 +61,7 @@ class Course:
     destination: Side
     chronicle: Chronicle
     running: bool
+    profile: Profile = field(default_factory=Profile)
     one_pass: bool = False
     stopped_by_us: bool = False
     witnessed: bool = True

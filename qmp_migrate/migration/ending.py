@@ -158,7 +158,11 @@ async def finish(course: Course) -> QmpMigrateError | None:
     _take_timeline(course)
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
-            await release.take_numbers(course.source, course.copying, chronicle.result, running=course.running)
+            await release.take_numbers(
+                course.source, course.copying, chronicle.result, course.profile, running=course.running
+            )
+            if chronicle.result.channels != course.profile.channels:
+                chronicle.warn("QEMU's figures show no memory on the channels that were set up")
     problems = await _released(course)
     if not problems and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)

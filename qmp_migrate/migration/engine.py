@@ -178,9 +178,20 @@ class Engine:
                 wiring.survey(course.source, course.destination, course.wires), self._see_what_was_built()
             )
             await course.chronicle.intent(
-                "wire", encrypt=course.request.encrypt, source_parameters=course.wires.source_parameters
+                "wire",
+                encrypt=course.request.encrypt,
+                transport=course.profile.written,
+                source_parameters=course.wires.source_parameters,
+                destination_parameters=course.wires.destination_parameters,
             )
-            await wiring.wire(course.source, course.destination, course.request, course.wires, one_pass=course.one_pass)
+            await wiring.wire(
+                course.source,
+                course.destination,
+                course.request,
+                course.profile,
+                course.wires,
+                one_pass=course.one_pass,
+            )
         except QmpMigrateError as error:
             raise await course.with_stderr(error) from error
         course.chronicle.result.encrypted = course.wires.credentials is not None

@@ -19,6 +19,8 @@ from typing import Any, Final
 from qmp_migrate.errors import CommandFailed, LaunchFailed, QmpMigrateError
 from qmp_migrate.hosts import Host
 from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.negotiation import Abilities
+from qmp_migrate.qemu import features
 from qmp_migrate.settings import HostSettings
 
 PROBE_S: Final = 20.0
@@ -46,6 +48,9 @@ if [ -e "$run/.locks/$vm.lock" ] && ! flock -n "$run/.locks/$vm.lock" true 2>/de
     IFS= read -r who <"$run/.locks/$vm.lock"; echo "locked $who"
 fi
 if [ -r /dev/kvm ] && [ -w /dev/kvm ]; then echo "kvm yes"; fi
+IFS= read -r faults </proc/sys/vm/unprivileged_userfaultfd 2>/dev/null || faults=-
+if [ -w /dev/userfaultfd ]; then faults=${faults}w; fi
+echo "userfaultfd $faults"
 if [ -n "$pid" ]; then echo "cmdline $(base64 -w0 "/proc/$pid/cmdline" 2>/dev/null)"; fi
 grep -m1 '^flags' /proc/cpuinfo | sed 's/^flags[^:]*:/cpu_flags/'
 grep -m1 '^model name' /proc/cpuinfo | sed 's/^model name[^:]*:/cpu_model/'
@@ -75,6 +80,7 @@ class HostFacts:
         locked_by: Who holds the guest's lock here; None: nobody.
         cmdline: The argv of the guest's QEMU here, from ``/proc``.
         addresses: Networks whose addresses this host has as its own.
+        userfaultfd: How this host lets programs use it, as it is written there: post-copy needs it.
     """
 
     name: str
@@ -90,6 +96,7 @@ class HostFacts:
     cpu_flags: frozenset[str] = frozenset()
     cpu_model: str = ""
     addresses: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    userfaultfd: str = ""
 
     def has_address(self, address: str) -> bool | None:
         """Tell whether an IP address is this host's own; None where that cannot be told.
@@ -114,6 +121,7 @@ class BinaryFacts:
         deprecated: Machine types that will go.
         cpus: CPU models: name to the features that this host cannot give it.
         cpu_aliases: CPU model alias to the versioned model.
+        abilities: What it can do in a migration.
     """
 
     version: str = ""
@@ -122,6 +130,7 @@ class BinaryFacts:
     deprecated: frozenset[str] = frozenset()
     cpus: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cpu_aliases: dict[str, str] = field(default_factory=dict)
+    abilities: Abilities = field(default_factory=lambda: Abilities(""))
 
 
 async def gather_host(host: Host, settings: HostSettings, vm: str, *, pid: int | None = None) -> HostFacts:
@@ -155,6 +164,7 @@ def parse_host(name: str, text: str) -> HostFacts:
         cmdline=tuple(word.decode("utf-8", "surrogateescape") for word in cmdline.split(b"\0")[:-1]),
         cpu_flags=frozenset(found.get("cpu_flags", "").split()),
         cpu_model=found.get("cpu_model", ""),
+        userfaultfd=found.get("userfaultfd", ""),
         addresses=(
             *parse_fib_trie(_decoded(found.get("fib", "")).decode("ascii", "replace")),
             *parse_if_inet6(_decoded(found.get("if6", "")).decode("ascii", "replace")),
@@ -207,7 +217,8 @@ async def probe_binary(
     Raises:
         LaunchFailed: The binary does not start.
     """
-    key = f"binary-2/{host.name}/{settings.qemu}/{facts.qemu_stamp}/{accel}/{facts.boot_id}"
+    what = f"{settings.qemu}/{facts.qemu_stamp}/{accel}/{facts.boot_id}/{facts.userfaultfd}"
+    key = f"binary-3/{host.name}/{what}"
     known = await journal.probe(key)
     if known is None:
         known = await _ask_binary(host, settings.qemu, accel)
@@ -219,15 +230,35 @@ async def probe_binary(
         deprecated=frozenset(known["deprecated"]),
         cpus={name: tuple(lacking) for name, lacking in known["cpus"].items()},
         cpu_aliases=dict(known["cpu_aliases"]),
+        abilities=Abilities(
+            host=host.name,
+            version=known["version"],
+            capabilities=frozenset(known["capabilities"]),
+            parameters=frozenset(known["parameters"]),
+            compressions=frozenset(known["compressions"]),
+            no_postcopy=known["no_postcopy"],
+        ),
     )
 
 
-_QUESTIONS: Final = ("qmp_capabilities", "query-version", "query-machines", "query-cpu-definitions", "quit")
+_POSTCOPY: Final = {"capabilities": [{"capability": "postcopy-ram", "state": True}]}
+_QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("qmp_capabilities", {}),
+    ("query-version", {}),
+    ("query-machines", {}),
+    ("query-cpu-definitions", {}),
+    ("query-migrate-capabilities", {}),
+    ("query-migrate-parameters", {}),
+    ("query-qmp-schema", {}),
+    ("migrate-set-capabilities", _POSTCOPY),  # tried: QEMU looks at userfaultfd then, with the rights that it has there
+    ("quit", {}),
+)
 
 
 async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
     argv = [binary, "-M", "none", "-nodefaults", "-display", "none", "-S", "-accel", accel, "-qmp", "stdio"]
-    questions = "".join(json.dumps({"execute": name, "id": name}) for name in _QUESTIONS)
+    argv += ["-incoming", "defer"]
+    questions = "".join(json.dumps({"execute": name, "arguments": a, "id": name}) for name, a in _QUESTIONS)
     try:
         done = await host.run(argv, input=questions.encode(), timeout=PROBE_S)
     except CommandFailed as error:
@@ -237,7 +268,7 @@ async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
             hint="try it by hand on that host; is the accelerator there and allowed?",
             host=host.name,
         ) from error
-    answers = _answers(done.stdout.decode("utf-8", "replace"))
+    answers, refusals = _answers(done.stdout.decode("utf-8", "replace"))
     try:
         version = answers["query-version"]["qemu"]
         machines = answers["query-machines"]
@@ -250,6 +281,12 @@ async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
             "deprecated": [m["name"] for m in machines if m.get("deprecated")],
             "cpus": {cpu["name"]: sorted(set(cpu.get("unavailable-features", []))) for cpu in cpus},
             "cpu_aliases": {cpu["name"]: cpu["alias-of"] for cpu in cpus if "alias-of" in cpu},
+            "capabilities": [entry["capability"] for entry in answers["query-migrate-capabilities"]],
+            "parameters": list(answers["query-migrate-parameters"]),
+            "compressions": sorted(
+                features.enum_values(answers["query-qmp-schema"], "migrate-set-parameters", "multifd-compression")
+            ),
+            "no_postcopy": _no_postcopy(refusals.get("migrate-set-capabilities", ""), done.error_text),
         }
     except (KeyError, TypeError) as error:
         raise LaunchFailed(
@@ -260,8 +297,16 @@ async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
         ) from error
 
 
-def _answers(text: str) -> dict[str, Any]:
-    decoder, found, at = json.JSONDecoder(), dict[str, Any](), 0
+def _no_postcopy(refused: str, stderr: str) -> str:
+    """Return why post-copy cannot be received: QEMU 7.2 tells the reason on its standard error only."""
+    seen = next((line for line in stderr.splitlines() if "userfaultfd" in line.lower()), "")
+    reason = seen.partition("postcopy_ram_supported_by_host: ")[2] or seen
+    return f"{refused}: {reason}" if refused and reason and reason.lower() not in refused.lower() else refused
+
+
+def _answers(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what QEMU answered, and what it refused with which words, by the question's id."""
+    decoder, found, refused, at = json.JSONDecoder(), dict[str, Any](), dict[str, str](), 0
     while (start := text.find("{", at)) >= 0:
         try:
             message, at = decoder.raw_decode(text, start)
@@ -270,7 +315,9 @@ def _answers(text: str) -> dict[str, Any]:
             continue
         if isinstance(message, dict) and "return" in message:
             found[str(message.get("id"))] = message["return"]
-    return found
+        elif isinstance(message, dict) and isinstance(message.get("error"), dict):
+            refused[str(message.get("id"))] = str(message["error"].get("desc"))
+    return found, refused
 
 
 async def gather_all(*work: Any) -> list[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
 from qmp_migrate.migration import preflight
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_all, gather_host, path_states, probe_binary
 from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.negotiation import Abilities, Profile, negotiate
 from qmp_migrate.migration.preflight import Check, Situation
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
@@ -31,6 +32,7 @@ class Plan:
         running: The guest runs now.
         one_pass: The source loses writes in a second pass (`features.loses_writes`): there must be none.
         ram_bytes: The guest's memory.
+        profile: How its memory travels.
     """
 
     checks: list[Check]
@@ -38,6 +40,7 @@ class Plan:
     running: bool
     one_pass: bool
     ram_bytes: int
+    profile: Profile = field(default_factory=Profile)
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -58,11 +61,11 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         raise GuestUnknown(
             f"no guest {request.vm!r} runs on {source.name}", hint="see: qmp-migrate vm list", host=source.name
         )
-    there, here, other, (run, info, version, loses_writes) = await gather_all(
+    there, here, other, (run, info, abilities, loses_writes) = await gather_all(
         gather_host(destination.host, destination.settings, request.vm),
         gather_host(source.host, source.settings, request.vm, pid=source.process.pid),
         _identify(destination),
-        _ask(source),
+        _ask(source, request),
     )
     command = CommandLine.parse(here.cmdline)
     accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
@@ -71,6 +74,15 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
     derived = _derive(command, source, destination, source_binary)
     required = () if derived.refusals else tuple(required_paths(derived.command))
     paths = await path_states(destination.host, [use.path for use in required])
+    profile = None
+    if isinstance(destination_binary, BinaryFacts):
+        profile = negotiate(
+            request,
+            abilities,
+            destination_binary.abilities,
+            memory_bytes=command.memory_bytes,
+            source_free_bytes=here.mem_available,
+        )
     situation = Situation(
         request=request,
         source=source.settings,
@@ -83,13 +95,21 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         derived=derived,
         run_state=run.status,
         info=info,
-        source_version=version,
+        source_version=abilities.version,
         required=required,
         paths=paths,
         guest_at_destination=other is not None,
         loses_writes=loses_writes and run.running and request.mode != "offline",
+        profile=profile,
     )
-    return Plan(preflight.judge(situation), derived, run.running, situation.loses_writes, command.memory_bytes)
+    return Plan(
+        preflight.judge(situation),
+        derived,
+        run.running,
+        situation.loses_writes,
+        command.memory_bytes,
+        profile or Profile(),
+    )
 
 
 def _derive(command: CommandLine, source: Side, destination: Side, binary: BinaryFacts) -> Derived:
@@ -118,14 +138,23 @@ async def _identify(side: Side) -> ProcessId | None:
         return None  # the check of the run directory says why
 
 
-async def _ask(side: Side) -> tuple[RunStatus, MigrationInfo, str, bool]:
+async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, MigrationInfo, Abilities, bool]:
+    """Ask the running guest: its binary may have been replaced since it was started."""
     monitor = await side.attach()
-    version = (await monitor.execute("query-version"))["qemu"]
+    known = await features.probe(monitor)
+    compressing = request.compress in {"zlib", "zstd"}
+    abilities = Abilities(
+        host=side.name,
+        version=known.version,
+        capabilities=frozenset(known.capabilities),
+        parameters=frozenset(known.parameters),
+        compressions=await features.multifd_compressions(monitor) if compressing else frozenset(),
+    )
     memory = await monitor.execute("query-memory-size-summary")
     return (
         await qmp.run_status(monitor),
         await qmp.query(monitor),
-        f"{version['major']}.{version['minor']}.{version['micro']}",
+        abilities,
         await features.loses_writes(monitor, int(memory["base-memory"])),
     )
 

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from qmp_migrate.errors import ConfigError, QmpMigrateError
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts
+from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.qemu import states
 from qmp_migrate.qemu.migration import MigrationInfo
@@ -69,6 +70,7 @@ class Situation:
         paths: For each of them: its state on the destination.
         loses_writes: The source's QEMU loses writes in a second pass.
         guest_at_destination: A live QEMU is in the destination's directory for that name.
+        profile: How memory travels; None where the destination's binary cannot be asked what it can do.
     """
 
     request: MigrationRequest
@@ -87,6 +89,7 @@ class Situation:
     paths: Mapping[str, str]
     guest_at_destination: bool
     loses_writes: bool
+    profile: Profile | None = None
 
 
 def judge(s: Situation) -> list[Check]:
@@ -97,6 +100,7 @@ def judge(s: Situation) -> list[Check]:
         *_not_yet(s),
         *_guest(s),
         *_binary(s),
+        *_transport(s),
         *_derivation(s),
         *_memory(s),
         *_files(s),
@@ -113,8 +117,6 @@ def _not_yet(s: Situation) -> list[Check]:
     """Refuse what can be asked for and is not built yet."""
     asked = {
         "--mode postcopy": s.request.mode == "postcopy",
-        "--channels": s.request.channels > 1,
-        "--compress": s.request.compress is not None,
         "--copy-storage": s.request.copy_storage is not None,
         "--policy": s.request.policy != "default",
     }
@@ -235,6 +237,18 @@ def _cpu(s: Situation, binary: BinaryFacts) -> list[Check]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _transport(s: Situation) -> list[Check]:
+    """Say how memory travels, or why it cannot as it is asked for; decided by `negotiation`."""
+    if s.profile is None:
+        return []
+    checks = [Check("transport", "fail", each.text, each.hint, each.host) for each in s.profile.refusals]
+    checks += [Check("transport", "warn", each.text, each.hint, each.host) for each in s.profile.warnings]
+    if s.profile.refusals:
+        return checks
+    why = f" ({'; '.join(s.profile.reasons)})" if s.profile.reasons else ""
+    return [*checks, Check("transport", "ok", f"memory travels over {s.profile}{why}")]
 
 
 def _derivation(s: Situation) -> list[Check]:

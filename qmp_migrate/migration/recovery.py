@@ -26,6 +26,7 @@ from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine, built_as
 from qmp_migrate.migration.handover import Destination, Goal, Source
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives
+from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
 from qmp_migrate.migration.reporter import Reporter
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
@@ -152,6 +153,7 @@ async def _settle(
         record.id,
         encrypt=course.request.encrypt and wired is not None,
         before=dict(wired.get("source_parameters", {})) if wired else {},
+        destination_before=dict(wired.get("destination_parameters", {})) if wired else {},
     )
     course.wires.port = int((_last(entries, "intent", "migrate") or {}).get("port", 0))
     back = wish.back or record.cancel_requested or record.phase in GOING_BACK
@@ -197,6 +199,7 @@ def _course(
             request, journal, reporter, result, phase=record.phase, rev=record.rev, started_at=record.started_at
         ),
         running=bool(begun.get("running", asked.get("running", True))),
+        profile=Profile.again((_last(entries, "intent", "wire") or {}).get("transport", {})),
         one_pass=bool(begun.get("one_pass", False)),
         stopped_by_us=_last(entries, "intent", "stop-guest") is not None,
         witnessed=False,

@@ -14,10 +14,10 @@ from qmp_migrate.hosts.process import wait_gone
 from qmp_migrate.migration import rollback, wiring
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
+from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.request import MigrationResult
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.wiring import Wires
-from qmp_migrate.qemu import encryption
 from qmp_migrate.qemu import migration as qmp
 
 QUIT_S: Final = 20.0
@@ -43,7 +43,9 @@ async def release_source(source: Side, destination: Side, wires: Wires, chronicl
     """
     await chronicle.intent("release-source", host=source.name)
     unwired = asyncio.create_task(
-        _problem("the migration settings stay in force at the destination", _unwire(destination, wires))
+        _problem(
+            "the migration settings stay in force at the destination", wiring.unwire_destination(destination, wires)
+        )
     )
     problems: list[str] = []
     try:
@@ -114,22 +116,16 @@ async def _carry_console_log(source: Side, destination: Side) -> None:
         await destination.host.write_file(f"{destination.directory}/serial.log.1", done.stdout, mode=0o600)
 
 
-async def _unwire(destination: Side, wires: Wires) -> None:
-    """It is the next migration's source: it must not carry this one's key and capabilities."""
-    monitor = await destination.attach()
-    if wires.credentials is not None:
-        await encryption.remove_credentials(monitor, wires.credentials)
-    if wires.destination is not None:
-        await qmp.set_capabilities(monitor, wires.destination, {})
-
-
-async def take_numbers(source: Side, copying: Copying | None, result: MigrationResult, *, running: bool) -> None:
+async def take_numbers(
+    source: Side, copying: Copying | None, result: MigrationResult, profile: Profile, *, running: bool
+) -> None:
     """Put QEMU's own figures into the result; asked until they are there: right after `completed` 7.2 may still say 0.
 
     Args:
         source: Asked before it is ended.
         copying: Its last numbers stand in where QEMU gives none once completed; None: this controller saw none.
         result: Filled.
+        profile: How memory was to travel; that it did is seen from QEMU's figures.
         running: The guest ran; a paused one has no downtime to wait for.
 
     Raises:
@@ -145,6 +141,7 @@ async def take_numbers(source: Side, copying: Copying | None, result: MigrationR
     result.qemu = {"total_ms": info.total_ms, "downtime_ms": info.downtime_ms, "setup_ms": info.setup_ms}
     if ram is not None:
         result.ram_bytes = ram.total
+        result.channels = profile.channels if ram.multifd_bytes else 1
         result.transferred_bytes = ram.transferred
         result.passes = ram.passes
         result.throughput_bytes_per_s = ram.transferred * 1000 // max(1, info.total_ms - info.setup_ms)

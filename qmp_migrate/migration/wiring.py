@@ -13,17 +13,24 @@ from typing import Any, Final
 
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.convergence import first_limit_ms
+from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import encryption, features
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.features import Features
 
-ALWAYS: Final = {"events": True, "return-path": True}
-"""On both sides, in every migration (DESIGN rule 3)."""
+OF_TRANSPORT: Final = (
+    "multifd-channels",
+    "multifd-compression",
+    "zero-page-detection",
+    "xbzrle-cache-size",
+    "max-postcopy-bandwidth",
+)
+"""Parameters that `negotiation` sets, on one side or both."""
 
-RESTORED: Final = ("max-bandwidth", "downtime-limit", "tls-creds", "tls-hostname")
-"""Parameters that are put back as they were when the guest stays at the source."""
+RESTORED: Final = ("max-bandwidth", "downtime-limit", "tls-creds", "tls-hostname", *OF_TRANSPORT)
+"""Parameters of the source that are put back as they were when the guest stays there."""
 
 
 @dataclass(slots=True)
@@ -51,6 +58,12 @@ class Wires:
         known = self.source.parameters if self.source else {}
         return {name: known[name] for name in RESTORED if name in known}
 
+    @property
+    def destination_parameters(self) -> dict[str, object]:
+        """The same for the destination, which keeps the guest: what is changed there says only how memory comes in."""
+        known = self.destination.parameters if self.destination else {}
+        return {name: known[name] for name in OF_TRANSPORT if name in known}
+
     def key_directory(self, side: Side) -> str:
         """Return where this migration's key is on a side's host."""
         return next(directory for other, directory in self.key_directories if other is side)
@@ -66,7 +79,15 @@ async def survey(source: Side, destination: Side, wires: Wires) -> None:
     wires.source, wires.destination = await asyncio.gather(*(features.probe(monitor) for monitor in monitors))
 
 
-async def find(source: Side, destination: Side, migration_id: str, *, encrypt: bool, before: dict[str, Any]) -> Wires:
+async def find(
+    source: Side,
+    destination: Side,
+    migration_id: str,
+    *,
+    encrypt: bool,
+    before: dict[str, Any],
+    destination_before: dict[str, Any],
+) -> Wires:
     """Return the wires of a migration that another controller has set up, so that they can be used and undone.
 
     Args:
@@ -75,6 +96,7 @@ async def find(source: Side, destination: Side, migration_id: str, *, encrypt: b
         migration_id: The migration.
         encrypt: It is encrypted.
         before: What the journal says of `Wires.source_parameters`.
+        destination_before: What it says of `Wires.destination_parameters`.
     """
     wires = Wires()
     for side in (source, destination):
@@ -84,7 +106,7 @@ async def find(source: Side, destination: Side, migration_id: str, *, encrypt: b
                 if side is source:
                     wires.source = replace(found, parameters=found.parameters | before)
                 else:
-                    wires.destination = found
+                    wires.destination = replace(found, parameters=found.parameters | destination_before)
     if encrypt:
         wires.credentials, wires.source_credentials = _name(migration_id), True
         wires.key_directories = _key_directories(source, destination, migration_id)
@@ -99,13 +121,16 @@ def _key_directories(source: Side, destination: Side, migration_id: str) -> tupl
     return tuple((side, f"{side.directory}/{_name(migration_id)}") for side in (source, destination))
 
 
-async def wire(source: Side, destination: Side, request: MigrationRequest, wires: Wires, *, one_pass: bool) -> None:
+async def wire(
+    source: Side, destination: Side, request: MigrationRequest, profile: Profile, wires: Wires, *, one_pass: bool
+) -> None:
     """Wire both sides; `wires` says at any moment what has been set up, also when this raises. `survey` goes before.
 
     Args:
         source: Sends.
         destination: Waits, and listens when this returns.
         request: What is wanted.
+        profile: How memory travels.
         wires: Filled.
         one_pass: See `Copying.one_pass`.
 
@@ -116,7 +141,8 @@ async def wire(source: Side, destination: Side, request: MigrationRequest, wires
     if request.encrypt:
         await _place_keys(source, destination, request, wires)
     await asyncio.gather(
-        _wire_source(source, request, wires, one_pass=one_pass), _wire_destination(destination, request, wires)
+        _wire_source(source, request, profile, wires, one_pass=one_pass),
+        _wire_destination(destination, profile, wires),
     )
 
 
@@ -135,25 +161,18 @@ async def _place_keys(source: Side, destination: Side, request: MigrationRequest
     wires.credentials = _name(request.id)
 
 
-def _capabilities(known: Features) -> dict[str, bool]:
-    wanted = dict(ALWAYS)
-    # Until 9.2 a destination takes the images' locks before `cont` unless told not to; later it is always so.
-    for name in ("late-block-activate", "validate-uuid"):
-        if known.has_capability(name):
-            wanted[name] = True
-    return wanted
-
-
-async def _wire_source(side: Side, request: MigrationRequest, wires: Wires, *, one_pass: bool) -> None:
+async def _wire_source(
+    side: Side, request: MigrationRequest, profile: Profile, wires: Wires, *, one_pass: bool
+) -> None:
     monitor, known = await side.attach(), wires.source
     assert known is not None
-    wanted = _capabilities(known) | ({"pause-before-switchover": True} if request.guarded else {})
-    await qmp.set_capabilities(monitor, known, wanted)
+    await qmp.set_capabilities(monitor, known, dict.fromkeys(profile.source.capabilities, True))
     parameters: dict[str, Any] = {
         "max-bandwidth": request.bandwidth_bytes_per_s,
         "downtime-limit": first_limit_ms(request.downtime_limit_ms, one_pass=one_pass),
         "tls-creds": "",
         "tls-hostname": "",
+        **profile.source.parameters,
     }
     if wires.credentials is not None:
         directory = wires.key_directory(side)
@@ -165,10 +184,13 @@ async def _wire_source(side: Side, request: MigrationRequest, wires: Wires, *, o
         await encryption.verify(monitor, wires.credentials)
 
 
-async def _wire_destination(side: Side, request: MigrationRequest, wires: Wires) -> None:
+async def _wire_destination(side: Side, profile: Profile, wires: Wires) -> None:
+    """What both sides must agree upon is in force before it listens: later ones are refused, or hang (QEMU 7.2)."""
     monitor, known = await side.attach(), wires.destination
     assert known is not None
-    await qmp.set_capabilities(monitor, known, _capabilities(known))
+    await qmp.set_capabilities(monitor, known, dict.fromkeys(profile.destination.capabilities, True))
+    if profile.destination.parameters:
+        await qmp.set_parameters(monitor, profile.destination.parameters)
     if wires.credentials is not None:
         directory = wires.key_directory(side)
         await encryption.add_credentials(monitor, wires.credentials, directory, "server")
@@ -237,3 +259,18 @@ async def unwire_source(side: Side, wires: Wires) -> list[str]:
     except QmpMigrateError as error:
         return [f"the source's migration settings could not be put back: {error}"]
     return []
+
+
+async def unwire_destination(side: Side, wires: Wires) -> None:
+    """Free the destination of what belongs to this migration: it is the next one's source.
+
+    Raises:
+        MonitorError: It refused, or does not answer.
+    """
+    monitor = await side.attach()
+    if wires.credentials is not None:
+        await encryption.remove_credentials(monitor, wires.credentials)
+    if wires.destination is not None:
+        await qmp.set_capabilities(monitor, wires.destination, {})
+        if before := wires.destination_parameters:
+            await qmp.set_parameters(monitor, before)

@@ -1,11 +1,12 @@
 """What one QEMU can do, asked from itself: never guessed from its version (DESIGN §5).
 
-Asking costs three short queries (a few milliseconds); the full ``query-qmp-schema`` (about 60 ms) is not needed for what
-is done so far.
+Asking costs three short queries (a few milliseconds). The full ``query-qmp-schema`` (about 60 ms) is asked only where the
+values that a parameter takes matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,6 +55,47 @@ async def probe(monitor: Monitor) -> Features:
     except (TypeError, KeyError, ValueError) as error:
         raise MonitorError(
             f"{monitor.label} answers, but not as QEMU does: {error!r}",
+            hint="is this socket really a QEMU monitor?",
+            host=monitor.host,
+        ) from error
+
+
+def enum_values(schema: Iterable[Mapping[str, Any]], command: str, member: str) -> frozenset[str]:
+    """Return the values that an argument of a command takes; empty where it has no such argument, or takes anything.
+
+    Types in the schema have numbers for names that differ from build to build, so they are followed, not named.
+
+    Args:
+        schema: What ``query-qmp-schema`` said.
+        command: For example ``migrate-set-parameters``.
+        member: The argument, for example ``multifd-compression``.
+
+    Raises:
+        KeyError, TypeError: It is no schema, or there is no such command.
+    """
+    entities = {entity["name"]: entity for entity in schema}
+    arguments = entities[entities[command]["arg-type"]]
+    for argument in arguments["members"]:
+        if argument["name"] == member:
+            found = entities[argument["type"]]
+            # `values` is deprecated since 6.2, `members` came with it
+            names = [each["name"] for each in found["members"]] if "members" in found else found.get("values", [])
+            return frozenset(str(name) for name in names)
+    return frozenset()
+
+
+async def multifd_compressions(monitor: Monitor) -> frozenset[str]:
+    """Ask a running QEMU what it takes for ``multifd-compression``: that depends on how it was built.
+
+    Raises:
+        MonitorError: It did not answer, or not as QEMU does.
+    """
+    schema = await monitor.execute("query-qmp-schema")
+    try:
+        return enum_values(schema, "migrate-set-parameters", "multifd-compression")
+    except (TypeError, KeyError) as error:
+        raise MonitorError(
+            f"{monitor.label}: query-qmp-schema: {error!r}",
             hint="is this socket really a QEMU monitor?",
             host=monitor.host,
         ) from error

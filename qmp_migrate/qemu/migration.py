@@ -38,6 +38,7 @@ class RamInfo(_Reply):
     dirty_pages_rate: int = Field(default=0, alias="dirty-pages-rate")
     mbps: float = 0.0
     passes: int = Field(default=0, alias="dirty-sync-count")
+    multifd_bytes: int = Field(default=0, alias="multifd-bytes")
 
     @property
     def throughput_bytes_per_s(self) -> int:

@@ -29,6 +29,7 @@ from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mod
 from tests.support import mortal
 from tests.support.mortal import ARGV, SOURCE, Died, Life, MortalJournal, MortalPair
 from tests.support.qemu_words import V7_2
+from tests.support.transports import agreed
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 AT_ONCE = 32
@@ -108,7 +109,7 @@ class Case:
         result = MigrationResult(request.id, "web1", "a", "b", request.mode)
         chronicle = Chronicle(request, MortalJournal(self.journal, life), Reporters(), result)
         source, destination = self.pair.side_of("a", life, known=True), self.pair.side_of("b", life, known=False)
-        course = Course(request, source, destination, chronicle, running=self.kind.running)
+        course = Course(request, source, destination, chronicle, running=self.kind.running, profile=agreed(request))
         try:
             await Engine(course, ARGV, self.cancel).run()
         except Died as death:

@@ -26,6 +26,7 @@ from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mod
 from qmp_migrate.qemu import timeouts
 from tests.support import qemu_pair
 from tests.support.qemu_pair import Fault, QemuPair
+from tests.support.transports import agreed
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,8 @@ async def migrate(
     await journal.begin(id=request.id, vm="web1", source="a", destination="b", mode=mode, request={})
     await journal.enter(request.id, Phase.PREFLIGHT)
     chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", mode))
-    course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running)
+    profile = agreed(request)
+    course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running, profile=profile)
     argv = tuple(qemu_pair.ARGV)
     engine = Engine(course, argv, cancel or asyncio.Event())
     try:

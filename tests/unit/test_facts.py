@@ -150,7 +150,7 @@ def test_a_host_that_tells_nothing_has_nothing() -> None:
 class Talking:
     """A host that answers each command with the next of its outputs."""
 
-    outputs: list[bytes | Exception]
+    outputs: list[bytes | Completed | Exception]
     name: str = "b"
     ran: list[list[str]] = field(default_factory=list)
     inputs: list[bytes] = field(default_factory=list)
@@ -163,7 +163,7 @@ class Talking:
         output = self.outputs.pop(0)
         if isinstance(output, Exception):
             raise output
-        return Completed(0, output, b"some words on stderr")
+        return output if isinstance(output, Completed) else Completed(0, output, b"some words on stderr")
 
     async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
         return await self.run(args)
@@ -212,7 +212,27 @@ CPUS = {
     "id": "query-cpu-definitions",
 }
 EVENT = {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": False}}
-WHOLE = said(GREETING, {"return": {}, "id": "qmp_capabilities"}, VERSION, MACHINES, CPUS, EVENT, {"return": {}})
+CAPABILITIES = {
+    "return": [{"capability": "multifd", "state": False}, {"capability": "postcopy-ram", "state": False}],
+    "id": "query-migrate-capabilities",
+}
+PARAMETERS = {"return": {"multifd-channels": 2, "multifd-compression": "none"}, "id": "query-migrate-parameters"}
+SCHEMA = {
+    "return": [
+        {"name": "migrate-set-parameters", "meta-type": "command", "arg-type": "12", "ret-type": "0"},
+        {"name": "12", "meta-type": "object", "members": [{"name": "multifd-compression", "type": "34"}]},
+        {"name": "34", "meta-type": "enum", "members": [{"name": "none"}, {"name": "zstd"}], "values": ["none"]},
+    ],
+    "id": "query-qmp-schema",
+}
+NO_POSTCOPY = {
+    "id": "migrate-set-capabilities",
+    "error": {"class": "GenericError", "desc": "Postcopy is not supported"},
+}
+MIGRATION = (CAPABILITIES, PARAMETERS, SCHEMA, {"return": {}, "id": "migrate-set-capabilities"})
+WHOLE = said(
+    GREETING, {"return": {}, "id": "qmp_capabilities"}, VERSION, MACHINES, CPUS, *MIGRATION, EVENT, {"return": {}}
+)
 
 
 @pytest.fixture
@@ -235,6 +255,40 @@ async def test_a_binary_is_asked_what_it_can_do(journal: Journal) -> None:
     assert argv[argv.index("-accel") + 1] == "tcg"
     assert "-S" in argv
     assert b'"execute": "quit"' in host.inputs[0]
+    abilities = found.abilities
+    assert (abilities.host, abilities.version, abilities.no_postcopy) == ("b", "7.2.22", "")
+    assert abilities.capabilities == {"multifd", "postcopy-ram"}
+    assert abilities.parameters == {"multifd-channels", "multifd-compression"}
+    assert abilities.compressions == {"none", "zstd"}
+
+
+@pytest.mark.parametrize(
+    ("desc", "stderr", "told"),
+    [
+        (  # 7.2 says it on its standard error
+            "Postcopy is not supported",
+            "qemu: a warning\npostcopy_ram_supported_by_host: userfaultfd not available: Operation not permitted",
+            "Postcopy is not supported: userfaultfd not available: Operation not permitted",
+        ),
+        (  # 10.0 in its answer
+            "Postcopy is not supported: Userfaultfd not available: Operation not permitted",
+            "",
+            "Postcopy is not supported: Userfaultfd not available: Operation not permitted",
+        ),
+        ("Parameter 'capability' does not accept value 'postcopy-ram'", "qemu: a warning", ""),
+    ],
+)
+async def test_whether_a_binary_may_take_guests_in_post_copy_is_tried(
+    journal: Journal, desc: str, stderr: str, told: str
+) -> None:
+    refused = {"id": "migrate-set-capabilities", "error": {"class": "GenericError", "desc": desc}}
+    output = said(VERSION, MACHINES, CPUS, CAPABILITIES, PARAMETERS, SCHEMA, refused, {"return": {}, "id": "quit"})
+    host = Talking([Completed(0, output, stderr.encode())])
+    found = await facts.probe_binary(host, SETTINGS, HostFacts("b", userfaultfd="0"), "tcg", journal)
+    assert found.abilities.no_postcopy == (told or desc)
+    await facts.probe_binary(Talking([WHOLE]), SETTINGS, HostFacts("b", userfaultfd="1"), "tcg", journal)
+    (argv,) = host.ran
+    assert argv[argv.index("-incoming") + 1] == "defer", "only then QEMU looks whether userfaultfd may be used"
 
 
 async def test_and_again_only_when_something_is_different(journal: Journal) -> None:
@@ -280,15 +334,18 @@ async def test_a_program_that_is_no_qemu_is_refused_and_not_remembered(journal: 
 
 
 def test_answers_are_found_by_their_ids_among_everything_else() -> None:
-    found = facts._answers(f"a word\n{WHOLE.decode()}")
-    assert set(found) == {"qmp_capabilities", "query-version", "query-machines", "query-cpu-definitions", "None"}
-    assert facts._answers(json.dumps(VERSION) + json.dumps(MACHINES)).keys() == {"query-version", "query-machines"}
+    found, refused = facts._answers(f"a word\n{WHOLE.decode()}")
+    assert {"qmp_capabilities", "query-version", "query-machines", "query-cpu-definitions", "None"} <= set(found)
+    assert not refused
+    found, refused = facts._answers(json.dumps(VERSION) + json.dumps(NO_POSTCOPY) + json.dumps(MACHINES))
+    assert found.keys() == {"query-version", "query-machines"}
+    assert refused == {"migrate-set-capabilities": "Postcopy is not supported"}
 
 
 def test_what_is_cut_off_is_left_out() -> None:
     text = said(VERSION, MACHINES).decode()
-    assert set(facts._answers(text[:-20])) == {"query-version"}
-    assert facts._answers("") == facts._answers("{{{") == {}
+    assert set(facts._answers(text[:-20])[0]) == {"query-version"}
+    assert facts._answers("") == facts._answers("{{{") == ({}, {})
 
 
 @given(st.text())

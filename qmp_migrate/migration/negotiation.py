@@ -1,0 +1,350 @@
+"""How memory travels between two given QEMUs: which capabilities and parameters each side gets, and what cannot be. Pure.
+
+QEMU checks little of this, and late. A source with two channels and a destination with four hang for ever; QEMU 7.2 takes
+post-copy over several channels and loses the guest; a compression that only one side knows fails when the guest is on its
+way. So all of it is settled here, from what both binaries said they can do, before anything is started. What the two cannot
+do is a refusal that ``qmp-migrate check`` shows; what they can only do in another way than asked for is a warning.
+
+The rules and where each was seen are in ``docs/reference/transports.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qmp_migrate.migration.request import Compression, MigrationRequest
+
+ALWAYS: Final = ("events", "return-path")
+"""Capabilities on both sides, in every migration (DESIGN rule 3)."""
+
+WHERE_KNOWN: Final = ("late-block-activate", "validate-uuid")
+"""On each side that knows it. Until 9.2 a destination takes the images' locks before ``cont`` unless told not to."""
+
+LEAST_CHANNELS: Final = 2
+"""What compression gets where the user names no number: it needs multifd, and one more thread helps it most."""
+
+MULTIFD_METHODS: Final = frozenset({"zlib", "zstd"})
+"""Compressions that multifd's threads do."""
+
+MULTIFD_POSTCOPY: Final = (10, 1)
+"""QEMU that can turn to post-copy with multifd on. 8.1 to 10.0 refuse the pair of capabilities; before, it is taken without
+a word and loses memory: so whether it is taken tells nothing, and only the version does."""
+
+LEAST_CACHE: Final = 64 << 20
+"""Bytes: QEMU's own default for ``xbzrle-cache-size``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the QEMU of one side can do.
+
+    Attributes:
+        host: Where it is.
+        version: For example ``7.2.22``.
+        capabilities: Migration capabilities it knows.
+        parameters: Migration parameters it knows.
+        compressions: Values it takes for ``multifd-compression``.
+        no_postcopy: Why it cannot receive a guest in post-copy, although it knows the capability; ``""``: it can.
+    """
+
+    host: str
+    version: str = ""
+    capabilities: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+    compressions: frozenset[str] = frozenset()
+    no_postcopy: str = ""
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split(".") if part.isdigit())
+
+    @property
+    def multifd_postcopy(self) -> bool:
+        """Whether it can turn to post-copy although several channels are in use."""
+        return self._numbers >= MULTIFD_POSTCOPY
+
+    def __str__(self) -> str:
+        return f"QEMU {self.version} on {self.host}"
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Something that cannot be, or not as it was asked for.
+
+    Attributes:
+        text: What.
+        hint: What would work.
+        host: Whose QEMU it is about; None: the pair's.
+    """
+
+    text: str
+    hint: str = ""
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one side gets; what it knows and is not named here is set to false, or left as it is.
+
+    Attributes:
+        capabilities: Those that are on.
+        parameters: Name to value.
+    """
+
+    capabilities: frozenset[str] = frozenset(ALWAYS)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How memory travels.
+
+    Attributes:
+        channels: Connections that carry memory; more than 1: multifd, with one more for control and devices.
+        compression: What is in force.
+        postcopy: Both ends can turn to post-copy at any time, because they are set up for it.
+        preempt: In post-copy, pages that the guest waits for have a connection of their own.
+        source, destination: What each side gets.
+        refusals: Why it cannot be; empty: it can.
+        warnings: What is other than one might expect.
+        reasons: What was chosen and why, one line each.
+    """
+
+    channels: int = 1
+    compression: Compression | None = None
+    postcopy: bool = False
+    preempt: bool = False
+    source: Setting = field(default_factory=Setting)
+    destination: Setting = field(default_factory=Setting)
+    refusals: tuple[Objection, ...] = ()
+    warnings: tuple[Objection, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def multifd(self) -> bool:
+        """Whether QEMU's multifd carries the memory."""
+        return self.channels > 1
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What the journal keeps: all that another controller needs in order to drive it on."""
+        return {
+            "channels": self.channels,
+            "compression": self.compression,
+            "postcopy": self.postcopy,
+            "preempt": self.preempt,
+        }
+
+    @classmethod
+    def again(cls, written: Mapping[str, Any]) -> Profile:
+        """Return the profile of a migration that another controller has set up, as far as it matters now."""
+        return cls(**{name: written[name] for name in cls().written if name in written})
+
+    def __str__(self) -> str:
+        words = [f"{self.channels} channels" if self.multifd else "one channel"]
+        words += [self.compression] if self.compression else []
+        words += ["may turn to post-copy" + (" (preempt)" if self.preempt else "")] if self.postcopy else []
+        return ", ".join(words)
+
+
+def negotiate(
+    request: MigrationRequest,
+    source: Abilities,
+    destination: Abilities,
+    *,
+    memory_bytes: int,
+    source_free_bytes: int = 0,
+    may_throttle: bool = False,
+    may_turn: bool = False,
+) -> Profile:
+    """Find how memory can travel as it is asked for.
+
+    Args:
+        request: What is asked for.
+        source: What the running QEMU can do.
+        destination: What the binary that would be started can do.
+        memory_bytes: The guest's memory.
+        source_free_bytes: Memory that is free on the source's host; 0: unknown.
+        may_throttle: The policy may slow the guest down (``auto-converge``): QEMU wants to know it beforehand.
+        may_turn: The policy may turn a live migration to post-copy, where both can.
+    """
+    table = _Table(source, destination)
+    multifd = _channels(table, request)
+    _compression(table, request, memory_bytes, source_free_bytes)
+    postcopy = (request.mode == "postcopy" or may_turn) and _postcopy(table, request, multifd=multifd)
+    preempt = postcopy and table.both_know("postcopy-preempt")
+    if preempt:
+        table.switch_on("postcopy-preempt")
+    if request.guarded or request.copy_storage is not None:
+        _stop_before_the_switchover(table)
+    if may_throttle:
+        _throttle(table)
+    return Profile(
+        channels=_channel_count(request) if multifd else 1,
+        compression=request.compress,
+        postcopy=postcopy,
+        preempt=preempt,
+        source=table.setting(source, table.at_source),
+        destination=table.setting(destination, {}),
+        refusals=tuple(table.refusals),
+        warnings=tuple(table.warnings),
+        reasons=tuple(table.reasons),
+    )
+
+
+class _Table:
+    """What has been agreed upon so far."""
+
+    def __init__(self, source: Abilities, destination: Abilities) -> None:
+        self.sides = (source, destination)
+        self.capabilities: set[str] = set(ALWAYS)
+        self.source_only: set[str] = set()
+        self.parameters: dict[str, Any] = {}
+        self.at_source: dict[str, Any] = {}
+        self.refusals: list[Objection] = []
+        self.warnings: list[Objection] = []
+        self.reasons: list[str] = []
+
+    def lacking(self, capability: str) -> Abilities | None:
+        """Return the first side that does not know a capability."""
+        return next((side for side in self.sides if capability not in side.capabilities), None)
+
+    def both_know(self, capability: str) -> bool:
+        return self.lacking(capability) is None
+
+    def switch_on(self, capability: str, parameters: Mapping[str, Any] | None = None) -> None:
+        """On both sides, with the same parameters: they must be equal."""
+        self.capabilities.add(capability)
+        self.parameters |= parameters or {}
+
+    def refuse(self, text: str, hint: str, side: Abilities | None = None) -> None:
+        self.refusals.append(Objection(text, hint, side.host if side else None))
+
+    def setting(self, side: Abilities, own: Mapping[str, Any]) -> Setting:
+        optional = {name for name in WHERE_KNOWN if name in side.capabilities}
+        mine = self.source_only if side is self.sides[0] else set()
+        wanted = {**self.parameters, **own}
+        # What a side does not know is a refusal already, except for what is chosen for the pair.
+        known = {name: value for name, value in wanted.items() if name in side.parameters}
+        return Setting(frozenset(self.capabilities | optional | mine), known)
+
+
+def _channel_count(request: MigrationRequest) -> int:
+    return max(request.channels, LEAST_CHANNELS) if request.compress in MULTIFD_METHODS else request.channels
+
+
+def _channels(table: _Table, request: MigrationRequest) -> bool:
+    """Settle multifd and who looks for zero pages; return whether it is in force."""
+    count = _channel_count(request)
+    if count == 1:
+        _zero_pages(table, multifd=False)
+        return False
+    if (side := table.lacking("multifd")) is not None:
+        table.refuse(f"{side} cannot use several channels (it has no multifd)", "leave --channels out", side)
+        return False
+    table.switch_on("multifd", {"multifd-channels": count, "multifd-compression": "none"})
+    if request.channels == 1:
+        table.reasons.append(f"{request.compress} is done by multifd's threads: {count} channels")
+    _zero_pages(table, multifd=True)
+    return True
+
+
+def _zero_pages(table: _Table, *, multifd: bool) -> None:
+    """Choose who looks for zero pages, where QEMU (9.0 and later) lets one choose.
+
+    A destination before 9.0 does not read the list of zero pages in multifd's packets: a page that was written once and is
+    zero again would keep its old content there. Machine types up to 8.2 have ``legacy`` for that reason, so the value has to
+    be set: for the pair of QEMUs, not for the age of the machine type.
+    """
+    name = "zero-page-detection"
+    older = next((side for side in table.sides if name not in side.parameters), None)
+    by_threads = multifd and older is None
+    table.parameters[name] = "multifd" if by_threads else "legacy"
+    if by_threads:
+        table.reasons.append("zero pages are looked for by the channels' threads")
+    elif multifd and older is not None:
+        table.reasons.append(f"zero pages are looked for by one thread: {older} does not take them from the channels")
+
+
+def _compression(table: _Table, request: MigrationRequest, memory_bytes: int, free_bytes: int) -> None:
+    method = request.compress
+    if method is None:
+        return
+    if method == "xbzrle":
+        if request.channels > 1:
+            text = "xbzrle works on one channel only (QEMU before 8.2 takes both and compresses nothing)"
+            table.refuse(text, "leave --channels out, or use --compress zstd")
+        elif (side := table.lacking("xbzrle")) is not None:
+            table.refuse(f"{side} has no xbzrle", "leave --compress out", side)
+        else:
+            size = cache_bytes(memory_bytes, free_bytes)
+            table.switch_on("xbzrle", {"xbzrle-cache-size": size})
+            table.reasons.append(f"xbzrle with a cache of {size >> 20} MiB at the source")
+        return
+    shared = table.sides[0].compressions & table.sides[1].compressions & MULTIFD_METHODS
+    for side in table.sides:
+        if method not in side.compressions and "multifd" in side.capabilities:
+            hint = f"both have {' and '.join(sorted(shared))}" if shared else "leave --compress out: both have no other"
+            table.refuse(f"{side} cannot compress with {method}", hint, side)
+    table.parameters["multifd-compression"] = method
+
+
+def cache_bytes(memory_bytes: int, free_bytes: int) -> int:
+    """Return the size of the xbzrle cache: a power of two, as QEMU wants it.
+
+    It helps only with pages that are still in it when they are sent again, so it should hold what the guest keeps writing:
+    half of its memory, but no more than half of what is free at the source, and `LEAST_CACHE` at least. QEMU fills it with
+    copies of pages that are sent twice, and no others.
+
+    Args:
+        memory_bytes: The guest's.
+        free_bytes: On the source's host; 0: unknown.
+    """
+    most = min(memory_bytes, free_bytes or memory_bytes) // 2
+    return max(LEAST_CACHE, 1 << (most.bit_length() - 1) if most else 0)
+
+
+def _postcopy(table: _Table, request: MigrationRequest, *, multifd: bool) -> bool:
+    """Settle whether both ends are set up for post-copy. It is refused where it was asked for, else only told."""
+    source, destination = table.sides
+    text, hint, side = "", "", None
+    if (side := table.lacking("postcopy-ram")) is not None:
+        text, hint = f"{side} has no post-copy", "move it in mode live"
+    elif destination.no_postcopy:
+        side = destination
+        text = f"{side} cannot take a guest in post-copy: {side.no_postcopy}"
+        hint = f"as root on {side.host}: sysctl vm.unprivileged_userfaultfd=1 (or let QEMU run as root there)"
+    elif multifd and (older := [each for each in (source, destination) if not each.multifd_postcopy]):
+        side = older[0] if len(older) == 1 else None
+        wants = "post-copy over several channels needs QEMU 10.1 or later on both hosts"
+        text = f"{wants}: {' and '.join(str(each) for each in older)} cannot do it"
+        hint = "leave --compress out" if request.channels == 1 else "leave --channels out"
+    if not text:
+        table.switch_on("postcopy-ram")
+        table.at_source["max-postcopy-bandwidth"] = request.bandwidth_bytes_per_s
+        return True
+    if request.mode == "postcopy":
+        table.refuse(text, hint, side)
+    else:
+        table.warnings.append(
+            Objection(f"the policy may not turn to post-copy: {text}", hint, side.host if side else None)
+        )
+    return False
+
+
+def _stop_before_the_switchover(table: _Table) -> None:
+    source = table.sides[0]
+    if "pause-before-switchover" in source.capabilities:
+        table.source_only.add("pause-before-switchover")
+    else:
+        table.refuse(f"{source} cannot stop before the switchover", "leave --guarded and --copy-storage out", source)
+
+
+def _throttle(table: _Table) -> None:
+    source = table.sides[0]
+    if "auto-converge" in source.capabilities:
+        table.source_only.add("auto-converge")
+    else:
+        table.warnings.append(Objection(f"{source} cannot slow the guest down", "", source.host))
