@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
-from qmp_migrate.migration import preflight
+from qmp_migrate.migration import preflight, present
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_all, gather_host, path_states, probe_binary
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.negotiation import Abilities, Profile, negotiate
 from qmp_migrate.migration.preflight import Check, Situation
+from qmp_migrate.migration.present import Present
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
-from qmp_migrate.qemu import features
+from qmp_migrate.qemu import devices, features
 from qmp_migrate.qemu import migration as qmp
+from qmp_migrate.qemu.devices import Devices
 from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
@@ -61,13 +63,14 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         raise GuestUnknown(
             f"no guest {request.vm!r} runs on {source.name}", hint="see: qmp-migrate vm list", host=source.name
         )
-    there, here, other, (run, info, abilities, loses_writes) = await gather_all(
+    there, here, other, (run, info, abilities, loses_writes, plugged) = await gather_all(
         gather_host(destination.host, destination.settings, request.vm),
         gather_host(source.host, source.settings, request.vm, pid=source.process.pid),
         _identify(destination),
         _ask(source, request),
     )
-    command = CommandLine.parse(here.cmdline)
+    found, now = await _devices(source, CommandLine.parse(here.cmdline))
+    command = now.command
     accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
     source_binary = await probe_binary(source.host, source.settings, here, accel, journal)
     destination_binary = await _try_probe(destination, there, accel, journal)
@@ -100,6 +103,9 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         paths=paths,
         guest_at_destination=other is not None,
         loses_writes=loses_writes and run.running and request.mode != "offline",
+        devices=found,
+        present=now,
+        plugged_bytes=plugged,
         profile=profile,
     )
     return Plan(
@@ -107,7 +113,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         derived,
         run.running,
         situation.loses_writes,
-        command.memory_bytes,
+        command.memory_bytes + plugged,
         profile or Profile(),
     )
 
@@ -138,7 +144,17 @@ async def _identify(side: Side) -> ProcessId | None:
         return None  # the check of the run directory says why
 
 
-async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, MigrationInfo, Abilities, bool]:
+async def _devices(side: Side, command: CommandLine) -> tuple[Devices, Present]:
+    """Return the guest's devices, and its command line as it is with them."""
+    try:
+        given = present.given_devices(command)
+    except QmpMigrateError:  # the derivation says which option cannot be read
+        return Devices(), Present(command)
+    found = await devices.look(await side.attach(), named=frozenset(given.named), anonymous=len(given.anonymous))
+    return found, present.as_it_is(command, found)
+
+
+async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, MigrationInfo, Abilities, bool, int]:
     """Ask the running guest: its binary may have been replaced since it was started."""
     monitor = await side.attach()
     known = await features.probe(monitor)
@@ -151,11 +167,14 @@ async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, Migrat
         compressions=await features.multifd_compressions(monitor) if compressing else frozenset(),
     )
     memory = await monitor.execute("query-memory-size-summary")
+    plugged = int(memory.get("plugged-memory", 0))
+    sizes = [int(memory["base-memory"]), *([plugged] if plugged else [])]
     return (
         await qmp.run_status(monitor),
         await qmp.query(monitor),
         abilities,
-        await features.loses_writes(monitor, int(memory["base-memory"])),
+        any([await features.loses_writes(monitor, size) for size in sizes]),
+        plugged,
     )
 
 

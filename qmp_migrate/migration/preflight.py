@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from qmp_migrate.errors import ConfigError, QmpMigrateError
+from qmp_migrate.migration import device_checks
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts
 from qmp_migrate.migration.negotiation import Profile
+from qmp_migrate.migration.present import Present
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.qemu import states
+from qmp_migrate.qemu.devices import Devices
 from qmp_migrate.qemu.migration import MigrationInfo
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
@@ -62,7 +65,7 @@ class Situation:
     """All that was gathered about one wish.
 
     Attributes:
-        command: The source's argv, from ``/proc``.
+        command: The source's argv, from ``/proc``, with what was plugged in and without what was taken out since.
         derived: What the destination would be started with.
         run_state: The guest's.
         info: The source's ``query-migrate``.
@@ -71,6 +74,9 @@ class Situation:
         loses_writes: The source's QEMU loses writes in a second pass.
         guest_at_destination: A live QEMU is in the destination's directory for that name.
         profile: How memory travels; None where the destination's binary cannot be asked what it can do.
+        devices: What the guest has now.
+        present: What of it differs from the argv that it was started with; None: nobody looked.
+        plugged_bytes: Memory that was plugged in.
     """
 
     request: MigrationRequest
@@ -90,6 +96,9 @@ class Situation:
     guest_at_destination: bool
     loses_writes: bool
     profile: Profile | None = None
+    devices: Devices = field(default_factory=Devices)
+    present: Present | None = None
+    plugged_bytes: int = 0
 
 
 def judge(s: Situation) -> list[Check]:
@@ -99,6 +108,7 @@ def judge(s: Situation) -> list[Check]:
         Check("ssh-destination", "ok", f"{s.destination_facts.name} answers", host=s.destination_facts.name),
         *_not_yet(s),
         *_guest(s),
+        *_devices(s),
         *_binary(s),
         *_transport(s),
         *_derivation(s),
@@ -155,12 +165,19 @@ def _guest(s: Situation) -> list[Check]:
         checks.append(Check("passes", "warn", text, hint, where))
     if s.info.blocked_reasons:
         checks += [
-            Check("blocked", "fail", f"QEMU refuses to migrate it: {reason}", "remove or replace that device", where)
-            for reason in s.info.blocked_reasons
+            Check("blocked", "fail", text, hint, where)
+            for text, hint in device_checks.blocked(s.info.blocked_reasons, s.devices)
         ]
     else:
         checks.append(Check("blocked", "ok", "every device of it can be migrated", host=where))
     return checks
+
+
+def _devices(s: Situation) -> list[Check]:
+    if s.present is None:
+        return []
+    where = s.source_facts.name
+    return [Check("devices", status, text, host=where) for status, text in device_checks.changed(s.present)]
 
 
 def _binary(s: Situation) -> list[Check]:
@@ -265,7 +282,7 @@ def _derivation(s: Situation) -> list[Check]:
 def _memory(s: Situation) -> list[Check]:
     where, free = s.destination_facts.name, s.destination_facts.mem_available
     try:
-        need = s.command.memory_bytes + MEMORY_RESERVE
+        need = s.command.memory_bytes + s.plugged_bytes + MEMORY_RESERVE
     except QmpMigrateError as error:
         return [Check("memory", "warn", f"its memory size is not understood: {error.message}", host=where)]
     text = f"{about_size(need)} needed on {where}, {about_size(free)} free"

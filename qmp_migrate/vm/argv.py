@@ -17,6 +17,9 @@ from qmp_migrate.vm.spec import DiskSpec, GuestSpec, NicSpec
 
 SERIAL_LOG: Final = "serial.log"
 
+MEMORY_SLOTS: Final = 16
+"""How many pieces of memory can be plugged in where a spec allows it; each needs a little of the guest's own memory."""
+
 _CACHE: Final = {
     # cache: (cache.direct, cache.no-flush, the device's write-cache), as in QEMU's manual under -drive cache=
     "none": ("on", "off", "on"),
@@ -40,12 +43,15 @@ def build_argv(spec: GuestSpec, *, binary: str, directory: str, accel: Literal["
     Raises:
         ConfigError: A socket's path would be longer than the kernel allows.
     """
+    memory = f"size={_memory(spec.memory)}"
+    if spec.maxmemory is not None:
+        memory += f",slots={MEMORY_SLOTS},maxmem={_memory(spec.maxmemory)}"
     smp = f"cpus={spec.vcpus},maxcpus={spec.maxcpus or spec.vcpus}"
     words = [
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-name", f"guest={spec.name}", "-uuid", uuid),
         *("-machine", f"type={spec.machine}", "-accel", accel, "-cpu", spec.cpu),
-        *("-m", f"size={_memory(spec.memory)}", "-smp", smp),
+        *("-m", memory, "-smp", smp),
     ]
     for flag, path in (("-bios", spec.firmware), ("-kernel", spec.kernel), ("-initrd", spec.initrd)):
         words += [flag, path] if path is not None else []

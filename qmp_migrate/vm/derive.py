@@ -185,7 +185,8 @@ class _Derivation:
         self.changes.append(f"-cpu: {present} → {cpu}, the alias may mean another CPU in another QEMU")
         last = max(index for index, option in enumerate(options) if option.name == "cpu")
         features = (options[last].value or "").removeprefix(present)
-        return [*options[:last], options[last].with_value(cpu + features), *options[last + 1 :]]
+        options = [*options[:last], options[last].with_value(cpu + features), *options[last + 1 :]]
+        return [_renamed_vcpu(option, present, cpu) if option.name == "device" else option for option in options]
 
     def look_over(self, command: CommandLine, dest_dir: str) -> None:
         """Warn about options that still name the source's directory, in words that are not understood here."""
@@ -195,6 +196,17 @@ class _Derivation:
         for option in command.options:
             if option.name not in _GUEST_TEXT and left.search(option.value or ""):
                 self.warnings.append(f"{option.brief}: still names {self.source_dir}, left as it is")
+
+
+def _renamed_vcpu(option: Option, present: str, cpu: str) -> Option:
+    """Return a vCPU that was plugged in (``-device qemu64-x86_64-cpu,…``) as one of the pinned model: QEMU takes no other."""
+    kind = re.compile(re.escape(present) + r"-([a-z0-9_]+-cpu)")
+
+    def rename(key: str, value: str) -> str:
+        match = kind.fullmatch(value) if key == "driver" else None
+        return f"{cpu}-{match[1]}" if match else value
+
+    return option.with_value(properties.rewrite(option.value or "", rename, implied="driver", takes_json=True))
 
 
 @dataclass(frozen=True, slots=True)

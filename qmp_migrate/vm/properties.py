@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -158,6 +158,42 @@ def rewrite(text: str, change: Callable[[str, str], str], *, implied: str = "", 
         _rewrite_segment(segment, change, first=number == 0, implied=implied)
         for number, segment in enumerate(_segments(text))
     )
+
+
+def without(text: str, keys: frozenset[str], *, implied: str = "", takes_json: bool = False) -> str:
+    """Return `text` without some properties; all else keeps its spelling.
+
+    Args:
+        text: The option's argument.
+        keys: Keys to leave out, whatever their value; of JSON only at the top.
+        implied: Key of a first value that has none, or ``""``.
+        takes_json: Whether this option also takes JSON.
+
+    Raises:
+        UsageError: It starts like JSON and is not.
+    """
+    if takes_json and _is_json(text):
+        loaded = _load_json(text)
+        return _dump_like(text, loaded, {key: value for key, value in loaded.items() if key not in keys})
+    segments = list(_segments(text))
+    kept = [
+        segment
+        for number, segment in enumerate(segments)
+        if _split(segment, first=number == 0, implied=implied)[0] not in keys
+    ]
+    return ",".join(kept)
+
+
+def added(text: str, values: Mapping[str, str | int], *, takes_json: bool = False) -> str:
+    """Return `text` with further properties at its end.
+
+    Raises:
+        UsageError: It starts like JSON and is not.
+    """
+    if takes_json and _is_json(text):
+        loaded = _load_json(text)
+        return _dump_like(text, loaded, {**loaded, **values})
+    return ",".join([text, *(f"{key}={escape(str(value))}" for key, value in values.items())])
 
 
 def _rewrite_segment(segment: str, change: Callable[[str, str], str], *, first: bool, implied: str) -> str:

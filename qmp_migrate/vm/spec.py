@@ -185,6 +185,7 @@ class GuestSpec(_Table):
             (`is_pinned` tells), since it is another machine in another QEMU.
         cpu: CPU model with features, as ``-cpu`` takes it.
         memory: Memory in bytes; a multiple of 8 KiB, which is what QEMU would round it up to.
+        maxmemory: Memory in bytes that it can grow to, by memory that is plugged in; absent: `memory`.
         vcpus: vCPUs at the start.
         maxcpus: vCPUs that it can grow to; absent: `vcpus`.
         accel: ``kvm``, ``tcg``, or ``auto`` to have the host probed.
@@ -202,6 +203,7 @@ class GuestSpec(_Table):
     machine: Word = "pc-q35-7.2"
     cpu: CpuModel = "qemu64"
     memory: ByteSize = 512 << 20
+    maxmemory: ByteSize | None = None
     vcpus: int = Field(default=1, ge=1, le=VCPUS_MAXIMUM)
     maxcpus: int | None = Field(default=None, ge=1, le=VCPUS_MAXIMUM)
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -223,6 +225,8 @@ class GuestSpec(_Table):
     def _consistent(self) -> Self:
         if not MEMORY_MINIMUM <= self.memory <= MEMORY_MAXIMUM or self.memory % MEMORY_GRAIN:
             raise ValueError(f"memory: {format_size(self.memory)} is not a multiple of 8KiB between 1MiB and 64TiB")
+        if self.maxmemory is not None and not self.memory < self.maxmemory <= MEMORY_MAXIMUM:
+            raise ValueError(f"maxmemory: {format_size(self.maxmemory)} is not between memory and 64TiB")
         if self.maxcpus is not None and self.maxcpus < self.vcpus:
             raise ValueError(f"maxcpus: {self.maxcpus} is less than vcpus = {self.vcpus}")
         if self.kernel is None and (self.initrd is not None or self.append is not None):

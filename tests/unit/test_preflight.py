@@ -12,6 +12,7 @@ import pytest
 from qmp_migrate.errors import LaunchFailed
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts
 from qmp_migrate.migration.preflight import Check, Situation, failures, judge
+from qmp_migrate.migration.present import Present
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.qemu.migration import MigrationInfo
 from qmp_migrate.settings import HostSettings
@@ -160,6 +161,15 @@ def test_devices_that_cannot_be_migrated_are_named_by_qemu() -> None:
     checks = found(situation(info=info), "blocked")
     assert [check.status for check in checks] == ["fail", "fail"]
     assert "nvme0" in checks[0].text
+
+
+def test_devices_that_changed_since_the_start_are_told_or_refused() -> None:
+    command = CommandLine.parse(ARGV)
+    assert found(situation(present=Present(command, ("disk1 was plugged in",))), "devices")[0].status == "ok"
+    refused = found(situation(present=Present(command, refusals=("edu x1: cannot",))), "devices")
+    assert [(check.status, check.host) for check in refused] == [("fail", "a")]
+    needs = situation(plugged_bytes=4096 * MIB)
+    assert found(needs, "memory")[0].status == "fail", "memory that was plugged in is needed there, too"
 
 
 def test_a_source_that_allows_one_pass_only_says_what_that_means() -> None:

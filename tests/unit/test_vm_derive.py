@@ -332,3 +332,18 @@ def test_guest_visible_forgets_the_host_and_nothing_else() -> None:
     assert guest_visible(CommandLine.parse(["qemu", *objects])) == ()
     shared = ["-chardev", "stdio,id=c,mux=on", "-mon", "c", "-serial", "chardev:c"]
     assert Option("-chardev", "stdio,id=c,mux=on") in guest_visible(CommandLine.parse(["qemu", *shared]))
+
+
+def test_a_vcpu_that_was_plugged_in_is_of_the_pinned_model() -> None:
+    argv = [
+        "qemu",
+        "-cpu",
+        "qemu64",
+        "-device",
+        "qemu64-x86_64-cpu,core-id=1",
+        "-device",
+        '{"driver":"qemu64-x86_64-cpu"}',
+    ]
+    words = _derive(*argv, cpu="qemu64-v1").command.argv()
+    assert "qemu64-v1-x86_64-cpu,core-id=1" in words
+    assert '{"driver":"qemu64-v1-x86_64-cpu"}' in words

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmp_migrate.errors import UsageError
-from qmp_migrate.vm.properties import canonical, escape, read, rewrite
+from qmp_migrate.vm.properties import added, canonical, escape, read, rewrite, without
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -121,3 +121,21 @@ def test_an_implied_value_that_gains_an_equals_sign_gets_its_key() -> None:
 def test_canonical_forgets_spelling_only() -> None:
     assert canonical('{ "b": 1, "a": "x"}', takes_json=True) == canonical('{"a":"x","b":1}', takes_json=True)
     assert canonical("b=1,a=x", takes_json=True) == "b=1,a=x"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("scsi-cd,id=c,drive=d", "scsi-cd,id=c"),
+        ("drive=d,,e,id=c", "id=c"),
+        ('{"driver":"scsi-cd","drive":"d"}', '{"driver":"scsi-cd"}'),
+        ("scsi-cd,id=c", "scsi-cd,id=c"),
+    ],
+)
+def test_properties_are_left_out_and_the_rest_keeps_its_spelling(text: str, left: str) -> None:
+    assert without(text, frozenset({"drive"}), implied="driver", takes_json=True) == left
+
+
+def test_properties_are_added_in_the_notation_that_is_there() -> None:
+    assert added("e1000,id=n", {"addr": "0x4", "romfile": "a,b"}) == "e1000,id=n,addr=0x4,romfile=a,,b"
+    assert added('{"driver": "e1000"}', {"lun": 1}, takes_json=True) == '{"driver": "e1000", "lun": 1}'

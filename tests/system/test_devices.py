@@ -1,0 +1,165 @@
+"""Guests whose devices are not those of their command line any more, and guests with many kinds of devices, on real QEMU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmp_migrate.rig.disk_journal import check_journal
+from tests.support.lab import Guest, Lab, wait_for
+from tests.support.outside import qmp
+
+ROOT = Path(__file__).parents[2]
+PORTS = [word for n in range(1, 5) for word in ("-device", f"pcie-root-port,id=rp{n},chassis={n}")]
+
+
+def monitor(guest: Guest, host: str) -> Path:
+    return guest.directory(host) / "qmp.sock"
+
+
+def ask(guest: Guest, host: str, command: str, /, **arguments: Any) -> Any:
+    return qmp(monitor(guest, host), command, **arguments)
+
+
+def opened(guest: Guest, host: str, node: str, driver: str, path: Path) -> None:
+    """Open an image as a block node."""
+    ask(guest, host, "blockdev-add", driver=driver, node_name=node, file={"driver": "file", "filename": str(path)})
+
+
+def plug(guest: Guest, host: str, driver: str, name: str, **properties: Any) -> None:
+    ask(guest, host, "device_add", driver=driver, id=name, **properties)
+
+
+@contextmanager
+def image(lab: Lab, name: str, size: int, kind: str = "raw") -> Iterator[Path]:
+    path = lab.files / name
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, str(path), str(size)], check=True)
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def drivers(guest: Guest, host: str) -> dict[str, str]:
+    """Return the devices with an id: what they are."""
+    listed = ask(guest, host, "qom-list", path="/machine/peripheral")
+    return {entry["name"]: entry["type"] for entry in listed if entry["type"].startswith("child<")}
+
+
+def other_qemu(version: str) -> str:
+    path = ROOT / "build" / "qemus" / version / "qemu-system-x86_64"
+    if not os.access(path, os.X_OK):
+        pytest.skip(f"QEMU {version} is not in build/qemus: make qemus")
+    return str(path)
+
+
+def test_what_was_plugged_in_goes_along_from_version_to_version(lab: Lab) -> None:
+    """7.2 → 10.0 → 11.1 → 7.2: disk, interface, memory, vCPU plugged in; each version then plugs in or out itself."""
+    to_10 = lab.config(hosts_b={"qemu": other_qemu("10.0")})
+    to_11 = lab.config(hosts_a={"qemu": other_qemu("11.1")})
+    grows = {"maxmemory": "2GiB", "maxcpus": 4, "args": [*PORTS, "-device", "virtio-scsi-pci,id=scsi0"]}
+    with (
+        image(lab, "plugged.img", 4 << 20) as disk,
+        image(lab, "second.qcow2", 4 << 20, "qcow2") as second,
+        lab.guest(ready=False, append="qm.rate=0 qm.ws=8 qm.tick=10 qm.disk=/dev/vda", **grows) as guest,
+    ):
+        opened(guest, "a", "plugged", "raw", disk)
+        plug(guest, "a", "virtio-blk-pci", "vd9", drive="plugged", bus="rp2", serial="PLUGGED")
+        guest.wait_ready("a")
+        guest.wait("a", lambda v: len(v.journal) > 3)
+        ask(guest, "a", "netdev_add", type="user", id="n9")
+        plug(guest, "a", "virtio-net-pci", "nic9", netdev="n9", bus="rp3", mac="52:54:00:99:99:99")
+        ask(guest, "a", "object-add", qom_type="memory-backend-ram", id="mem9", size=128 << 20)
+        plug(guest, "a", "pc-dimm", "dimm9", memdev="mem9")
+        free = next(cpu for cpu in ask(guest, "a", "query-hotpluggable-cpus") if "qom-path" not in cpu)
+        plug(guest, "a", free["type"], "cpu9", **free["props"])
+        checked = lab.cli("check", guest.name, "--to", "b", "--json", config=to_10).doc
+        (devices,) = [check for check in checked["checks"] if check["id"] == "devices" and check["status"] == "ok"]
+        for words in ("virtio-blk-pci vd9", "virtio-net-pci nic9", "pc-dimm dimm9", "-cpu cpu9"):
+            assert words in devices["text"]
+
+        move(lab, guest, "b", to_10)
+        opened(guest, "b", "second", "qcow2", second)
+        plug(guest, "b", "scsi-hd", "sd9", drive="second", bus="scsi0.0")
+        move(lab, guest, "a", to_11)
+        ask(guest, "a", "device_del", id="nic9")
+        wait_for(lambda: "nic9" not in drivers(guest, "a"), 20)
+        ask(guest, "a", "netdev_del", id="n9")
+        move(lab, guest, "b", lab.settings)
+        assert {"vd9", "dimm9", "cpu9", "sd9"} <= set(drivers(guest, "b"))
+        assert "nic9" not in drivers(guest, "b")
+        verdict = guest.wait_survived("b")
+        replay = check_journal(disk.read_bytes(), verdict.journal)
+        assert not replay.lost, replay
+
+
+def move(lab: Lab, guest: Guest, to: str, config: Path) -> None:
+    """Move a guest, and see that it has the same devices in the same places, and goes on writing to its disk."""
+    origin = "a" if to == "b" else "b"
+    before, journal = places(guest, origin), len(guest.verdict(origin).journal)
+    result = lab.cli("migrate", guest.name, "--to", to, "--downtime-limit", "20s", "--json", config=config).doc
+    assert result["outcome"] == "completed"
+    assert places(guest, to) == before
+    guest.wait(to, lambda v: len(v.journal) > journal + 3 or bool(v.reasons and v.corruption))
+
+
+def places(guest: Guest, host: str) -> dict[str, tuple[str, str, str]]:
+    found = {}
+    for name, kind in drivers(guest, host).items():
+        path = f"/machine/peripheral/{name}"
+        has = {entry["name"] for entry in ask(guest, host, "qom-list", path=path)}
+        place = {
+            key: ask(guest, host, "qom-get", path=path, property=key)
+            for key in ("addr", "scsi-id", "lun")
+            if key in has
+        }
+        bus = ask(guest, host, "qom-get", path=path, property="parent_bus").rpartition("/")[2]
+        found[name] = (kind, bus, json.dumps(place))
+    return found
+
+
+def test_what_was_unplugged_stays_away_and_nothing_else_moves(lab: Lab) -> None:
+    """On the chipset whose slots are given in order: one device less must not shift those after it. Media change, too."""
+    to_10 = lab.config(hosts_b={"qemu": other_qemu("10.0")})
+    with image(lab, "one.iso", 1 << 20) as one, image(lab, "two.iso", 1 << 20) as two:
+        args = [
+            *("-netdev", "user,id=first", "-device", "virtio-net-pci,id=first,netdev=first"),
+            *(
+                "-device",
+                "virtio-scsi-pci,id=scsi0",
+                "-device",
+                "virtio-balloon-pci,id=balloon0",
+                "-device",
+                "virtio-rng-pci",
+            ),
+            *("-blockdev", f"driver=file,node-name=cd-file,filename={one},read-only=on"),
+            *("-blockdev", "driver=raw,node-name=cd,file=cd-file,read-only=on", "-device", "scsi-cd,id=cd0,drive=cd"),
+            *("-drive", f"if=none,id=cd1,media=cdrom,format=raw,file={one}", "-device", "ide-cd,id=cd1,drive=cd1"),
+            *("-drive", "if=none,id=cd2,media=cdrom", "-device", "ide-cd,id=cd2,drive=cd2"),
+        ]
+        with lab.guest(disk=True, machine="pc-i440fx-7.2", args=args) as guest:
+            ask(guest, "a", "device_del", id="first")
+            wait_for(lambda: "first" not in drivers(guest, "a"), 20)
+            ask(guest, "a", "netdev_del", id="first")
+            ask(guest, "a", "blockdev-change-medium", id="cd0", filename=str(two), format="raw")
+            ask(guest, "a", "eject", id="cd1")
+            ask(guest, "a", "blockdev-change-medium", id="cd2", filename=str(two), format="raw")
+            move(lab, guest, "b", to_10)
+            assert media(guest, "b") == {"cd0": str(two), "cd1": None, "cd2": str(two)}
+            ask(guest, "b", "eject", id="cd0")
+            ask(guest, "b", "blockdev-change-medium", id="cd1", filename=str(one), format="raw")
+            move(lab, guest, "a", lab.settings)
+            assert media(guest, "a") == {"cd0": None, "cd1": str(one), "cd2": str(two)}
+            guest.wait_survived("a")
+
+
+def media(guest: Guest, host: str) -> dict[str, str | None]:
+    blocks = ask(guest, host, "query-block")
+    return {b["qdev"]: b["inserted"]["file"] if "inserted" in b else None for b in blocks if b["removable"]}
