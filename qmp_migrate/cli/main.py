@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qmp_migrate.cli import bus, doctor, migrations, moving, rig, vms
+from qmp_migrate.cli import bus, doctor, migrations, moving, rig, saving, vms
 from qmp_migrate.cli.context import Context, fail, set_up_logging
 from qmp_migrate.errors import QmpMigrateError
 
@@ -27,6 +27,7 @@ app.add_typer(rig.app, name="rig")
 app.add_typer(vms.app, name="vm")
 moving.register(app)
 migrations.register(app)
+saving.register(app)
 bus.register(app)
 doctor.register(app)
 

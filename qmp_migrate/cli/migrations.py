@@ -11,6 +11,7 @@ from qmp_migrate.cli.recovering import recover
 
 if TYPE_CHECKING:
     from qmp_migrate.migration.journal import Entry, MigrationRecord
+    from qmp_migrate.migration.operations import Operation
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A migration's id, or a unique beginning of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
@@ -63,17 +64,25 @@ def status(
 ) -> None:
     """Show migrations that have not ended, and what settles those whose controller is gone."""
 
-    async def work(journal: Any) -> list[MigrationRecord]:
-        if migration is not None:
-            return [await journal.get(migration)]
-        unsettled: list[MigrationRecord] = await journal.unsettled()
-        return unsettled
+    async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
+        from qmp_migrate.migration.operations import Operations
 
-    records = _with_journal(context, work, json=json)
+        if migration is not None:
+            return [await journal.get(migration)], []
+        return await journal.unsettled(), await Operations(journal).unsettled()
+
+    records, operations = _with_journal(context, work, json=json)
     if json:
-        put({"schema": "migrations/1", "migrations": [_record_document(record) for record in records]})
-    else:
-        _table(records)
+        found = {
+            "migrations": [_record_document(record) for record in records],
+            "operations": [_operation_document(operation) for operation in operations],
+        }
+        put({"schema": "migrations/1", **found})
+        return
+    _table(records)
+    for operation in operations:
+        ways = f"settle it with: qmp-migrate recover {operation.id}" if operation.left else "it is under way"
+        say().print(f"{operation.kind} {operation.id} of {operation.vm} on {operation.host}: {operation.step}; {ways}")
 
 
 def history(
@@ -131,6 +140,11 @@ def _record_document(record: MigrationRecord) -> dict[str, Any]:
         "started_at": record.started_at,
         "result": record.result,
     }
+
+
+def _operation_document(operation: Operation) -> dict[str, Any]:
+    names = ("id", "kind", "vm", "host", "step", "outcome", "started_at")
+    return {"schema": "operation/1", **{name: getattr(operation, name) for name in names}, "left": operation.left}
 
 
 def _table(records: list[MigrationRecord]) -> None:

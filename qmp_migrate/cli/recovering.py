@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qmp_migrate.cli.context import Context, put, run, say, tell
-from qmp_migrate.errors import LockBusy, OutcomeUnknown, QmpMigrateError, TransportError
+from qmp_migrate.errors import LockBusy, MigrationUnknown, OutcomeUnknown, QmpMigrateError, TransportError
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller
     from qmp_migrate.migration.journal import MigrationRecord
+    from qmp_migrate.migration.operations import Operation
     from qmp_migrate.migration.recovery import Wish
     from qmp_migrate.migration.request import MigrationResult
 
@@ -73,14 +74,56 @@ async def _recover(options: Context, migration: str | None, wait: bool, wish: Wi
     async with Controller.open(options.settings(), reporters=[view]) as controller:
         for host in wish.fenced:
             controller.settings.host(host)
-        records = [await controller.journal.get(migration)] if migration is not None else await controller.unsettled()
-        if not records:
+        records, operations = await _named(controller, migration)
+        if not records and not operations:
             say().print("nothing to recover: no migration was left by its controller (under way: qmp-migrate status)")
         ends = [await _one(controller, record, wish, wait) for record in records]
+        others = [await _operation(controller, operation, wait) for operation in operations]
     if json:
-        put({"schema": "recoveries/1", "migrations": [document for document, _ in ends]})
-    codes = [code for _, code in ends if code]
+        found = {"migrations": [document for document, _ in ends], "operations": [document for document, _ in others]}
+        put({"schema": "recoveries/1", **found})
+    codes = [code for _, code in [*ends, *others] if code]
     return OutcomeUnknown.exit_code if OutcomeUnknown.exit_code in codes else max(codes, default=0)
+
+
+async def _named(controller: Controller, id: str | None) -> tuple[list[MigrationRecord], list[Operation]]:
+    """Return what is to be settled: the one that was named, or all that was left."""
+    if id is None:
+        return await controller.unsettled(), await controller.unsettled_operations()
+    try:
+        return [await controller.journal.get(id)], []
+    except MigrationUnknown:
+        if id[:1] not in {"s", "r", "d"}:
+            raise
+        return [], [await controller.operations.get(id)]
+
+
+async def _operation(controller: Controller, operation: Operation, wait: bool) -> tuple[dict[str, Any], int]:
+    """Settle one save, restore or move; return its document and the exit code that it stands for."""
+    console, told = say(), ""
+    console.print(f"{operation.kind} {operation.id} of {operation.vm}: asking {operation.host}")
+    while True:
+        try:
+            result, error = await controller.recover_operation(operation)
+        except (LockBusy, TransportError) as failure:
+            result, error = None, failure
+        if result is not None and result.owner != "unknown":
+            where = {"file": f"the guest is in {getattr(result, 'file', '')}", "none": "the guest runs nowhere"}
+            console.print(
+                f"{operation.kind} {operation.id} of {operation.vm}: {result.outcome}; "
+                f"{where.get(result.owner, f'the guest is on {result.host}')}",
+                markup=False,
+            )
+            for line in [*([f"because: {error.message}"] if error else []), *result.warnings]:
+                console.print(line, markup=False)
+            return result.to_dict(), 0
+        assert error is not None
+        if str(error) != told:
+            told = str(error)
+            tell(error)
+        if not wait:
+            return result.to_dict() if result is not None else {"error": error.to_dict()}, error.exit_code
+        await asyncio.sleep(AGAIN_S)
 
 
 async def _one(controller: Controller, record: MigrationRecord, wish: Wish, wait: bool) -> tuple[dict[str, Any], int]:

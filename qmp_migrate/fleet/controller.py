@@ -24,7 +24,7 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     UsageError,
 )
-from qmp_migrate.fleet.inventory import Inventory
+from qmp_migrate.fleet.operating import Operating
 from qmp_migrate.fleet.publishing import on_the_bus
 from qmp_migrate.migration import recovery
 from qmp_migrate.migration.chronicle import Chronicle
@@ -46,7 +46,7 @@ CANCEL_WAIT_S: Final = 60.0
 
 
 @dataclass(slots=True)
-class Controller(Inventory):
+class Controller(Operating):
     """See the module. Made by `open`.
 
     Attributes:
@@ -148,6 +148,7 @@ class Controller(Inventory):
             earlier = await self.recover(record)
             if earlier.outcome == "completed" and record.destination == request.destination:
                 return earlier  # that is what was asked for
+        await self._settle_earlier(request.vm)
         reporter = Reporters(self._reporters)
         cancel = self._running[request.id] = asyncio.Event()
         result = MigrationResult(

@@ -126,6 +126,14 @@ class Journal:
         await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.dispose)
         self._executor.shutdown(wait=False)
 
+    async def transact(self, work: Callable[[sa.Connection], _T]) -> _T:
+        """Do something with the journal's database, in one transaction and in its thread: for `operations`.
+
+        Raises:
+            JournalError: The database failed.
+        """
+        return await self._run(work)
+
     async def _run(self, work: Callable[..., _T], *args: Any) -> _T:
         def call() -> _T:
             with self._engine.begin() as connection:

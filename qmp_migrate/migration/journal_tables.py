@@ -58,6 +58,21 @@ probes = sa.Table(
     sa.Column("value", sa.JSON, nullable=False),
     sa.Column("at", sa.Float, nullable=False),
 )
+operations = sa.Table(
+    "operations",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("vm", sa.String, nullable=False, index=True),
+    sa.Column("host", sa.String, nullable=False),
+    sa.Column("step", sa.String, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False, default=0),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("outcome", sa.String),
+    sa.Column("controller", sa.JSON, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -77,13 +92,16 @@ def open_engine(url: str) -> sa.Engine:
     # The version first, and for itself: a journal of a newer program is not to be touched, and a transaction that has begun
     # with reading cannot go on to write while another controller makes the tables.
     with engine.connect() as connection:
-        found = sa.inspect(connection).has_table("meta")
+        tables = sa.inspect(connection)
+        found = tables.has_table("meta")
+        # Came later; who does not know it does not miss it, so the version is the same.
+        complete = tables.has_table(operations.name)
         known = connection.execute(sa.select(meta.c.schema)).scalar() if found else None
     if known not in {None, SCHEMA}:
         raise JournalError(
             f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
         )
-    if known is None:
+    if known is None or not complete:
         _make_tables(engine)
     return engine
 

@@ -218,9 +218,28 @@ async def take(source: Side, destination: Side, purpose: str, *, partial: bool =
         HostUnreachable: With `partial`: none of the hosts can be reached.
         TransportError: Without `partial`: one of them cannot be reached.
     """
+    return await _take((source, destination), purpose, partial=partial)
+
+
+async def take_at(side: Side, purpose: str) -> GuestLock:
+    """Lock a guest on the one host that is concerned, and raise its epoch there.
+
+    Args:
+        side: Where the guest is, or shall be.
+        purpose: For those who find it locked: ``save ID``.
+
+    Raises:
+        LockBusy: Another controller holds it; the message says who.
+        FileFailed: The lock or epoch file cannot be written.
+        TransportError: The host cannot be reached.
+    """
+    return await _take((side,), purpose, partial=False)
+
+
+async def _take(sides: Sequence[Side], purpose: str, *, partial: bool) -> GuestLock:
     lock = GuestLock([], 0, _owner=owner_text(purpose))
     try:
-        for side in await _in_order((source, destination), lock, partial=partial):
+        for side in await _in_order(sides, lock, partial=partial):
             lock.held.append(await _hold_of(side, lock._owner, side.host))
             lock._places.append((side, side.host))
         epochs = await asyncio.gather(*(_bump(side, 0, purpose) for side, _ in lock._places))

@@ -233,13 +233,23 @@ async def _find_processes(course: Course, record: MigrationRecord, entries: Sequ
         side.unidentified = f"what was being launched there cannot be asked for: {error}"
 
 
-async def _find_launched(side: Side, argv: list[str]) -> None:
+async def launch_over(side: Side) -> bool:
+    """Wait until no launch is under way in a guest's directory; tell whether there is such a directory.
+
+    Raises:
+        ConnectionLost: The launch does not end.
+        RemoteError, TransportError: The host cannot be asked.
+    """
     deadline = time.monotonic() + LAUNCH_S
     while (found := (await side.host.script(_LAUNCHING, [side.directory])).text) == "starting":
         if time.monotonic() > deadline:
             raise ConnectionLost("the launch does not end", host=side.name)
         await asyncio.sleep(0.2)
-    if found == "absent":
+    return found != "absent"
+
+
+async def _find_launched(side: Side, argv: list[str]) -> None:
+    if not await launch_over(side):
         return
     process = await identify(side.host, side.directory)
     if process is not None and built_as(await command_line(side.host, process), argv):

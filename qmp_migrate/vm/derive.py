@@ -239,6 +239,19 @@ class _PathMap:
         return None
 
 
+def map_path(path: str, path_map: Mapping[str, str]) -> str:
+    """Return the name that a path has on another host.
+
+    Args:
+        path: Absolute.
+        path_map: As in `derive_destination`.
+
+    Raises:
+        ConfigError: A mapped prefix is not absolute.
+    """
+    return _PathMap.of(path_map).map(path) or path
+
+
 def _normal(path: str) -> str:
     """Return an absolute path without ``.``, ``..`` and doubled slashes (POSIX lets a double one lead)."""
     return "/" + posixpath.normpath(path).lstrip("/")

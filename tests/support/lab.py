@@ -175,7 +175,9 @@ class Lab:
         return path
 
     @contextmanager
-    def guest(self, *, on: str = "a", ready: bool = True, disk: bool = False, **keys: Any) -> Iterator[Guest]:
+    def guest(
+        self, *, on: str = "a", ready: bool = True, disk: bool = False, config: Path | None = None, **keys: Any
+    ) -> Iterator[Guest]:
         """A guest of its own on a host; gone afterwards, wherever it went, and proven to have left nothing."""
         name = f"g{uuid.uuid4().hex[:8]}"
         image = self.files / f"{name}.img" if disk else None
@@ -184,7 +186,7 @@ class Lab:
             keys["extra"] = f'[[disk]]\npath = "{image}"\nformat = "raw"\nsize = "4MiB"\n' + keys.get("extra", "")
         guest = Guest(self, name, self.spec(name, **keys), image)
         try:
-            self.cli("vm", "start", str(guest.spec), "--on", on)
+            self.cli("vm", "start", str(guest.spec), "--on", on, config=config)
             if ready:
                 guest.wait_ready(on)
             yield guest

@@ -1,0 +1,201 @@
+"""A guest into a file and out of it, on real QEMU and real sshd: each sentence of what `save` and `restore` promise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import Guest, Lab, qemus, wait_for
+
+QEMUS = Path(__file__).parents[2] / "build/qemus"
+
+
+def newer(version: str) -> str:
+    path = QEMUS / version / "qemu-system-x86_64"
+    if not path.exists():
+        pytest.skip(f"QEMU {version} is not there: make qemus")
+    return str(path)
+
+
+@contextmanager
+def state_of(guest: Guest) -> Iterator[Path]:
+    """A place for a guest's state; proven empty afterwards."""
+    place = guest.lab.files / f"{guest.name}-states"
+    place.mkdir()
+    try:
+        yield place / "a state, with 'odd' name.state"
+        assert not list(place.iterdir()), "nothing is left of it"
+    finally:
+        for path in place.iterdir():
+            path.unlink()
+        place.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("writer", "reader"), [(None, None), (None, "10.0"), (None, "11.1"), ("10.0", "11.1"), ("11.1", "10.0")]
+)
+def test_a_guest_goes_into_a_file_and_out_of_it_on_another_host(
+    lab: Lab, writer: str | None, reader: str | None
+) -> None:
+    qemu = {"a": newer(writer) if writer else None, "b": newer(reader) if reader else None}
+    config = lab.config(**{f"hosts_{host}": {"qemu": path} for host, path in qemu.items() if path})
+    with lab.guest(disk=True, config=config) as guest, state_of(guest) as file:
+        saved = lab.cli("save", guest.name, str(file), "--json", config=config).doc
+        assert (saved["outcome"], saved["owner"]) == ("completed", "file")
+        assert saved["format"] == ("mapped-ram" if writer else "stream")
+        assert saved["direct_io"] is bool(writer)
+        assert saved["stored_bytes"] < 200 << 20
+        assert not qemus(guest.name)
+        assert not guest.directory("a").exists()
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+        assert file.stat().st_mode & 0o777 == 0o600
+
+        back = lab.cli("restore", str(file), "--on", "b", "--json", config=config).doc
+        assert (back["outcome"], back["owner"], back["state"]) == ("completed", "destination", "running")
+        guest.wait_survived("b")
+        assert qemus(guest.name) == [guest.pid("b")]
+
+
+@contextmanager
+def small_file_system(megabytes: int) -> Iterator[Path]:
+    """A file system of its own that is soon full."""
+    with tempfile.TemporaryDirectory(prefix="qm-saving-") as directory:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "saving", directory], capture_output=True
+        )
+        if mounted.returncode:
+            pytest.skip("mounting a small file system needs root")
+        try:
+            yield Path(directory)
+        finally:
+            subprocess.run(["umount", directory], check=True)
+
+
+@pytest.mark.parametrize("version", [None, "10.0"])
+def test_a_full_disk_leaves_the_guest_running_where_it_was(lab: Lab, version: str | None) -> None:
+    config = lab.config(hosts_a={"qemu": newer(version)}) if version else lab.settings
+    with lab.guest(config=config) as guest, small_file_system(8) as place:
+        ran = lab.cli("save", guest.name, str(place / "g.state"), "--json", config=config, code=4)
+
+        assert (ran.doc["outcome"], ran.doc["owner"]) == ("rolled_back", "source")
+        assert "No space left" in ran.doc["error"]["message"]
+        assert "runs on" in ran.doc["error"]["message"]
+        assert not list(place.iterdir()), "no part of a file is left"
+        ticks = guest.verdict("a").last_tick
+        guest.wait("a", lambda v: v.last_tick > ticks + 20)
+        # Nothing of it is in the way of the next one.
+        moved = lab.cli("migrate", guest.name, "--to", "b", "--json", config=config).doc
+        assert moved["outcome"] == "completed"
+        guest.wait_survived("b")
+
+
+def test_a_state_is_not_restored_twice_nor_over_changed_disks_nor_damaged(lab: Lab) -> None:
+    image = lab.files / "twice.qcow2"
+    disk = f'[[disk]]\npath = "{image}"\nformat = "qcow2"\nsize = "4MiB"\n'
+    with lab.guest(ready=False, firmware_only=True, extra=disk) as guest, state_of(guest) as file:
+        lab.cli("save", guest.name, str(file))
+        whole = file.read_bytes()
+
+        again = lab.cli("save", guest.name, str(file), code=2)
+        assert "no host has a guest" in again.err
+
+        file.write_bytes(whole[:5000] + b"X" + whole[5001:])
+        damaged = lab.cli("restore", str(file), "--on", "b", "--json", code=1)
+        assert "is damaged" in damaged.doc["error"]["message"]
+        file.write_bytes(whole[:-50])
+        assert "no state file" in lab.cli("restore", str(file), "--on", "b", code=1).err
+        file.write_bytes(whole)
+
+        os.utime(image)
+        refused = lab.cli("restore", str(file), "--on", "b", code=3)
+        assert "was written to after the guest was saved" in refused.err
+        assert "--force" in refused.err
+        assert not qemus(guest.name)
+
+        lab.cli("restore", str(file), "--on", "b", "--paused", "--force", "--keep")
+        assert lab.cli("vm", "show", guest.name, "--json").doc["state"] == "paused"
+        (kept,) = file.parent.iterdir()
+        twice = lab.cli("restore", str(kept), "--on", "a", code=1)
+        assert "already on b" in twice.err
+        assert "is there already" in lab.cli("save", guest.name, str(kept), code=3).err
+        kept.unlink()
+    image.unlink()
+
+
+CRASH = """
+import asyncio, os, sys
+from pathlib import Path
+from qmp_migrate import Controller, load_settings
+from qmp_migrate.migration.operations import Operations
+
+settings, what, vm, file, step = sys.argv[1:]
+enter = Operations.enter
+
+async def dies(self, id, entered, **data):
+    await enter(self, id, entered, **data)
+    if entered == step:
+        os._exit(9)
+
+Operations.enter = dies
+
+async def main():
+    async with Controller.open(load_settings(Path(settings))) as controller:
+        if what == "save":
+            await controller.save(vm, file)
+        else:
+            await controller.restore_file(file, on="b" if step in {"launching", "marking"} else "a")
+
+asyncio.run(main())
+"""
+
+
+def test_a_controller_that_is_killed_leaves_a_guest_or_a_file_never_neither(lab: Lab) -> None:
+    import sys
+
+    def crash(what: str, guest: Guest, file: Path, step: str) -> None:
+        words = [sys.executable, "-c", CRASH, str(lab.settings), what, guest.name, str(file), step]
+        died = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert died.returncode == 9, died.stderr
+
+    with lab.guest(ready=False, firmware_only=True) as guest, state_of(guest) as file:
+        for step in ("stopping", "writing", "sealed"):
+            crash("save", guest, file, step)
+            (settled,) = lab.cli("recover", "--json").doc["operations"]
+            assert (settled["outcome"], settled["owner"]) == ("rolled_back", "source"), step
+            assert lab.cli("vm", "show", guest.name, "--json").doc["state"] == "running"
+            assert not list(file.parent.iterdir()), step
+        # Its QEMU ended while nobody drove it: the file was complete, and is all there is of the guest.
+        crash("save", guest, file, "renaming")
+        os.kill(guest.pid("a") or 0, signal.SIGKILL)
+        wait_for(lambda: not qemus(guest.name), 10)
+        (settled,) = lab.cli("recover", "--json").doc["operations"]
+        assert (settled["outcome"], settled["owner"]) == ("completed", "file")
+
+        for step in ("launching", "loading"):
+            crash("restore", guest, file, step)
+            (settled,) = lab.cli("recover", "--json").doc["operations"]
+            assert (settled["outcome"], settled["owner"]) == ("rolled_back", "file"), step
+            assert not qemus(guest.name)
+        for step in ("marking", "marked", "continuing"):
+            crash("restore", guest, file, step)
+            (settled,) = lab.cli("recover", "--json").doc["operations"]
+            if step == "marking":
+                assert (settled["outcome"], settled["owner"]) == ("rolled_back", "file"), step
+                continue
+            assert (settled["outcome"], settled["owner"]) == ("completed", "destination"), step
+            assert lab.cli("vm", "show", guest.name, "--json").doc["state"] == "running"
+            assert not list(file.parent.iterdir()), step
+            crash("save", guest, file, "renamed")
+            left = lab.cli("status")
+            assert "renamed; settle it with" in left.err
+            # Whoever wants the guest next settles what was left.
+            lab.cli("restore", str(file), "--on", "a")
+            lab.cli("save", guest.name, str(file))
+        lab.cli("restore", str(file), "--on", "a")
