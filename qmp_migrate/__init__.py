@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from qmp_migrate.migration.recovery import Wish
     from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter
     from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+    from qmp_migrate.migration.restoring import RestoreRequest, RestoreResult
+    from qmp_migrate.migration.saving import SaveRequest, SaveResult
     from qmp_migrate.settings import HostSettings, Settings
     from qmp_migrate.settings import load as load_settings
     from qmp_migrate.vm.spec import GuestSpec, parse_spec
@@ -69,6 +71,10 @@ _HOMES = {
     "Plan": "qmp_migrate.migration.plan",
     "Progress": "qmp_migrate.migration.reporter",
     "Reporter": "qmp_migrate.migration.reporter",
+    "RestoreRequest": "qmp_migrate.migration.restoring",
+    "RestoreResult": "qmp_migrate.migration.restoring",
+    "SaveRequest": "qmp_migrate.migration.saving",
+    "SaveResult": "qmp_migrate.migration.saving",
     "Settings": "qmp_migrate.settings",
     "Wish": "qmp_migrate.migration.recovery",
     "load_settings": "qmp_migrate.settings:load",
@@ -105,6 +111,10 @@ __all__ = [
     "Progress",
     "QmpMigrateError",
     "Reporter",
+    "RestoreRequest",
+    "RestoreResult",
+    "SaveRequest",
+    "SaveResult",
     "Settings",
     "SpecError",
     "SplitBrain",

@@ -345,9 +345,10 @@ class Restoring:
         if failure is not None:
             result.warnings.append(f"went on after: {failure.message}")
         try:
-            if self.wants_running and self.step != "continuing":
-                await self._continue()
             monitor = await side.attach()
+            # `cont` may have been on its way when the controller died; there is only this copy, so once more harms nobody.
+            if self.wants_running and (await qmp.run_status(monitor)).status == "paused":
+                await self._continue()
             result.state = (await qmp.run_status(monitor)).status
             await qmp.set_capabilities(monitor, await features.probe(monitor), {})
             gone = [] if request.keep else [request.used]
