@@ -147,6 +147,9 @@ def migrate(
     no_encrypt: NoEncrypt = False,
     guarded: Guarded = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")] = False,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="Measure first, and tell how it will go; see the command forecast.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Move a running guest to another host.
@@ -184,7 +187,7 @@ def migrate(
     view = ProgressView(say(), request)
     try:
         with view:
-            result = asyncio.run(_migrate(settings, request, view))
+            result = asyncio.run(_migrate(settings, request, view, forecast=forecast))
     except QmpMigrateError as error:
         _fail(error, request, json)
     if json:
@@ -252,12 +255,20 @@ def _one_of(flag: str, given: str | None, known: tuple[str, ...]) -> str | None:
     return given
 
 
-async def _migrate(settings: Settings, request: MigrationRequest, view: Any) -> MigrationResult:
+async def _migrate(settings: Settings, request: MigrationRequest, view: Any, *, forecast: bool) -> MigrationResult:
     from qmp_migrate.fleet.controller import Controller
 
     async with Controller.open(settings, reporters=[view]) as controller:
         _obey_signals(controller, request, view)
-        return await controller.migrate(request, on_plan=view.plan)
+        return await controller.migrate(
+            request, on_plan=view.plan, on_forecast=(lambda report: _foretell(view, report)) if forecast else None
+        )
+
+
+def _foretell(view: Any, report: Any) -> None:
+    from qmp_migrate.cli.forecast_lines import sentence
+
+    view.note(f"forecast: {sentence(report)}")
 
 
 def _obey_signals(controller: Controller, request: MigrationRequest, view: Any) -> None:

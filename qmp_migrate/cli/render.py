@@ -195,11 +195,23 @@ def summary(result: MigrationResult) -> RenderableType:
         ),
         ("encrypted", Text("yes, TLS with a key of its own") if result.encrypted else Text("NO", style="bold yellow")),
     ]
+    if result.forecast is not None:
+        rows.append(("forecast", Text(against(result.forecast))))
     rows += [("policy", Text(step)) for step in result.steps]
     rows += [("warning", Text(warning, style="yellow")) for warning in result.warnings]
     for name, value in rows:
         table.add_row(name, value)
     return Panel(table, title=f"migration {result.id} completed", border_style="green", expand=False)
+
+
+def against(forecast: Mapping[str, Any]) -> str:
+    """Return in words what had been foretold (``forecast`` of a result document)."""
+    told = f"{duration(forecast['total_ms'])}, blackout {forecast['blackout_ms']:.0f} ms"
+    error = forecast["error_percent"]
+    if error is None:
+        return told
+    off = "exact" if not error else f"{abs(error):.0f} % too {'long' if error > 0 else 'short'}"
+    return f"{told}   (the time was {off})"
 
 
 _MARKS: Final = {"ok": ("[ OK ]", "green"), "warn": ("[WARN]", "yellow"), "fail": ("[FAIL]", "bold red")}
@@ -271,6 +283,8 @@ def story(record: MigrationRecord, entries: Sequence[Entry]) -> RenderableType:
         lines.append(Text("not ended", style="yellow"))
     else:
         lines.append(Text(f"outcome: {record.outcome}, owner: {record.owner}", style="bold"))
+        if (record.result or {}).get("forecast"):
+            lines.append(Text(f"forecast: {against((record.result or {})['forecast'])}"))
         error = (record.result or {}).get("error")
         if error:
             lines.append(Text(f"error: {error['message']}"))

@@ -26,10 +26,11 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.fleet.operating import Operating
 from qmp_migrate.fleet.publishing import on_the_bus
-from qmp_migrate.migration import recovery
+from qmp_migrate.migration import forecasting, recovery
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.forecasting import Report
 from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import ENDS, Phase
 from qmp_migrate.migration.plan import Plan, make_plan
@@ -117,12 +118,28 @@ class Controller(Operating):
         await source.detach()
         return plan
 
+    async def forecast(self, request: MigrationRequest) -> tuple[Report, Plan]:
+        """Measure the guest and the link, and tell how a migration would go. Touches no guest; see `forecasting`.
+
+        Returns:
+            The forecast, and the plan, which may be a refused one.
+
+        Raises:
+            QmpMigrateError: See `plan` and `forecasting.make`.
+        """
+        plan, source, destination = await self.plan(request)
+        try:
+            return await forecasting.make(plan, source, destination, request, self.journal), plan
+        finally:
+            await source.detach()
+
     async def migrate(
         self,
         vm: str | MigrationRequest,
         *,
         to: str | None = None,
         on_plan: Callable[[Plan], None] | None = None,
+        on_forecast: Callable[[Report], None] | None = None,
         **options: Any,
     ) -> MigrationResult:
         """Move a guest. A migration of it that was left by a controller which is gone is settled first.
@@ -131,6 +148,7 @@ class Controller(Operating):
             vm: The guest's name, or a whole request.
             to: The destination, with a name.
             on_plan: Called with the plan before anything is touched.
+            on_forecast: Make a forecast first, and call this with it.
             options: Further fields of `MigrationRequest`, for example ``downtime_limit_ms=100``.
 
         Returns:
@@ -162,7 +180,9 @@ class Controller(Operating):
             plan, source, destination = await self.plan(request)
             result.source = source.name
             try:
-                return await self._migrate(request, plan, source, destination, result, reporter, cancel, on_plan)
+                return await self._migrate(
+                    request, plan, source, destination, result, reporter, cancel, on_plan, on_forecast
+                )
             finally:
                 await source.detach()
                 await destination.detach()
@@ -185,6 +205,7 @@ class Controller(Operating):
         reporter: Reporter,
         cancel: asyncio.Event,
         on_plan: Callable[[Plan], None] | None,
+        on_forecast: Callable[[Report], None] | None,
     ) -> MigrationResult:
         if on_plan is not None:
             on_plan(plan)
@@ -197,6 +218,8 @@ class Controller(Operating):
                 host=request.destination,
             )
         result.warnings += [check.text for check in plan.checks if check.status == "warn"]
+        if on_forecast is not None:
+            on_forecast(await forecasting.make(plan, source, destination, request, self.journal))
         if cancel.is_set():
             raise MigrationCancelled("cancelled before anything was touched", host=source.name)
         await self.journal.begin(
@@ -214,7 +237,8 @@ class Controller(Operating):
             },
         )
         await self.journal.enter(request.id, Phase.PREFLIGHT)
-        chronicle = Chronicle(request, self.journal, reporter, result)
+        foretold = await forecasting.remembered(self.journal, request, source.name)
+        chronicle = Chronicle(request, self.journal, reporter, result, foretold=foretold)
         reporter.phase(chronicle.view())
         course = Course(
             request,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmp_migrate.errors import JournalError, QmpMigrateError
+from qmp_migrate.migration.forecast import against_fact
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.phases import AFTER_COMMIT, Phase, check_step
 from qmp_migrate.migration.reporter import MigrationView, Reporter
@@ -28,6 +29,7 @@ class Chronicle:
             errors become warnings.
         rev: Rises with every change that is told.
         started_at: Seconds since the epoch.
+        foretold: The forecast that was made of this migration (`forecasting.remembered`), or None.
     """
 
     request: MigrationRequest
@@ -38,6 +40,7 @@ class Chronicle:
     lenient: bool = False
     rev: int = 1
     started_at: float = field(default_factory=time.time)
+    foretold: Mapping[str, Any] | None = None
     _begun: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,8 @@ class Chronicle:
         result.outcome, result.owner = outcome, owner
         result.total_ms = max(0, int((time.monotonic() - self._begun) * 1000))
         result.error = error.to_dict() if error else None
+        if self.foretold is not None:
+            result.forecast = against_fact(self.foretold, result)
         self.phase = phase
         self.rev += 1
         try:

@@ -141,6 +141,7 @@ class MigrationResult:
         blackout_ms: STOP at the source to RESUME at the destination, on the controller's clock.
         qemu: QEMU's own ``total_ms``, ``downtime_ms``, ``setup_ms``.
         steps: What the convergence policy did, with reasons.
+        forecast: What was foretold, with ``error_percent`` (its time over the real one); None: nothing was.
         error: None when it completed; else code, message, hint, host.
     """
 
@@ -163,6 +164,7 @@ class MigrationResult:
     channels: int = 1
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    forecast: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:

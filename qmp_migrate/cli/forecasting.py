@@ -1,0 +1,76 @@
+"""``forecast``: how a migration would go, before anything moves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from qmp_migrate.cli import moving
+from qmp_migrate.cli.context import Context, data, put, run, say
+
+if TYPE_CHECKING:
+    from qmp_migrate.migration.forecasting import Report
+    from qmp_migrate.migration.plan import Plan
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(forecast)
+
+
+def forecast(
+    context: typer.Context,
+    vm: moving.Vm,
+    to: moving.To,
+    source: moving.From = None,
+    mode: moving.Mode = "live",
+    downtime_limit: moving.DowntimeLimit = None,
+    bandwidth: moving.Bandwidth = None,
+    policy: moving.Policy = "default",
+    channels: moving.Channels = 1,
+    compress: moving.Compress = None,
+    copy_storage: moving.CopyStorage = None,
+    source_images: moving.SourceImages = "keep",
+    no_encrypt: moving.NoEncrypt = False,
+    guarded: moving.Guarded = None,
+    json: moving.Json = False,
+) -> None:
+    """Tell how a migration would go: time, bytes, blackout, whether it ends, and why.
+
+    Measures what the guest dirties (some seconds) and what the link carries (some MiB). The guest is not touched.
+    """
+
+    async def work() -> tuple[Report, Plan]:
+        from qmp_migrate.fleet.controller import Controller
+
+        options: Context = context.obj
+        settings = options.settings()
+        request = moving._request(
+            settings,
+            vm,
+            to,
+            source,
+            mode=mode,
+            downtime_limit=downtime_limit,
+            bandwidth=bandwidth,
+            policy=policy,
+            channels=channels,
+            compress=compress,
+            copy_storage=copy_storage,
+            source_images=source_images,
+            encrypt=not no_encrypt,
+            guarded=guarded,
+        )
+        async with Controller.open(settings) as controller:
+            return await controller.forecast(request)
+
+    report, plan = run(work(), as_json=json)
+    if json:
+        put({**report.to_dict(), "refused": list(plan.refused)})
+        return
+    from qmp_migrate.cli.forecast_lines import forecast_panel
+
+    data().print(forecast_panel(report))
+    for line in plan.refused:
+        say().print(f"[bold red]but:[/] check would refuse it: {line}")

@@ -1,0 +1,270 @@
+"""A forecast, from measuring to comparing: ask the guest, the link and the journal, `predict`, and hold it against the fact.
+
+Nothing that the guest notices is done: its QEMU hashes some of its pages for a few seconds, and two QEMUs without a guest
+send each other some MiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Final
+
+from qmp_migrate.errors import MonitorError, QmpMigrateError, RemoteError
+from qmp_migrate.migration import forecast as model
+from qmp_migrate.migration import link_probe
+from qmp_migrate.migration.dirtying import DirtyCurve
+from qmp_migrate.migration.forecast import Forecast, Link, Workload
+from qmp_migrate.migration.journal import Journal, MigrationRecord
+from qmp_migrate.migration.link_probe import Probed
+from qmp_migrate.migration.plan import Plan
+from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import dirty_rate, features
+from qmp_migrate.qemu.dirty_rate import LEAST_BLOCK, Dirtied
+
+SYNC_MS_PER_GIB: Final = 5.0
+SLOW_SYNC_MS_PER_GIB: Final = 700.0
+"""For each GiB that is found dirty. The slow one: before QEMU 9.0, without KVM, where memory is no multiple of 256 KiB."""
+
+DEVICES_MS: Final = 12.0
+"""Device state: saving, sending and loading that of a small machine, and the controller's part."""
+
+RELEASE_MS: Final = 250.0
+"""Locks, journal, proof that it runs, and the end of the source."""
+
+VALID_S: Final = 3600.0
+"""An older forecast is none of this migration: guests change what they do."""
+
+EARLIER: Final = 5
+"""So many earlier migrations between the two hosts count."""
+
+# $1 pid  $2 KiB of the guest's memory. KiB of it that are there; else of the whole process.
+_PRESENT: Final = """
+awk -v wanted="$2" '
+    /^[0-9a-f]+-[0-9a-f]+ / { size = 0 }
+    /^Size:/ { size = $2 }
+    /^(Rss|Swap):/ { all += $2; if (size == wanted) { own += $2; seen = 1 } }
+    END { print seen ? own : all }
+' "/proc/$1/smaps"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What earlier migrations between the two hosts were like.
+
+    Attributes:
+        count: How many.
+        bytes_per_s: The most that one of them reached: others had a limit of their own.
+        around_ms: What they took beside QEMU's own time, median.
+    """
+
+    count: int
+    bytes_per_s: float
+    around_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A forecast, with what it rests on.
+
+    Attributes:
+        at: When it was made, seconds since the epoch.
+        dirtied: What the guest was measured to dirty.
+        probed: What the link was measured to carry; None where it could not be tried out.
+        earlier: What the journal knows; None: nothing.
+        warnings: What could not be measured, and what was taken instead.
+    """
+
+    request: MigrationRequest
+    source: str
+    at: float
+    forecast: Forecast
+    guest: Workload
+    link: Link
+    dirtied: tuple[Dirtied, ...]
+    probed: Probed | None
+    earlier: Earlier | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``migration.forecast/1``."""
+        return {
+            "schema": "migration.forecast/1",
+            "vm": self.request.vm,
+            "source": self.source,
+            "destination": self.request.destination,
+            "mode": self.request.mode,
+            "policy": self.request.policy,
+            "at": self.at,
+            **self.forecast.to_dict(),
+            "measured": {
+                "ram_bytes": self.guest.ram_bytes,
+                "present_bytes": self.guest.present_bytes,
+                "dirtied": [asdict(one) for one in self.dirtied],
+                "dirty_bytes_per_s": int(self.guest.dirty.rate),
+                "working_set_bytes": _whole(self.guest.dirty.working_set),
+                "link_bytes_per_s": int(self.link.bytes_per_s),
+                "probe": asdict(self.probed) if self.probed else None,
+                "earlier": asdict(self.earlier) if self.earlier else None,
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def _whole(size: float | None) -> int | None:
+    return None if size is None else int(size)
+
+
+async def make(plan: Plan, source: Side, destination: Side, request: MigrationRequest, journal: Journal) -> Report:
+    """Measure and predict; the forecast is remembered for the migration that follows.
+
+    Args:
+        plan: Of `make_plan`.
+        source: Where the guest is.
+        destination: Where it would go.
+        request: How it would go there.
+        journal: Knows earlier migrations.
+
+    Raises:
+        QmpMigrateError: The link could not be tried out, and nothing was ever moved over it; or the guest cannot be measured.
+    """
+    warnings: list[str] = []
+    # One after the other: what the probe sends would slow the guest down that is measured, and the other way round.
+    earlier = earlier_migrations(await journal.migrations(limit=200), source.name, destination.name, request)
+    probed: Probed | None = None
+    try:
+        probed = await link_probe.probe(source, destination, request)
+    except QmpMigrateError as error:
+        if earlier is None:
+            raise
+        warnings.append(f"the link could not be tried out: {error.message}")
+    link = link_from(probed, earlier)
+    guest, dirtied = await _measure_guest(plan, source, request, warnings)
+    report = Report(
+        request=request,
+        source=source.name,
+        at=time.time(),
+        forecast=model.predict(guest, link, request),
+        guest=guest,
+        link=link,
+        dirtied=tuple(dirtied),
+        probed=probed,
+        earlier=earlier,
+        warnings=tuple(warnings),
+    )
+    remembered = {**report.to_dict(), "asked": terms(request)}
+    await journal.remember_probe(_key(request.vm, source.name, destination.name), remembered)
+    return report
+
+
+async def _measure_guest(
+    plan: Plan, source: Side, request: MigrationRequest, warnings: list[str]
+) -> tuple[Workload, list[Dirtied]]:
+    monitor = await source.attach()
+    known, kvm = await asyncio.gather(features.probe(monitor), monitor.execute("query-kvm"))
+    virtual = bool(isinstance(kvm, Mapping) and kvm.get("enabled"))
+    present = await _present(source, plan.ram_bytes, warnings)
+    dirtied: list[Dirtied] = []
+    if plan.running:
+        if plan.ram_bytes < LEAST_BLOCK:
+            warnings.append("what a guest of less than 128 MiB dirties cannot be measured: taken as nothing")
+        dirtied = await dirty_rate.measure(monitor, plan.ram_bytes, kvm=virtual)
+    slow = not virtual and not known.has_capability("mapped-ram") and plan.ram_bytes % features.SYNC_WORD_BYTES
+    guest = Workload(
+        ram_bytes=plan.ram_bytes,
+        present_bytes=present,
+        dirty=DirtyCurve.of(((one.seconds, one.size_bytes) for one in dirtied), plan.ram_bytes),
+        running=plan.running,
+        one_pass=plan.one_pass,
+        sync_ms_per_gib=SLOW_SYNC_MS_PER_GIB if slow else SYNC_MS_PER_GIB,
+        disk_bytes=await _disk_bytes(source, warnings) if request.copy_storage else 0,
+    )
+    return guest, dirtied
+
+
+async def _present(source: Side, ram_bytes: int, warnings: list[str]) -> int:
+    """Return how much of the guest's memory is there at all: what was never touched is all zeros."""
+    assert source.process is not None
+    try:
+        done = await source.host.script(_PRESENT, [str(source.process.pid), str(ram_bytes // 1024)])
+        return min(ram_bytes, int(done.text) * 1024) or ram_bytes
+    except (RemoteError, ValueError):
+        warnings.append("nobody can see how much of the guest's memory is all zeros: all of it is counted")
+        return ram_bytes
+
+
+async def _disk_bytes(source: Side, warnings: list[str]) -> int:
+    """Return what is in the guest's writable disks."""
+    monitor = await source.attach()
+    try:
+        disks = await monitor.execute("query-block")
+        images = [disk["inserted"] for disk in disks if "inserted" in disk]
+        return sum(int(one["image"].get("actual-size", 0)) for one in images if not one.get("ro"))
+    except (MonitorError, KeyError, TypeError) as error:
+        warnings.append(f"nobody can see how large the guest's disks are: they are not counted ({error})")
+        return 0
+
+
+def earlier_migrations(
+    records: Sequence[MigrationRecord], source: str, destination: str, request: MigrationRequest
+) -> Earlier | None:
+    """Return what earlier migrations of the same kind were like, between the same hosts. Pure.
+
+    Args:
+        records: Newest first.
+        source: The host that sends.
+        destination: The host that receives.
+        request: What is wanted now.
+    """
+    alike = [
+        record.result
+        for record in records
+        if (record.source, record.destination, record.outcome) == (source, destination, "completed")
+        and record.result
+        and record.mode == request.mode
+        and record.request.get("encrypt", True) == request.encrypt
+        and record.request.get("channels", 1) == request.channels
+        and record.request.get("compress") == request.compress
+        and not record.request.get("copy_storage")
+    ][:EARLIER]
+    rates = [r["throughput_bytes_per_s"] for r in alike if r.get("throughput_bytes_per_s")]
+    around = [r["total_ms"] - r["qemu"]["total_ms"] for r in alike if r["qemu"].get("total_ms")]
+    if not rates or not around:
+        return None
+    return Earlier(len(alike), max(rates), max(0.0, median(around)))
+
+
+def link_from(probed: Probed | None, earlier: Earlier | None) -> Link:
+    """Return the link as it was found to be: the probe tells of now, the journal of what the controller needs. Pure.
+
+    Raises:
+        ValueError: Neither is there.
+    """
+    if probed is not None:
+        around = earlier.around_ms if earlier else probed.launch_ms + probed.wire_ms + RELEASE_MS
+        return Link(probed.bytes_per_s, probed.setup_ms, around, DEVICES_MS + probed.answer_ms)
+    if earlier is None:
+        raise ValueError("neither tried out nor known")
+    return Link(earlier.bytes_per_s, around_ms=earlier.around_ms)
+
+
+def _key(vm: str, source: str, destination: str) -> str:
+    return f"forecast/{vm}/{source}/{destination}"
+
+
+def terms(request: MigrationRequest) -> dict[str, Any]:
+    """Return what a forecast depends on: another wish is another migration."""
+    return {"mode": request.mode, **request.asked}
+
+
+async def remembered(journal: Journal, request: MigrationRequest, source: str) -> dict[str, Any] | None:
+    """Return the latest forecast of this very migration, or None where there is none, or only an old one."""
+    found = await journal.probe(_key(request.vm, source, request.destination))
+    if not isinstance(found, dict) or time.time() - found.get("at", 0) > VALID_S:
+        return None
+    return found if found.get("asked") == terms(request) else None

@@ -1,0 +1,100 @@
+"""``calc-dirty-rate``: which questions are asked of which QEMU, and what its answers mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qmp_migrate.errors import MonitorError, MonitorTimeout, QmpCommandFailed
+from qmp_migrate.qemu import dirty_rate
+from tests.support.fake_qmp import Fails, FakeQemu
+from tests.support.monitors import connected
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's seconds pass at once here."""
+    monkeypatch.setattr(dirty_rate, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(dirty_rate, "WHOLE_SECONDS_MS", (1000, 2000))
+    monkeypatch.setattr(dirty_rate, "MILLISECONDS", (1, 3))
+
+
+def measuring(qemu: FakeQemu, *, rate: int, old: bool = False) -> None:
+    def calc(arguments: dict[str, Any]) -> Any:
+        if old and "calc-time-unit" in arguments:
+            return Fails("Parameter 'calc-time-unit' is unexpected")
+        return {}
+
+    qemu.on("calc-dirty-rate", calc)
+    qemu.on("query-dirty-rate", {"status": "measured", "dirty-rate": rate, "start-time": 0, "calc-time": 1})
+
+
+async def test_a_newer_one_is_asked_in_milliseconds() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=1000)
+        found = await dirty_rate.measure(monitor, GIB, kvm=False)
+        assert [(one.seconds, one.size_bytes // MIB) for one in found] == [(0.001, 1), (0.003, 3)]
+        assert {asked["calc-time-unit"] for asked in qemu.asked("calc-dirty-rate")} == {"millisecond"}
+
+
+async def test_an_old_one_is_asked_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dirty_rate, "WHOLE_SECONDS_MS", (1000,))
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=20, old=True)
+        found = await dirty_rate.measure(monitor, GIB, kvm=False)
+        assert [(one.seconds, one.size_bytes) for one in found] == [(1.0, 20 * MIB)]
+        assert "calc-time-unit" not in qemu.asked("calc-dirty-rate")[-1]
+
+
+async def test_the_bitmap_is_asked_for_under_kvm_alone() -> None:
+    """Without KVM QEMU 7.2 ends itself on it, and the guest is lost."""
+    for kvm in (False, True):
+        async with FakeQemu() as qemu, connected(qemu) as monitor:
+            measuring(qemu, rate=20)
+            found = await dirty_rate.measure(monitor, GIB, kvm=kvm)
+            asked = {one["mode"] for one in qemu.asked("calc-dirty-rate")}
+            assert ("dirty-bitmap" in asked) is kvm
+            assert ("dirty-bitmap" in {one.kind for one in found}) is kvm
+
+
+async def test_a_dirty_ring_that_excludes_the_bitmap_is_no_failure() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=20)
+        qemu.on("calc-dirty-rate", lambda asked: Fails("dirty ring") if asked["mode"] == "dirty-bitmap" else {})
+        found = await dirty_rate.measure(monitor, GIB, kvm=True)
+        assert {one.kind for one in found} == {"page-sampling"}
+
+
+@pytest.mark.parametrize(("size", "pages"), [(GIB // 4, 16384), (16 * GIB, 4096), (1024 * GIB, 512)])
+async def test_so_many_pages_are_sampled_that_it_is_exact_and_costs_little(size: int, pages: int) -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=0)
+        await dirty_rate.measure(monitor, size, kvm=False)
+        assert {asked["sample-pages"] for asked in qemu.asked("calc-dirty-rate")} == {pages}
+
+
+async def test_somebody_else_who_measures_is_told() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        qemu.on("calc-dirty-rate", Fails("the dirty rate is already being measured"))
+        with pytest.raises(QmpCommandFailed, match="already being measured"):
+            await dirty_rate.measure(monitor, GIB, kvm=False)
+
+
+async def test_a_measurement_that_never_ends_is_given_up() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=0)
+        qemu.on("query-dirty-rate", {"status": "measuring"})
+        with pytest.raises(MonitorTimeout):
+            await dirty_rate.measure(monitor, GIB, kvm=False)
+
+
+async def test_nonsense_is_no_answer() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=0)
+        qemu.on("query-dirty-rate", [])
+        with pytest.raises(MonitorError):
+            await dirty_rate.measure(monitor, GIB, kvm=False)
