@@ -138,7 +138,7 @@ async def make(plan: Plan, source: Side, destination: Side, request: MigrationRe
     earlier = earlier_migrations(await journal.migrations(limit=200), source.name, destination.name, request)
     probed: Probed | None = None
     try:
-        probed = await link_probe.probe(source, destination, request)
+        probed = await link_probe.probe(source, destination, request, plan.profile)
     except QmpMigrateError as error:
         if earlier is None:
             raise

@@ -26,6 +26,7 @@ from qmp_migrate.errors import (
     QmpMigrateError,
 )
 from qmp_migrate.migration import wiring
+from qmp_migrate.migration.negotiation import Profile, Setting
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.wiring import Wires
@@ -48,6 +49,11 @@ CONNECT_S: Final = 8.0
 READY_S: Final = 10.0
 LIFE_S: Final = 30
 """What a probe's QEMU may live, whatever happens."""
+
+OF_GUESTS: Final = frozenset(
+    {"pause-before-switchover", "auto-converge", "dirty-limit", "postcopy-ram", "postcopy-preempt"}
+)
+"""Capabilities that a QEMU without a guest must not have, or has no use for."""
 
 POLL_S: Final = 0.02
 
@@ -92,13 +98,14 @@ class Probed:
     encrypted: bool
 
 
-async def probe(source: Side, destination: Side, request: MigrationRequest) -> Probed:
+async def probe(source: Side, destination: Side, request: MigrationRequest, profile: Profile) -> Probed:
     """Send some MiB from one host to the other, as a migration would.
 
     Args:
         source: Sends; its guest is not touched.
         destination: Receives.
-        request: Encryption, channels and compression; its bandwidth limit is left aside.
+        request: Encryption; its bandwidth limit is left aside.
+        profile: Channels and compression.
 
     Raises:
         LaunchFailed: A QEMU without a guest cannot be started on one of them.
@@ -126,7 +133,7 @@ async def probe(source: Side, destination: Side, request: MigrationRequest) -> P
         both = time.monotonic()
         wires = Wires()
         await wiring.survey(here.side, there.side, wires)
-        await wiring.wire(here.side, there.side, wish, wires, one_pass=False)
+        await wiring.wire(here.side, there.side, wish, _of_memory(profile), wires, one_pass=False)
         wired = time.monotonic()
         sent, seconds, setup_ms = await _send(here.side, destination, wires.port)
         asked = time.monotonic()
@@ -141,6 +148,19 @@ async def probe(source: Side, destination: Side, request: MigrationRequest) -> P
         wire_ms=(wired - both) * 1000,
         answer_ms=answer_ms,
         encrypted=wires.credentials is not None,
+    )
+
+
+def _of_memory(profile: Profile) -> Profile:
+    """Return what of a profile concerns how memory travels, without what is done to a guest."""
+    if profile.refusals:
+        return Profile()
+
+    def of(side: Setting) -> Setting:
+        return replace(side, capabilities=side.capabilities - OF_GUESTS)
+
+    return replace(
+        profile, postcopy=False, preempt=False, source=of(profile.source), destination=of(profile.destination)
     )
 
 
