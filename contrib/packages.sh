@@ -13,6 +13,7 @@ need() { # need COMMAND-OR-FILE PACKAGE
 need qemu-system-x86_64 qemu-system-x86
 need qemu-img qemu-utils
 need sshd openssh-server
+need /usr/share/OVMF/OVMF_CODE_4M.fd ovmf
 need ssh-keygen openssh-client
 need mosquitto mosquitto
 need /bin/busybox busybox-static

@@ -69,6 +69,13 @@ done
 """
 
 
+_SIZES: Final = r"""
+for path do
+    stat -L -c %s -- "$path" 2>/dev/null || echo absent
+done
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What one host is like; sizes in bytes.
@@ -207,6 +214,14 @@ async def path_states(host: Host, paths: Sequence[str]) -> dict[str, str]:
         return {}
     lines = (await host.script(_PATHS, list(paths))).text.splitlines()
     return dict(zip(paths, lines, strict=True))
+
+
+async def file_sizes(host: Host, paths: Sequence[str]) -> list[int | None]:
+    """Return the size of each file on a host, in bytes; None where there is none."""
+    if not paths:
+        return []
+    lines = (await host.script(_SIZES, list(paths))).text.splitlines()
+    return [int(line) if line.isdecimal() else None for line in lines]
 
 
 async def probe_binary(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
 from qmp_migrate.migration import preflight, present
-from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_all, gather_host, path_states, probe_binary
+from qmp_migrate.migration.facts import (
+    BinaryFacts,
+    HostFacts,
+    file_sizes,
+    gather_all,
+    gather_host,
+    path_states,
+    probe_binary,
+)
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.negotiation import Abilities, Profile, negotiate
 from qmp_migrate.migration.preflight import Check, Situation
@@ -21,6 +30,7 @@ from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
 from qmp_migrate.vm.derive import Derived, derive_destination
+from qmp_migrate.vm.disks import disks
 from qmp_migrate.vm.paths import required_paths
 
 
@@ -86,6 +96,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
             memory_bytes=command.memory_bytes,
             source_free_bytes=here.mem_available,
         )
+    flash = () if derived.refusals else await _flash(command, derived.command, source, destination)
     situation = Situation(
         request=request,
         source=source.settings,
@@ -106,6 +117,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         devices=found,
         present=now,
         plugged_bytes=plugged,
+        flash=flash,
         profile=profile,
     )
     return Plan(
@@ -152,6 +164,23 @@ async def _devices(side: Side, command: CommandLine) -> tuple[Devices, Present]:
         return Devices(), Present(command)
     found = await devices.look(await side.attach(), named=frozenset(given.named), anonymous=len(given.anonymous))
     return found, present.as_it_is(command, found)
+
+
+async def _flash(
+    here: CommandLine, there: CommandLine, source: Side, destination: Side
+) -> tuple[tuple[str, int | None, int | None], ...]:
+    """Return the guest's flash images with their sizes at the source and at the destination."""
+    pairs = [
+        (old.path, new.path)
+        for old, new in zip(disks(here), disks(there), strict=True)
+        if old.role == "pflash" and old.path is not None and new.path is not None
+    ]
+    if not pairs:
+        return ()
+    sizes = await asyncio.gather(
+        file_sizes(source.host, [old for old, _ in pairs]), file_sizes(destination.host, [new for _, new in pairs])
+    )
+    return tuple((new, *size) for (_, new), size in zip(pairs, zip(*sizes, strict=True), strict=True))
 
 
 async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, MigrationInfo, Abilities, bool, int]:

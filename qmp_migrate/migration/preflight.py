@@ -77,6 +77,7 @@ class Situation:
         devices: What the guest has now.
         present: What of it differs from the argv that it was started with; None: nobody looked.
         plugged_bytes: Memory that was plugged in.
+        flash: The guest's flash images: path at the destination, size at the source and there (None: absent).
     """
 
     request: MigrationRequest
@@ -99,6 +100,7 @@ class Situation:
     devices: Devices = field(default_factory=Devices)
     present: Present | None = None
     plugged_bytes: int = 0
+    flash: tuple[tuple[str, int | None, int | None], ...] = ()
 
 
 def judge(s: Situation) -> list[Check]:
@@ -303,6 +305,11 @@ def _files(s: Situation) -> list[Check]:
             what = "read" if state == "unreadable" else "written"
             hint = "give the SSH user of that host access to it"
             checks.append(Check("files", "fail", f"{use.kind} {use.path} cannot be {what} on {where}", hint, where))
+    for path, here, there in s.flash:
+        if here is not None and there is not None and here != there:
+            text = f"firmware image {path} has {there} bytes on {where}, and {here} on {s.source_facts.name}"
+            hint = "the guest's flash memory must have the same size: put the same file there"
+            checks.append(Check("files", "fail", text, hint, where))
     return checks or [Check("files", "ok", f"all its images and files are on {where}", host=where)]
 
 

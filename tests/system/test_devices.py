@@ -163,3 +163,70 @@ def test_what_was_unplugged_stays_away_and_nothing_else_moves(lab: Lab) -> None:
 def media(guest: Guest, host: str) -> dict[str, str | None]:
     blocks = ask(guest, host, "query-block")
     return {b["qdev"]: b["inserted"]["file"] if "inserted" in b else None for b in blocks if b["removable"]}
+
+
+def test_what_cannot_go_along_is_refused_by_check_by_name(lab: Lab) -> None:
+    with image(lab, "nvme.img", 1 << 20) as nvme, image(lab, "root.qcow2", 1 << 20, "qcow2") as root:
+        args = [
+            *(*PORTS, "-drive", f"if=none,id=n,format=raw,file={nvme}", "-device", "nvme,id=nv0,serial=1,drive=n"),
+            *("-object", "memory-backend-ram,id=shm,size=1M,share=on", "-device", "ivshmem-plain,id=iv0,memdev=shm"),
+            *("-drive", f"if=none,id=root,format=qcow2,file={root}", "-device", "virtio-blk-pci,id=root0,drive=root"),
+            *("-fsdev", f"local,id=fs,path={lab.files},security_model=none"),
+            *("-device", "virtio-9p-pci,id=share0,fsdev=fs,mount_tag=share"),
+        ]
+        with lab.guest(ready=False, firmware_only=True, args=args) as guest:
+            plug(guest, "a", "edu", "edu0", bus="rp1")
+            overlay = lab.files / "overlay.qcow2"
+            ask(guest, "a", "blockdev-snapshot-sync", device="root", snapshot_file=str(overlay), format="qcow2")
+            ran = lab.cli("check", guest.name, "--to", "b", "--json", code=3)
+            failed = [f"{check['text']} ({check['hint']})" for check in ran.doc["checks"] if check["status"] == "fail"]
+            assert len(failed) == 5, failed
+            assert any("nvme nv0" in text and "virtio-blk" in text for text in failed)
+            assert any("ivshmem-plain iv0" in text and "unplug" in text for text in failed)
+            assert any("share0" in text and "NFS" in text for text in failed)
+            assert any("edu edu0 was plugged in" in text for text in failed)
+            assert any(f"disk root is on {overlay} now, not on {root}" in text for text in failed)
+            lab.cli("migrate", guest.name, "--to", "b", code=3)
+            assert drivers(guest, "a").keys() >= {"nv0", "edu0"}, "nothing was touched"
+        overlay.unlink()
+
+
+def test_a_uefi_guest_with_many_disks_and_vcpus_goes_there_and_back(lab: Lab) -> None:
+    """Its variable store is an image like others, on shared storage; firmware of another size is seen before."""
+    code = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+    if not code.exists():
+        pytest.skip("no UEFI firmware: apt-get install ovmf")
+    to_10 = lab.config(hosts_b={"qemu": other_qemu("10.0")})
+    disks = "".join(
+        f'[[disk]]\npath = "{lab.files / name}"\nformat = "{kind}"\ninterface = "{interface}"\nsize = "4MiB"\n'
+        for name, kind, interface in (
+            ("a.img", "raw", "scsi"),
+            ("b.qcow2", "qcow2", "scsi"),
+            ("c.qcow2", "qcow2", "virtio"),
+        )
+    )
+    with image(lab, "vars.fd", 1) as store:
+        store.write_bytes(Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes())
+        flash = [
+            "-drive",
+            f"if=pflash,format=raw,readonly=on,file={code}",
+            "-drive",
+            f"if=pflash,format=raw,file={store}",
+        ]
+        keys: dict[str, Any] = {"vcpus": 2, "maxcpus": 4, "args": flash, "extra": disks}
+        try:
+            with lab.guest(disk=True, **keys) as guest:
+                assert store.read_bytes() != Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes(), "it was written to"
+                move(lab, guest, "b", to_10)
+                other = lab.files / "other.fd"
+                other.write_bytes(b"\0" * 4096)
+                mapped = lab.config(hosts_a={"path_map": {str(store): str(other)}})
+                ran = lab.cli("check", guest.name, "--to", "a", code=3, config=mapped)
+                assert f"firmware image {other} has 4096 bytes on a" in ran.out
+                other.unlink()
+                move(lab, guest, "a", lab.settings)
+                guest.wait_survived("a")
+                assert len(ask(guest, "a", "query-cpus-fast")) == 2
+        finally:
+            for name in ("a.img", "b.qcow2", "c.qcow2"):
+                (lab.files / name).unlink(missing_ok=True)

@@ -188,6 +188,11 @@ async def test_paths_are_told_one_by_one() -> None:
     assert await facts.path_states(Talking([]), []) == {}
 
 
+async def test_sizes_are_told_one_by_one() -> None:
+    assert await facts.file_sizes(Talking([b"4096\nabsent\n"]), ["/srv/a", "/srv/b"]) == [4096, None]
+    assert await facts.file_sizes(Talking([]), []) == []
+
+
 def said(*messages: Any) -> bytes:
     return b"".join(json.dumps(message).encode() + b"\r\n" for message in messages)
 

@@ -172,6 +172,12 @@ def test_devices_that_changed_since_the_start_are_told_or_refused() -> None:
     assert found(needs, "memory")[0].status == "fail", "memory that was plugged in is needed there, too"
 
 
+def test_flash_images_must_have_one_size() -> None:
+    store, code = ("/srv/VARS.fd", 540672, 540672), ("/usr/share/CODE.fd", 3653632, 4194304)
+    only(situation(flash=(store, code)), "files", "fail", "CODE.fd", "4194304 bytes on b", "3653632 on a", "same file")
+    assert found(situation(flash=(store, ("/srv/absent", 1, None))), "files")[0].status == "ok"
+
+
 def test_a_source_that_allows_one_pass_only_says_what_that_means() -> None:
     request = MigrationRequest("web1", "b", downtime_limit_ms=450)
     only(situation(loses_writes=True, request=request), "passes", "warn", "450 ms", "7.2.22", "--downtime-limit")
