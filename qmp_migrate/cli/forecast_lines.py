@@ -62,7 +62,7 @@ def _guest(report: Report) -> str:
         return f"{told}; paused"
     if not guest.dirty.points:
         return f"{told}; dirties next to nothing"
-    within = ", ".join(f"{about_size(int(size))} in {seconds:g} s" for seconds, size in guest.dirty.points)
+    within = ", ".join(f"{about_size(one.size_bytes)} in {one.seconds:g} s" for one in report.dirtied)
     most = guest.dirty.working_set
     return f"{told}; dirties {within}" + (f", then no more ({about_size(int(most))} in all)" if most else "")
 

@@ -20,6 +20,25 @@ LEAST_SHARE: Final = 0.05
 """Before the first point even a curve that was flat there took some time to rise."""
 
 
+def without_bursts(measured: Sequence[tuple[float, float]], resolution_bytes_per_s: float) -> list[tuple[float, float]]:
+    """Return measurements without what only a burst explains.
+
+    They are taken one after the other. In a longer time no less is dirtied than in a shorter one, so where less was found
+    then, the guest did something else the time before.
+
+    Args:
+        measured: Seconds and bytes.
+        resolution_bytes_per_s: Rates are rounded down to multiples of this.
+    """
+    return [
+        (
+            seconds,
+            min([size, *(other + resolution_bytes_per_s * longer for longer, other in measured if longer > seconds)]),
+        )
+        for seconds, size in measured
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class DirtyCurve:
     """What a guest dirties within a time.

@@ -16,7 +16,7 @@ from typing import Any, Final
 from qmp_migrate.errors import MonitorError, QmpMigrateError, RemoteError
 from qmp_migrate.migration import forecast as model
 from qmp_migrate.migration import link_probe
-from qmp_migrate.migration.dirtying import DirtyCurve
+from qmp_migrate.migration.dirtying import DirtyCurve, without_bursts
 from qmp_migrate.migration.forecast import Forecast, Link, Workload
 from qmp_migrate.migration.journal import Journal, MigrationRecord
 from qmp_migrate.migration.link_probe import Probed
@@ -24,7 +24,7 @@ from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import dirty_rate, features
-from qmp_migrate.qemu.dirty_rate import LEAST_BLOCK, Dirtied
+from qmp_migrate.qemu.dirty_rate import LEAST_BLOCK, RESOLUTION_BYTES_PER_S, Dirtied
 
 SYNC_MS_PER_GIB: Final = 5.0
 SLOW_SYNC_MS_PER_GIB: Final = 700.0
@@ -35,6 +35,9 @@ DEVICES_MS: Final = 12.0
 
 RELEASE_MS: Final = 250.0
 """Locks, journal, proof that it runs, and the end of the source."""
+
+BURST: Final = 0.7
+"""A measurement of which less than this share is left was taken in a burst."""
 
 VALID_S: Final = 3600.0
 """An older forecast is none of this migration: guests change what they do."""
@@ -174,11 +177,15 @@ async def _measure_guest(
         if plan.ram_bytes < LEAST_BLOCK:
             warnings.append("what a guest of less than 128 MiB dirties cannot be measured: taken as nothing")
         dirtied = await dirty_rate.measure(monitor, plan.ram_bytes, kvm=virtual)
+    measured = [(one.seconds, float(one.size_bytes)) for one in dirtied]
+    steady = without_bursts(measured, RESOLUTION_BYTES_PER_S)
+    if any(calm[1] < BURST * found[1] for calm, found in zip(steady, measured, strict=True)):
+        warnings.append("the guest had a burst of writing while it was measured; it is left out")
     slow = not virtual and not known.has_capability("mapped-ram") and plan.ram_bytes % features.SYNC_WORD_BYTES
     guest = Workload(
         ram_bytes=plan.ram_bytes,
         present_bytes=present,
-        dirty=DirtyCurve.of(((one.seconds, one.size_bytes) for one in dirtied), plan.ram_bytes),
+        dirty=DirtyCurve.of(steady, plan.ram_bytes),
         running=plan.running,
         one_pass=plan.one_pass,
         sync_ms_per_gib=SLOW_SYNC_MS_PER_GIB if slow else SYNC_MS_PER_GIB,

@@ -179,9 +179,9 @@ async def _qemu(side: Side, name: str, *, fill: bool) -> AsyncIterator[_Qemu]:
     try:
         yield qemu
     finally:
-        if not script.done():
-            with contextlib.suppress(QmpMigrateError):
-                await (await own.attach()).execute("quit", timeout=2.0)
+        with contextlib.suppress(QmpMigrateError):
+            await _ready(qemu)  # it may be about to start: then it is ended once it has
+            await (await own.attach()).execute("quit", timeout=2.0)
         await own.detach()
         await asyncio.gather(script, return_exceptions=True)
 
@@ -211,12 +211,12 @@ async def _ready(qemu: _Qemu) -> None:
     """Return once it answers."""
     deadline = time.monotonic() + READY_S
     while True:
+        if qemu.script.done():
+            qemu.script.result()
         try:
             await qemu.side.attach()
             return
         except (ChannelRefused, MonitorLost):
-            if qemu.script.done():
-                qemu.script.result()
             if qemu.script.done() or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(POLL_S)

@@ -32,6 +32,9 @@ MOST_PER_GIB: Final = 16384
 LEAST_BLOCK: Final = 128 << 20
 """Memory in smaller pieces is not sampled at all."""
 
+RESOLUTION_BYTES_PER_S: Final = 1 << 20
+"""QEMU tells whole MiB per second, rounded down."""
+
 POLL_S: Final = 0.02
 PATIENCE_S: Final = 10.0
 """How much longer than asked for a measurement may take: hashing many pages on a busy host."""
@@ -57,7 +60,7 @@ async def measure(monitor: Monitor, memory_bytes: int, *, kvm: bool) -> list[Dir
         kvm: It runs under KVM.
 
     Returns:
-        One for each time and kind. QEMU tells whole MiB per second, rounded down.
+        One for each time and kind; see `RESOLUTION_BYTES_PER_S`.
 
     Raises:
         MonitorError: QEMU does not answer, or refuses (for example because a measurement of somebody else is under way).

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.migration.dirtying import DirtyCurve
+from qmp_migrate.migration.dirtying import DirtyCurve, without_bursts
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -55,6 +55,13 @@ def test_a_guest_that_dirties_ever_more_has_none_that_was_seen() -> None:
     assert curve.rate == pytest.approx(20 * MIB, rel=0.01)
     assert curve.dirtied(10) == pytest.approx(200 * MIB, rel=0.01)
     assert curve.dirtied(1000) == GIB
+
+
+def test_a_burst_is_left_out_and_rounding_is_not_taken_for_one() -> None:
+    burst = [(1.0, 129.0 * MIB), (3.0, 60.0 * MIB)]
+    assert without_bursts(burst, MIB) == [(1.0, 63 * MIB), (3.0, 60 * MIB)]
+    rounded = [(1.0, 16.0 * MIB), (2.0, 14.0 * MIB), (4.0, 16.0 * MIB)]
+    assert without_bursts(rounded, MIB) == rounded
 
 
 def test_one_measurement_alone_is_a_straight_line() -> None:
