@@ -51,8 +51,9 @@ check: venv ## Lint, types and unit tests (under a minute)
 	@$(PYTEST) tests/unit
 
 .PHONY: bench
-bench: venv images ## Measure against raw QEMU (and virsh where installed): table, build/bench.json
-	@$(BIN)/python -m bench $(ARGS)
+bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out, and .html)
+	@$(if $(filter-out policies,$(SET)),echo "no such SET: $(SET); there is: policies" >&2; exit 2,:)
+	@$(if $(SET),contrib/qemus.sh --try; $(BIN)/python -m bench.shootout,$(BIN)/python -m bench) $(ARGS)
 
 .PHONY: faults
 faults: venv images ## Bring each fault in each phase: table, build/faults.json and .html (CASE=…, ARGS=…)

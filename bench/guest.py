@@ -35,17 +35,19 @@ class Machine:
         accel: What was proven to run a guest here.
         image: Kernel and initramfs of the test guest.
         loses_writes: See `loses_writes`.
+        plain_kib: Memory of a guest, KiB, where nothing speaks against it.
     """
 
     qemu: str
     accel: Accelerator
     image: GuestImage
     loses_writes: bool
+    plain_kib: int = MEMORY_KIB
 
     @property
     def memory_kib(self) -> int:
         """A guest's memory, KiB."""
-        return MEMORY_KIB + (ODD_KIB if self.loses_writes else 0)
+        return self.plain_kib + (ODD_KIB if self.loses_writes else 0)
 
 
 def loses_writes(accel: Accelerator, version: str) -> bool:
@@ -63,17 +65,30 @@ def loses_writes(accel: Accelerator, version: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """One guest, for one migration."""
+    """One guest, for one migration.
+
+    Attributes:
+        name: Its name.
+        scenario: What it does.
+        machine: What it is started with.
+        tick_ms: Its tick period.
+        verify: It verifies its memory all the time.
+    """
 
     name: str
     scenario: Scenario
     machine: Machine
+    tick_ms: int = 20
+    verify: bool = False
 
     @property
     def append(self) -> str:
-        """Its kernel command line. It does not verify its memory: that costs CPU, and the tests prove that it survives."""
+        """Its kernel command line. Mostly memory is not verified: that costs CPU, and the tests prove that it survives."""
         scenario = self.scenario
-        return f"console=ttyS0 quiet qm.ws={scenario.ws_mib} qm.rate={scenario.rate_mib_s} qm.tick=20 qm.verify=0"
+        return (
+            f"console=ttyS0 quiet qm.ws={scenario.ws_mib} qm.rate={scenario.rate_mib_s} "
+            f"qm.tick={self.tick_ms} qm.verify={self.verify:d}"
+        )
 
     def spec(self, directory: Path) -> str:
         """Return its SPEC.toml for a directory (``RUN_DIR/NAME``): one monitor more than usual, for the observer."""
