@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
-from qmp_migrate.migration import preflight, present
+from qmp_migrate.migration import preflight
+from qmp_migrate.migration.devices_now import devices_now
 from qmp_migrate.migration.facts import (
     BinaryFacts,
     HostFacts,
@@ -20,12 +21,10 @@ from qmp_migrate.migration.facts import (
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.negotiation import Abilities, Profile, negotiate
 from qmp_migrate.migration.preflight import Check, Situation
-from qmp_migrate.migration.present import Present
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
-from qmp_migrate.qemu import devices, features
+from qmp_migrate.qemu import features
 from qmp_migrate.qemu import migration as qmp
-from qmp_migrate.qemu.devices import Devices
 from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
@@ -79,7 +78,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         _identify(destination),
         _ask(source, request),
     )
-    found, now = await _devices(source, CommandLine.parse(here.cmdline))
+    found, now = await devices_now(source, CommandLine.parse(here.cmdline))
     command = now.command
     accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
     source_binary = await probe_binary(source.host, source.settings, here, accel, journal)
@@ -154,16 +153,6 @@ async def _identify(side: Side) -> ProcessId | None:
         return await identify(side.host, side.directory)
     except CommandFailed:
         return None  # the check of the run directory says why
-
-
-async def _devices(side: Side, command: CommandLine) -> tuple[Devices, Present]:
-    """Return the guest's devices, and its command line as it is with them."""
-    try:
-        given = present.given_devices(command)
-    except QmpMigrateError:  # the derivation says which option cannot be read
-        return Devices(), Present(command)
-    found = await devices.look(await side.attach(), named=frozenset(given.named), anonymous=len(given.anonymous))
-    return found, present.as_it_is(command, found)
 
 
 async def _flash(

@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from qmp_migrate.errors import CommandFailed, ConfigError, PreflightRefused
 from qmp_migrate.hosts.process import identify
+from qmp_migrate.migration import device_checks
 from qmp_migrate.migration import state_scripts as scripts
+from qmp_migrate.migration.devices_now import devices_now
 from qmp_migrate.migration.facts import gather_host, probe_binary
 from qmp_migrate.migration.image_stamps import other_disks
 from qmp_migrate.migration.journal import Journal
@@ -51,7 +53,8 @@ async def look(request: SaveRequest, side: Side, journal: Journal) -> SavePlan:
     assert side.process is not None
     monitor = await side.attach()
     here = await gather_host(side.host, side.settings, request.vm, pid=side.process.pid)
-    command = CommandLine.parse(here.cmdline)
+    devices, now = await devices_now(side, CommandLine.parse(here.cmdline))
+    command = now.command
     run, info = await qmp.run_status(monitor), await qmp.query(monitor)
     known = await features.probe(monitor)
     file_uri = knows_file_uri(await monitor.execute("query-qmp-schema"))
@@ -59,8 +62,9 @@ async def look(request: SaveRequest, side: Side, journal: Journal) -> SavePlan:
     binary = await probe_binary(side.host, side.settings, here, accel, journal)
     uuid = (await monitor.execute("query-uuid")).get("UUID")
 
-    refusals = [f"QEMU refuses to save it: {reason}" for reason in info.blocked_reasons]
-    warnings = ["its disks are not in the file: nothing may write to them until it is restored"]
+    refusals = [f"{text} ({hint})" for text, hint in device_checks.blocked(info.blocked_reasons, devices)]
+    refusals += now.refusals
+    warnings = [*now.warnings, "its disks are not in the file: nothing may write to them until it is restored"]
     if run.status not in SAVED_STATES:
         refusals.append(f"{request.vm} is {run.status}: only a guest that runs or is paused can be saved")
     if states.under_way(info.status):
@@ -99,7 +103,7 @@ async def look(request: SaveRequest, side: Side, journal: Journal) -> SavePlan:
         directory=side.directory,
         addresses=side.migration_address,
         qemu=known.version,
-        argv=tuple(here.cmdline),
+        argv=tuple(command.argv()),
         machine=binary.machines.get(machine, machine) if machine else binary.default_machine,
         cpu=binary.cpu_aliases.get(cpu) if cpu else None,
         cpu_model=here.cpu_model,

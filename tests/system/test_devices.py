@@ -95,6 +95,12 @@ def test_what_was_plugged_in_goes_along_from_version_to_version(lab: Lab) -> Non
         move(lab, guest, "b", lab.settings)
         assert {"vd9", "dimm9", "cpu9", "sd9"} <= set(drivers(guest, "b"))
         assert "nic9" not in drivers(guest, "b")
+        plug(guest, "b", "virtio-rng-pci", "rng9", bus="rp4")
+        state = lab.files / "plugged.state"
+        there = drivers(guest, "b")
+        lab.cli("save", guest.name, str(state))
+        lab.cli("restore", str(state), "--on", "b")
+        assert drivers(guest, "b") == there
         verdict = guest.wait_survived("b")
         replay = check_journal(disk.read_bytes(), verdict.journal)
         assert not replay.lost, replay
