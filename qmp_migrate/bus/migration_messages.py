@@ -102,9 +102,11 @@ class MigrationProgress(BusMessage):
         eta_ms: Until the switchover, or ``null`` where it does not converge or is not known.
         percent: Never goes back.
         elapsed_ms: Since it was asked for.
+        disk_transferred_bytes: Of disks that are copied along; ``status`` is ``mirroring`` until they are.
+        disk_total_bytes: Of them; grows while the guest writes. 0: no disk is copied.
     """
 
-    schema_id: SchemaId = Field(default="migration.progress/1.0", alias="schema")
+    schema_id: SchemaId = Field(default="migration.progress/1.1", alias="schema")
 
     id: Name
     vm: Name | None
@@ -122,6 +124,8 @@ class MigrationProgress(BusMessage):
     eta_ms: Count | None
     percent: Percent
     elapsed_ms: Count
+    disk_transferred_bytes: Count = 0
+    disk_total_bytes: Count = 0
 
     @property
     def speaker(self) -> str:

@@ -94,6 +94,10 @@ class ProgressLike(Protocol):
     def eta_ms(self) -> int | None: ...  # noqa: D102
     @property
     def elapsed_ms(self) -> int: ...  # noqa: D102
+    @property
+    def disk_transferred_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def disk_total_bytes(self) -> int: ...  # noqa: D102
 
 
 def controller_client(address: BrokerAddress, topics: Topics, controller: str) -> BusClient:
@@ -186,6 +190,8 @@ class MqttReporter:
                 eta_ms=None if progress.eta_ms is None else int(progress.eta_ms),
                 percent=float(progress.percent),
                 elapsed_ms=int(progress.elapsed_ms),
+                disk_transferred_bytes=int(progress.disk_transferred_bytes),
+                disk_total_bytes=int(progress.disk_total_bytes),
             )
             self._client.publish_progress(self._topics.migration_progress(progress.id), message)
 

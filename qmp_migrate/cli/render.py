@@ -30,6 +30,7 @@ _SHOWN: Final = {
     "locked": "locked on both hosts",
     "destination-launched": "destination QEMU waits",
     "wired": "wired: capabilities, parameters and encryption set and read back",
+    "disks-mirroring": "copying disks",
     "copying": "copying memory",
     "committed": "handed over",
     "running-at-destination": "runs at the destination",
@@ -152,6 +153,10 @@ class RecoveryView:
 
 
 def _numbers(p: Progress) -> str:
+    if p.status == "mirroring":
+        left = f"{duration(p.eta_ms)} left" if p.eta_ms is not None else "begins"
+        disks = f"{about_size(p.disk_transferred_bytes)} of disks copied of {about_size(p.disk_total_bytes)}"
+        return f"{disks}, {about_size(p.throughput_bytes_per_s)}/s, {left}"
     parts = [
         f"{about_size(p.transferred_bytes)} sent of {about_size(p.total_bytes)}",
         f"{about_size(p.throughput_bytes_per_s)}/s",
@@ -193,6 +198,7 @@ def summary(result: MigrationResult) -> RenderableType:
                 f"at {about_size(result.throughput_bytes_per_s)}/s"
             ),
         ),
+        *([("disks", Text(f"{about_size(result.disk_bytes)} copied"))] if result.disk_bytes else []),
         ("encrypted", Text("yes, TLS with a key of its own") if result.encrypted else Text("NO", style="bold yellow")),
     ]
     if result.forecast is not None:

@@ -34,6 +34,7 @@ from qmp_migrate.migration.forecasting import Report
 from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import ENDS, Phase
 from qmp_migrate.migration.plan import Plan, make_plan
+from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.recovery import Wish
 from qmp_migrate.migration.reporter import Reporter, Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
@@ -248,7 +249,9 @@ class Controller(Operating):
             running=plan.running,
             profile=plan.profile,
             one_pass=plan.one_pass,
+            copies=plan.copies,
         )
+        course.meter = ProgressMeter(request.id, plan.ram_bytes)
         engine = Engine(course, tuple(plan.derived.command.argv()), cancel)
         await engine.run()
         if engine.error is not None:

@@ -89,7 +89,8 @@ class Copying:
         last: The latest ``query-migrate`` of the source that had numbers.
         on_stop: Awaited before the guest is stopped by `stop_guest`, with the reason: writes it down.
         suspended: The guest was stopped by us, or is about to be.
-        on_held: Awaited at pre-switchover (`MigrationRequest.guarded`), before the source is let go on; it raises where the
+        meter: Makes the reports; None: one of its own.
+        on_held: Awaited at pre-switchover (`MigrationRequest.pauses`), before the source is let go on; it raises where the
             hand-over must not go on.
         connected: Set when the first bytes have travelled: connection and handshake are done.
         steps: What the convergence policy did, with reasons.
@@ -107,6 +108,7 @@ class Copying:
     on_held: Callable[[], Awaitable[None]]
     on_stop: Callable[[str], Awaitable[None]]
     suspended: bool = False
+    meter: ProgressMeter | None = None
     timeline: Timeline = field(default_factory=Timeline)
     last: MigrationInfo = field(default_factory=MigrationInfo)
     connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -164,7 +166,7 @@ class Copying:
             self.timeline.started = time.monotonic()
             await qmp.start(source, address, port)
         self.timeline.started = self.timeline.started or time.monotonic()
-        meter = ProgressMeter(self.request.id)
+        meter = self.meter or ProgressMeter(self.request.id)
         tasks = [
             asyncio.create_task(self._poll(source, adopt=adopt)),
             asyncio.create_task(self._await_cancel()),
@@ -197,6 +199,10 @@ class Copying:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def fail(self, failure: QmpMigrateError) -> None:
+        """Have `run` end with a failure that somebody else has seen. Returns at once."""
+        self._queue.put_nowait(("source", failure))
 
     async def stop_guest(self, reason: str) -> None:
         """Stop the guest, so that it dirties nothing more and its memory arrives at the rate of the link.

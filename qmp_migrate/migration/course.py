@@ -19,10 +19,13 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
+from qmp_migrate.migration.disk_copies import DiskCopy
 from qmp_migrate.migration.handover import Facts
 from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.mirroring import Mirroring
 from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.phases import AFTER_COMMIT
+from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.wiring import Wires
@@ -54,6 +57,9 @@ class Course:
         held_by_others: Another controller has held the guest since this migration began.
         split_brain: Both copies were seen to run, once.
         told: A person has said which copy is to be the guest.
+        copies: Disks that are carried along.
+        mirroring: Their copies, once they have begun.
+        meter: Makes reports of numbers.
     """
 
     request: MigrationRequest
@@ -75,7 +81,13 @@ class Course:
     held_by_others: bool = False
     split_brain: bool = False
     told: Literal["source", "destination"] | None = None
+    copies: tuple[DiskCopy, ...] = ()
+    mirroring: Mirroring | None = None
+    meter: ProgressMeter = field(init=False)
     _arming: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.meter = ProgressMeter(self.request.id)
 
     @contextlib.asynccontextmanager
     async def holding(self, lock: GuestLock) -> AsyncIterator[GuestLock]:
@@ -93,6 +105,11 @@ class Course:
     def committed(self) -> bool:
         """``cont`` was sent and not refused: forward is the only safe way (DESIGN rule 4)."""
         return self.cont_sent and not self.cont_refused
+
+    @property
+    def disks_behind(self) -> bool:
+        """Disks are copied along, and it is not proven that all that the guest has written is over there."""
+        return bool(self.copies) and not (self.mirroring is not None and self.mirroring.proven)
 
     def facts(self, patience: bool) -> Facts:
         """Return what `handover.decide` is told beside the two QEMUs' states."""

@@ -22,7 +22,7 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     SplitBrain,
 )
-from qmp_migrate.migration import account, release, rollback, wiring
+from qmp_migrate.migration import account, carrying, handover, release, rollback, wiring
 from qmp_migrate.migration.account import Names
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
@@ -60,6 +60,8 @@ async def back(course: Course, error: QmpMigrateError, *, goal: Goal | None = No
     log.info("settling", because=str(error), phase=course.chronicle.phase)
     _take_timeline(course)
     await course.finish_arming()
+    if goal is Goal.BACK or (goal is None and not course.committed):
+        await carrying.free_source(course)
     stderr = await course.destination.stderr_tail() if course.destination.process else ""
     if goal is None:
         goal = Goal.FORWARD if course.committed else Goal.BACK
@@ -84,6 +86,10 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
     chronicle.result.warnings += await wiring.unwire_source(source, course.wires)
     chronicle.result.warnings += await wiring.remove_keys(course.wires)
     chronicle.result.warnings += await rollback.discard_destination(course.destination)
+    never_ran = course.facts(patience=False).surely_never_ran or (
+        not course.held_by_others and handover.proves_never_ran(settled.source_state, settled.source.status)
+    )
+    chronicle.result.warnings += await carrying.take_back(course, never_ran=never_ran)
     running = settled.source_state is Source.RUNS
     state = "runs on" if running else f"is {settled.source.run_state}"
     final = _retold(
@@ -105,6 +111,8 @@ async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
         await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
         return moved
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
+    never_ran = course.facts(patience=False).surely_never_ran
+    course.chronicle.result.warnings += await carrying.take_back(course, never_ran=never_ran)
     if isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
         final: QmpMigrateError = error
     else:
@@ -198,6 +206,7 @@ async def _released(course: Course) -> list[str]:
     deadline = time.monotonic() + RELEASE_S
     while True:
         problems = await release.release_source(course.source, course.destination, course.wires, course.chronicle)
+        problems = problems or await carrying.conclude(course)
         if not problems or time.monotonic() > deadline or (await course.destination.observe()).alive is False:
             return problems
         await asyncio.sleep(RELEASE_PAUSE_S)

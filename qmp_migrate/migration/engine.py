@@ -29,7 +29,7 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts.process import command_line, identify, launch
-from qmp_migrate.migration import ending, locks, wiring
+from qmp_migrate.migration import carrying, ending, locks, wiring
 from qmp_migrate.migration.copying import CancelRequested, Copying
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.phases import Phase
@@ -112,8 +112,11 @@ class Engine:
     # -- the way forward ------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
+        self._checkpoint()
+        await carrying.make_images(self.course)
         await self._launch()
         await self._wire()
+        await self._mirror_disks()
         await self._copy_and_commit(adopt=False)
 
     async def _drive_on(self) -> None:
@@ -215,6 +218,20 @@ class Engine:
                 host=side.name,
             )
 
+    async def _mirror_disks(self) -> None:
+        course = self.course
+        try:
+            await carrying.begin(course, self.cancel)
+        except QmpMigrateError as error:
+            raise await course.with_stderr(error) from error
+        while True:
+            try:
+                await carrying.until_in_step(course, self.cancel)
+                return
+            except (MonitorLost, TransportError) as error:
+                if not await self._reconnected(error):
+                    raise
+
     async def _copy_and_commit(self, *, adopt: bool) -> None:
         """Copy, hand over, and see it run; a control connection that is lost while memory is copied may come back."""
         course = self.course
@@ -229,6 +246,7 @@ class Engine:
             on_near_end=course.arm,
             on_stopped=course.arm,
             on_held=self._held,
+            meter=course.meter,
             on_stop=course.will_stop,
             suspended=course.stopped_by_us,
         )
@@ -264,7 +282,8 @@ class Engine:
         course = self.course
         keys = asyncio.create_task(self._remove_keys_when_used(copying))
         try:
-            await copying.run(course.destination.migration_address, course.wires.port, adopt=adopt)
+            async with carrying.watched(course, copying):
+                await copying.run(course.destination.migration_address, course.wires.port, adopt=adopt)
             await self._commit(copying)
         finally:
             if not copying.connected.is_set():
@@ -283,15 +302,17 @@ class Engine:
         course = self.course
         deadline = time.monotonic() + RECONNECT_S
         told = False
+        what = "memory was" if course.chronicle.phase is Phase.COPYING else "disks were"
         while time.monotonic() < deadline and not self.cancel.is_set():
             # The locks first: that ends what is left of the old connection, which would keep the monitors busy.
             ours = await self._ours_again()
             of_source, of_destination = await asyncio.gather(course.source.observe(), course.destination.observe())
-            if of_source.alive is False or of_destination.alive is False or of_source.status == "none":
+            copying = course.chronicle.phase is Phase.COPYING
+            if of_source.alive is False or of_destination.alive is False or (copying and of_source.status == "none"):
                 return False  # "none": `migrate` was lost with the connection
             if not told:
                 told = True
-                course.chronicle.warn(f"the control connection was lost while memory was copied: {error.message}")
+                course.chronicle.warn(f"the control connection was lost while {what} copied: {error.message}")
             if ours and of_source.run_state is not None and of_destination.run_state is not None:
                 course.chronicle.event("step", reason="the control connection is back; the copying goes on")
                 return True
@@ -342,6 +363,7 @@ class Engine:
                 code="unexpected_state",
                 host=course.destination.name,
             )
+        await carrying.prove(course)
 
     def _checkpoint_held(self) -> None:
         if self.cancel.is_set():

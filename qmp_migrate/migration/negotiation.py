@@ -177,7 +177,7 @@ def negotiate(
     preempt = postcopy and table.both_know("postcopy-preempt")
     if preempt:
         table.switch_on("postcopy-preempt")
-    if request.guarded or request.copy_storage is not None:
+    if request.pauses:
         _stop_before_the_switchover(table)
     if may_throttle:
         _throttle(table)

@@ -9,6 +9,8 @@ from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigr
 from qmp_migrate.hosts.process import ProcessId, identify
 from qmp_migrate.migration import preflight
 from qmp_migrate.migration.devices_now import devices_now
+from qmp_migrate.migration.disk_copies import DiskCopy, Judgement
+from qmp_migrate.migration.disk_survey import survey_disks
 from qmp_migrate.migration.facts import (
     BinaryFacts,
     HostFacts,
@@ -28,7 +30,7 @@ from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import Derived, derive_destination
+from qmp_migrate.vm.derive import Derived, derive_destination, path_mapper
 from qmp_migrate.vm.disks import disks
 from qmp_migrate.vm.paths import required_paths
 
@@ -44,6 +46,7 @@ class Plan:
         one_pass: The source loses writes in a second pass (`features.loses_writes`): there must be none.
         ram_bytes: The guest's memory.
         profile: How its memory travels.
+        copies: Its disks that are copied along.
     """
 
     checks: list[Check]
@@ -52,6 +55,7 @@ class Plan:
     one_pass: bool
     ram_bytes: int
     profile: Profile = field(default_factory=Profile)
+    copies: tuple[DiskCopy, ...] = ()
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -96,6 +100,18 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
             source_free_bytes=here.mem_available,
         )
     flash = () if derived.refusals else await _flash(command, derived.command, source, destination)
+    storage = Judgement()
+    if request.copy_storage is not None and not derived.refusals:
+        maps = join_path_maps(source.settings, destination.settings)
+        storage = await survey_disks(
+            request.copy_storage,
+            source,
+            destination,
+            command=command,
+            derived=derived.command,
+            map_path=path_mapper(maps, source.directory, destination.directory),
+            same_machine=here.boot_id == there.boot_id,
+        )
     situation = Situation(
         request=request,
         source=source.settings,
@@ -118,6 +134,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         plugged_bytes=plugged,
         flash=flash,
         profile=profile,
+        storage=storage,
     )
     return Plan(
         preflight.judge(situation),
@@ -126,6 +143,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         situation.loses_writes,
         command.memory_bytes + plugged,
         profile or Profile(),
+        storage.copies,
     )
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from qmp_migrate.errors import ConfigError, QmpMigrateError
 from qmp_migrate.migration import device_checks
+from qmp_migrate.migration.checks import Check as Check
+from qmp_migrate.migration.checks import Status as Status
+from qmp_migrate.migration.disk_copies import Judgement
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts
 from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.present import Present
@@ -28,36 +31,11 @@ from qmp_migrate.vm.names import check_socket_path
 from qmp_migrate.vm.paths import PathUse
 from qmp_migrate.vm.units import about_size
 
-Status = Literal["ok", "warn", "fail"]
-
 MEMORY_RESERVE: Final = 64 << 20
 """Bytes that a QEMU needs beside the guest's memory, at least."""
 
 SAME_CPU_ONLY: Final = frozenset({"host", "max"})
 """CPU models that are whatever the host has: not migration-safe between different hosts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of ``qmp-migrate check``.
-
-    Attributes:
-        id: Stable, for programs.
-        status: ``ok``, ``warn`` or ``fail``.
-        text: What was found.
-        hint: What to do about it, ``""`` where nothing needs doing.
-        host: The host it concerns, or None.
-    """
-
-    id: str
-    status: Status
-    text: str
-    hint: str = ""
-    host: str | None = None
-
-    def to_dict(self) -> dict[str, str | None]:
-        """Return it for ``--json``."""
-        return {"id": self.id, "status": self.status, "text": self.text, "hint": self.hint, "host": self.host}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +56,7 @@ class Situation:
         present: What of it differs from the argv that it was started with; None: nobody looked.
         plugged_bytes: Memory that was plugged in.
         flash: The guest's flash images: path at the destination, size at the source and there (None: absent).
+        storage: Which disks are copied, and what speaks against it.
     """
 
     request: MigrationRequest
@@ -101,6 +80,7 @@ class Situation:
     present: Present | None = None
     plugged_bytes: int = 0
     flash: tuple[tuple[str, int | None, int | None], ...] = ()
+    storage: Judgement = field(default_factory=Judgement)
 
 
 def judge(s: Situation) -> list[Check]:
@@ -115,6 +95,7 @@ def judge(s: Situation) -> list[Check]:
         *_transport(s),
         *_derivation(s),
         *_memory(s),
+        *s.storage.checks,
         *_files(s),
         *_places(s),
     ]
@@ -129,7 +110,6 @@ def _not_yet(s: Situation) -> list[Check]:
     """Refuse what can be asked for and is not built yet."""
     asked = {
         "--mode postcopy": s.request.mode == "postcopy",
-        "--copy-storage": s.request.copy_storage is not None,
         "--policy": s.request.policy != "default",
     }
     text, hint = "is not in this version", "leave it out"
@@ -297,6 +277,8 @@ def _files(s: Situation) -> list[Check]:
     where = s.destination_facts.name
     checks = []
     for use in s.required:
+        if use.path in s.storage.judged:
+            continue
         state = s.paths.get(use.path, "absent")
         if state == "absent":
             hint = "put it there, share the storage, or map it with the host's path_map"

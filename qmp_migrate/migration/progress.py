@@ -7,6 +7,9 @@ from typing import Final
 from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.qemu.migration import MigrationInfo
 
+RATE_MS: Final = 1000
+"""A rate of disks is that of this time, at least."""
+
 STILL_MS: Final = 2000
 """Without a byte for so long, there is no rate and no end in sight."""
 
@@ -14,11 +17,51 @@ STILL_MS: Final = 2000
 class ProgressMeter:
     """Turns the samples of one migration into `Progress` reports."""
 
-    def __init__(self, migration_id: str) -> None:
+    def __init__(self, migration_id: str, ram_bytes: int = 0) -> None:
         self._id = migration_id
+        self._ram_bytes = ram_bytes
         self._seq = 0
         self._percent = 0.0
         self._moved = (-1, 0)
+        self._disks = (0, 0)
+        self._disk_rate = (0, 0, 0)
+        self._before_ms = 0
+
+    def read_disks(self, done: int, total: int, *, elapsed_ms: int) -> Progress:
+        """Return the report while disks are copied, before memory is: percent is of both together.
+
+        Args:
+            done: Bytes of all disks that were copied.
+            total: Bytes to copy; grows while the guest writes.
+            elapsed_ms: Since copying the disks began.
+        """
+        self._seq += 1
+        self._disks, self._before_ms = (done, max(done, total)), elapsed_ms
+        at_ms, at_bytes, rate = self._disk_rate
+        if elapsed_ms - at_ms >= RATE_MS:
+            rate = max(0, done - at_bytes) * 1000 // (elapsed_ms - at_ms)
+            self._disk_rate = (elapsed_ms, done, rate)
+        remaining = max(0, total - done)
+        if total + self._ram_bytes > 0:
+            self._percent = max(self._percent, min(99.9, 100.0 * done / (total + self._ram_bytes)))
+        return Progress(
+            id=self._id,
+            seq=self._seq,
+            status="mirroring",
+            percent=round(self._percent, 1),
+            transferred_bytes=0,
+            remaining_bytes=self._ram_bytes,
+            total_bytes=self._ram_bytes,
+            throughput_bytes_per_s=rate,
+            dirty_bytes_per_s=0,
+            pass_number=0,
+            throttle_percent=0,
+            expected_blackout_ms=None,
+            eta_ms=(remaining + self._ram_bytes) * 1000 // rate if rate else None,
+            elapsed_ms=elapsed_ms,
+            disk_transferred_bytes=done,
+            disk_total_bytes=self._disks[1],
+        )
 
     def read(self, info: MigrationInfo, *, elapsed_ms: int) -> Progress:
         """Return the report for one sample.
@@ -40,7 +83,8 @@ class ProgressMeter:
         if info.status == "completed":
             self._percent = 100.0
         elif done + remaining > 0:
-            self._percent = max(self._percent, min(99.9, 100.0 * done / (done + remaining)))
+            disks = self._disks[1]  # all of them are there by now
+            self._percent = max(self._percent, min(99.9, 100.0 * (disks + done) / (disks + done + remaining)))
         if transferred != self._moved[0]:
             self._moved = (transferred, elapsed_ms)
         still = elapsed_ms - self._moved[1] > STILL_MS  # QEMU goes on saying the last rate
@@ -60,7 +104,9 @@ class ProgressMeter:
             throttle_percent=info.throttle_percent,
             expected_blackout_ms=info.expected_downtime_ms,
             eta_ms=_eta_ms(remaining, rate, dirty),
-            elapsed_ms=elapsed_ms,
+            elapsed_ms=self._before_ms + elapsed_ms,
+            disk_transferred_bytes=self._disks[0],
+            disk_total_bytes=self._disks[1],
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from qmp_migrate.errors import ConnectionLost, FileFailed, MigrationFailed, QmpMigrateError, UsageError
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
-from qmp_migrate.migration import ending, locks, rollback, wiring
+from qmp_migrate.migration import carrying, ending, locks, rollback, wiring
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine, built_as
@@ -155,6 +155,7 @@ async def _settle(
         before=dict(wired.get("source_parameters", {})) if wired else {},
         destination_before=dict(wired.get("destination_parameters", {})) if wired else {},
     )
+    carrying.found(course, entries)
     course.wires.port = int((_last(entries, "intent", "migrate") or {}).get("port", 0))
     back = wish.back or record.cancel_requested or record.phase in GOING_BACK
     if not back and record.phase in ADOPTED and not course.split_brain:

@@ -47,6 +47,8 @@ class Progress:
         expected_blackout_ms: What QEMU expects now, None while it cannot know.
         eta_ms: Until switchover, None while it does not converge.
         seq: Rises by one with each report.
+        disk_transferred_bytes, disk_total_bytes: Of disks that are copied along; ``status`` is ``mirroring`` while they are
+            and memory is not yet.
     """
 
     id: str
@@ -63,6 +65,8 @@ class Progress:
     expected_blackout_ms: int | None
     eta_ms: int | None
     elapsed_ms: int
+    disk_transferred_bytes: int = 0
+    disk_total_bytes: int = 0
 
 
 class Reporter(Protocol):

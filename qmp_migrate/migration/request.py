@@ -104,6 +104,11 @@ class MigrationRequest:
             )
 
     @property
+    def pauses(self) -> bool:
+        """Whether the source stops at pre-switchover: there is something to prove or to finish there."""
+        return self.guarded or self.copy_storage is not None
+
+    @property
     def asked(self) -> dict[str, Any]:
         """What was asked for, beside which guest goes where: for the journal."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _IDENTITY}

@@ -83,6 +83,8 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
         facts = replace(course.facts(waited < patience), yanked=yanked)
         if not course.held_by_others and handover.proves_never_ran(source_state, of_source.status):
             facts = replace(facts, never_ran=True)
+        if source_state is Source.HOLDS and course.disks_behind:
+            goal = Goal.BACK  # nobody has proven here that its disks are whole over there: it is not let go on
         decision = handover.decide(source_state, destination_state, facts, goal)
         settled = Settled(decision.action, of_source, of_destination, source_state, destination_state, decision.reason)
         match decision.action:
@@ -142,6 +144,8 @@ async def _act(action: Action, course: Course) -> str:
             case Action.CONTINUE_SOURCE:
                 await (await source.attach()).execute("migrate-continue", {"state": "pre-switchover"})
             case Action.YANK_SOURCE:
+                if course.mirroring is not None:
+                    await course.mirroring.cut()
                 monitor = await source.attach()
                 await monitor.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
             case Action.RESUME_SOURCE:

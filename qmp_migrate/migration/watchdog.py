@@ -7,6 +7,7 @@ limit               where it is set                     what is seen, and the er
 ==================  ==================================  =============================================================
 connect             ``[watchdog] connect``, 30 s        no byte has travelled since ``migrate``: ``not_connected``
 stall               ``[watchdog] stall``, 20 s          no byte while memory is copied: ``stalled``
+disks               ``[watchdog] stall``, 20 s          no byte while disks are copied: ``stalled``
 switchover          ``[watchdog] switchover``, 10 s     stopped longer than that and the downtime limit:
                                                         ``switchover_stuck``; the source is then yanked out of band
 a QMP command       `qmp_migrate.qemu.timeouts`         no answer: unknown, asked again
@@ -105,4 +106,58 @@ class Watchdog:
             f"the switchover was not over after {seconds:.0f} s",
             "switchover_stuck",
             "the network between the hosts was cut just then, or a QEMU hangs; [watchdog] switchover sets the limit",
+        )
+
+
+DISK_CHUNK: Final = 1 << 20
+"""Bytes that QEMU copies of a disk in one piece; a slow link moves nothing that can be seen in between."""
+
+UNSEEN_WORK: Final = 10
+"""So many times the limit, while QEMU prepares a copy: it looks through the whole disk and says no number meanwhile."""
+
+
+@dataclass(slots=True)
+class DiskWatchdog:
+    """Looks at the copies of a guest's disks, until they are complete. Times are seconds on one monotonic clock.
+
+    Attributes:
+        request: Says the limits.
+        host: The source.
+        begun: When it was started.
+    """
+
+    request: MigrationRequest
+    host: str
+    begun: float
+    _moved: int = -1
+    _since: float = field(init=False)
+    _looked: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = self._looked = self.begun
+
+    def look(self, now: float, *, done: int, total: int) -> MigrationFailed | None:
+        """Return the failure that has come about, or None.
+
+        Args:
+            now: The time.
+            done: Bytes copied so far, of all disks together.
+            total: Bytes to copy; 0: QEMU does not know yet.
+        """
+        if (unseen := now - self._looked) > MOST_UNSEEN_S:
+            self._since += unseen
+        self._looked = now
+        if done != self._moved:
+            self._moved, self._since = done, now
+        limit = self.request.limits.stall_s * (1 if total and done else UNSEEN_WORK)
+        if self.request.bandwidth_bytes_per_s:
+            limit = max(limit, 4 * DISK_CHUNK / self.request.bandwidth_bytes_per_s)
+        if now - self._since <= limit:
+            return None
+        return MigrationFailed(
+            f"nothing of the disks has travelled for {now - self._since:.0f} s",
+            safe_at_source=True,
+            code="stalled",
+            hint="the network between the two hosts swallows packets, or storage hangs; [watchdog] stall sets the limit",
+            host=self.host,
         )

@@ -65,6 +65,7 @@ class Image(Reply):
         allocated_bytes: What it takes on the host; None where that cannot be told.
         cluster_bytes: None where the format has none.
         backing: The image below.
+        backing_name: How the image itself names it; `backing_filename`: the same, seen from QEMU's directory.
         snapshots: Internal ones.
     """
 
@@ -75,6 +76,7 @@ class Image(Reply):
     cluster_bytes: int | None = Field(default=None, alias="cluster-size")
     encrypted: bool = False
     backing: Image | None = Field(default=None, alias="backing-image")
+    backing_name: str | None = Field(default=None, alias="backing-filename")
     backing_filename: str | None = Field(default=None, alias="full-backing-filename")
     backing_format: str | None = Field(default=None, alias="backing-filename-format")
     snapshots: tuple[dict[str, Any], ...] = ()

@@ -144,12 +144,13 @@ async def stop_serving(monitor: Monitor) -> None:
 # -- the source ----------------------------------------------------------------------------------------------------
 
 
-async def refuses_plain(monitor: Monitor, node: str, *, address: str, port: int) -> None:
+async def refuses_plain(monitor: Monitor, node: str, export_name: str, *, address: str, port: int) -> None:
     """Prove that a server takes nobody without the key: try it. (OSSN-0089: what is not looked at is off one day.)
 
     Args:
         monitor: Of the QEMU that will send.
-        node: Name of an export there.
+        node: Name for a node that must not come to be.
+        export_name: Of an export there.
         address: The server's.
         port: The server's.
 
@@ -157,7 +158,7 @@ async def refuses_plain(monitor: Monitor, node: str, *, address: str, port: int)
         MonitorError: It took us in the clear, or could not be asked.
     """
     try:
-        await connect(monitor, node, address=address, port=port, export_name=node, tls=None)
+        await connect(monitor, node, address=address, port=port, export_name=export_name, tls=None)
     except QmpCommandFailed as error:
         if "tls" in error.desc.lower():
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -93,6 +93,21 @@ def derive_destination(
     work.changes.append("-S -incoming defer: waits for the guest's memory, runs when told")
     work.look_over(command, _normal(dest_dir))
     return Derived(command, tuple(work.changes), tuple(dict.fromkeys(work.warnings)), tuple(work.refusals))
+
+
+def path_mapper(path_map: Mapping[str, str], source_dir: str, dest_dir: str) -> Callable[[str], str]:
+    """Return the function that `derive_destination` puts paths in the destination's terms with; others stay as they are.
+
+    Args:
+        path_map: As there.
+        source_dir: The guest's directory on the source, absolute.
+        dest_dir: The guest's directory on the destination, absolute.
+
+    Raises:
+        ConfigError: A prefix is not absolute.
+    """
+    paths = _PathMap.of({**path_map, source_dir: dest_dir})
+    return lambda path: paths.map(path) or path
 
 
 @dataclass(slots=True)

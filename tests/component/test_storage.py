@@ -76,7 +76,7 @@ class Pair:
     job = "m1-j0"
 
     async def connect(self) -> None:
-        await storage.refuses_plain(self.source, self.target.node, address=HOST, port=self.port)
+        await storage.refuses_plain(self.source, self.node, self.target.node, address=HOST, port=self.port)
         await storage.connect(
             self.source, self.node, address=HOST, port=self.port, export_name=self.target.node, tls="nbd"
         )
