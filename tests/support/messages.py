@@ -20,9 +20,15 @@ def golden(name: str) -> dict[str, Any]:
     return document
 
 
+def golden_of(kind: Kind) -> dict[str, Any]:
+    """Return the golden payload of a kind, of the version that is written."""
+    schema: str = MODELS[kind].model_fields["schema_id"].default
+    return golden(schema.replace("/", "-"))
+
+
 def message(kind: Kind, **changes: Any) -> BusMessage:
     """Return the golden message of a kind, with changes."""
-    return MODELS[kind].model_validate_json(json.dumps({**golden(f"{kind}-1.0"), **changes}))
+    return MODELS[kind].model_validate_json(json.dumps({**golden_of(kind), **changes}))
 
 
 def vm(name: str, **changes: Any) -> HostVm:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmp_migrate.bus.fields import rfc3339
-from qmp_migrate.bus.messages import MODELS, HostStatus, HostVm, MigrationEvent
+from qmp_migrate.bus.messages import MODELS, HostStatus, HostVm, MigrationEvent, MigrationProgress
 from qmp_migrate.bus.topics import Kind, Topics
 from qmp_migrate.bus.wire import MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode
 from qmp_migrate.errors import BusError
-from tests.support.messages import GOLDEN, golden
+from tests.support.messages import GOLDEN, golden, golden_of
 
 PAYLOADS = sorted(GOLDEN.glob("*.json"))
 TOPICS = Topics()
@@ -132,10 +132,18 @@ json_values = st.recursive(
 )
 
 
+def test_progress_of_an_older_writer_is_read() -> None:
+    older = golden("migration.progress-1.1") | {"schema": "migration.progress/1.0"}
+    del older["disk_transferred_bytes"], older["disk_total_bytes"]
+    _, message = decode(TOPICS, topic_of(Kind.MIGRATION_PROGRESS, older), json.dumps(older).encode())
+    assert isinstance(message, MigrationProgress)
+    assert (message.disk_transferred_bytes, message.disk_total_bytes) == (0, 0)
+
+
 @given(st.data())
 def test_no_payload_raises_anything_but_our_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(Kind)))
-    document = golden(f"{kind}-1.0")
+    document = golden_of(kind)
     topic = topic_of(kind, document)
     for key in data.draw(st.lists(st.sampled_from(sorted(document)), max_size=3, unique=True)):
         if data.draw(st.booleans()):
