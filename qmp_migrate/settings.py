@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -102,13 +102,27 @@ class MigrationSettings(_Section):
         downtime_limit: The longest blackout the user allows, for example ``300ms``.
         bandwidth: Rate limit, for example ``1Gbit``; absent: as fast as the link goes.
         guarded: Stop at pre-switchover until lock and destination are proven there; see `MigrationRequest.guarded`.
+        announce_initial: Before the guest's network addresses are announced a second time at the destination.
+        announce_max: Between two announcements at most.
+        announce_rounds: How many there are.
+        announce_step: What is added after each.
     """
 
     downtime_limit: str = "300ms"
     bandwidth: str | None = None
     guarded: bool = False
+    announce_initial: str = "50ms"
+    announce_max: str = "550ms"
+    announce_rounds: int = Field(default=5, ge=1, le=1000)
+    announce_step: str = "100ms"
 
-    @field_validator("downtime_limit")
+    @property
+    def announce(self) -> tuple[int, int, int, int]:
+        """`MigrationRequest.announce`."""
+        first, most, step = (parse_time_ms(t) for t in (self.announce_initial, self.announce_max, self.announce_step))
+        return first, most, self.announce_rounds, step
+
+    @field_validator("downtime_limit", "announce_initial", "announce_max", "announce_step")
     @classmethod
     def _time(cls, value: str) -> str:
         return _quantity(parse_time_ms, value)
@@ -117,6 +131,48 @@ class MigrationSettings(_Section):
     @classmethod
     def _rate(cls, value: str | None) -> str | None:
         return value if value is None else _quantity(parse_rate, value)
+
+
+class HookSettings(_Section):
+    """``[[hook]]``: a command at a point of every migration; see `qmp_migrate.migration.hooks`.
+
+    Attributes:
+        at: ``before``, ``pre-switchover``, ``after-commit``, ``rolled-back`` or ``done``.
+        where: ``controller``, ``source`` or ``destination``.
+        command: Program (an absolute path) and arguments; never a shell line.
+        timeout: It is killed after this.
+        required: Its failure takes the guest back; at points before the commit only.
+    """
+
+    at: Literal["before", "pre-switchover", "after-commit", "rolled-back", "done"]
+    where: Literal["controller", "source", "destination"] = "controller"
+    command: tuple[str, ...]
+    timeout: str = "10s"
+    required: bool = False
+
+    @field_validator("command")
+    @classmethod
+    def _program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not value[0].startswith("/") or any("\0" in word for word in value):
+            raise ValueError(
+                'must be a list that begins with an absolute path, for example ["/usr/local/bin/flip", "x"]'
+            )
+        if "=" in value[0]:
+            raise ValueError(
+                "the program's path must not have an equals sign in it"
+            )  # env(1) would take it for a variable
+        return value
+
+    @field_validator("timeout")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        return _quantity(parse_time_ms, value)
+
+    @model_validator(mode="after")
+    def _required_in_time(self) -> HookSettings:
+        if self.required and self.at not in {"before", "pre-switchover"}:
+            raise ValueError(f"required is not possible at {self.at}: the guest is where it is by then")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +292,7 @@ class Settings(_Section):
     mqtt: MqttSettings = Field(default_factory=MqttSettings)
     migration: MigrationSettings = Field(default_factory=MigrationSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
+    hook: list[HookSettings] = Field(default_factory=list)
     hosts: dict[str, HostSettings] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -349,6 +406,8 @@ def _known_keys(section: list[str]) -> list[str]:
             return list(Settings.model_fields)
         case ["hosts", _, *_]:
             return list(HostSettings.model_fields)
+        case ["hook", _, *_]:
+            return list(HookSettings.model_fields)
         case [name, *_] if name in Settings.model_fields:
             model = Settings.model_fields[name].annotation
             return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

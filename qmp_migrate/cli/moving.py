@@ -239,6 +239,7 @@ def _request(
         policy=policy,
         channels=channels,
         limits=settings.watchdog.limits,
+        announce=settings.migration.announce,
         **wanted,
     )
 

@@ -31,6 +31,7 @@ from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.forecasting import Report
+from qmp_migrate.migration.hooks import Hooks
 from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import ENDS, Phase
 from qmp_migrate.migration.plan import Plan, make_plan
@@ -163,6 +164,7 @@ class Controller(Operating):
             QmpMigrateError: See `plan`. Every error has the result document in its ``result``.
         """
         request = vm if isinstance(vm, MigrationRequest) else MigrationRequest(vm, to or "", **options)
+        request = self._hooks().asked_for(request)
         for record in await self.unsettled(vm=request.vm):
             earlier = await self.recover(record)
             if earlier.outcome == "completed" and record.destination == request.destination:
@@ -250,6 +252,7 @@ class Controller(Operating):
             profile=plan.profile,
             one_pass=plan.one_pass,
             copies=plan.copies,
+            hooks=self._hooks(),
         )
         course.meter = ProgressMeter(request.id, plan.ram_bytes)
         engine = Engine(course, tuple(plan.derived.command.argv()), cancel)
@@ -257,6 +260,9 @@ class Controller(Operating):
         if engine.error is not None:
             raise engine.error
         return result
+
+    def _hooks(self) -> Hooks:
+        return Hooks.of(self.settings.hook)
 
     async def unsettled(self, *, vm: str | None = None) -> list[MigrationRecord]:
         """Return the migrations that have not ended with one owner and that no living controller drives, oldest first."""
@@ -290,7 +296,7 @@ class Controller(Operating):
                 f"migration {record.id} is driven by process {record.controller.get('pid')} on this machine",
                 hint=f"let it end, or: qmp-migrate cancel {record.id}; if that process hangs, end it (kill -9) and try again",
             )
-        limits = self.settings.watchdog.limits
+        limits = self._hooks().more_time(self.settings.watchdog.limits)
         wish = replace(wish or Wish(), limits=limits)
         cancel = self._running[record.id] = asyncio.Event()
         source, destination = self.side(record.source, record.vm), self.side(record.destination, record.vm)
@@ -303,6 +309,7 @@ class Controller(Operating):
                 reporter=Reporters(self._reporters),
                 wish=wish,
                 cancel=cancel,
+                hooks=self._hooks(),
             )
         finally:
             del self._running[record.id]

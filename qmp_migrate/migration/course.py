@@ -21,6 +21,7 @@ from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
 from qmp_migrate.migration.disk_copies import DiskCopy
 from qmp_migrate.migration.handover import Facts
+from qmp_migrate.migration.hooks import Hooks
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.mirroring import Mirroring
 from qmp_migrate.migration.negotiation import Profile
@@ -60,6 +61,7 @@ class Course:
         copies: Disks that are carried along.
         mirroring: Their copies, once they have begun.
         meter: Makes reports of numbers.
+        hooks: The user's commands, and which of them have run.
     """
 
     request: MigrationRequest
@@ -84,6 +86,7 @@ class Course:
     copies: tuple[DiskCopy, ...] = ()
     mirroring: Mirroring | None = None
     meter: ProgressMeter = field(init=False)
+    hooks: Hooks = field(default_factory=Hooks)
     _arming: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from qmp_migrate.migration import account, carrying, handover, release, rollback
 from qmp_migrate.migration.account import Names
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
+from qmp_migrate.migration.hooks import Point
 from qmp_migrate.migration.phases import AFTER_COMMIT, Phase
 from qmp_migrate.migration.request import Outcome, Owner
 from qmp_migrate.migration.rollback import Settled
@@ -98,6 +99,7 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
         safe=running or not course.running,
         stderr=getattr(error, "stderr", "") or stderr,
     )
+    await _hooks(course, Point.ROLLED_BACK)
     outcome: Outcome = "cancelled" if isinstance(error, MigrationCancelled) else "rolled_back"
     chronicle.event("rolled-back", owner="source", reason=error.message)
     await chronicle.end(Phase.ROLLED_BACK, outcome, "source", final)
@@ -152,7 +154,7 @@ async def _at_destination(course: Course, error: QmpMigrateError, settled: Settl
     if chronicle.phase is Phase.COMMITTED:
         await chronicle.enter(Phase.RUNNING_AT_DESTINATION)
     with chronicle.tolerate("the guest's network addresses were not announced again"):
-        await qmp.announce(await course.destination.attach())
+        await qmp.announce(await course.destination.attach(), *course.request.announce)
     return await finish(course)
 
 
@@ -164,6 +166,9 @@ async def finish(course: Course) -> QmpMigrateError | None:
     """
     chronicle, destination = course.chronicle, course.destination
     _take_timeline(course)
+    if await _hooks(course, Point.AFTER_COMMIT):  # what they have changed may have swallowed the first announcement
+        with chronicle.tolerate("the guest's network addresses were not announced again"):
+            await qmp.announce(await destination.attach(), *course.request.announce)
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(
@@ -183,8 +188,22 @@ async def finish(course: Course) -> QmpMigrateError | None:
             chronicle.warn(problem)
         await _completed_but(course)
         return None
+    await _hooks(course, Point.DONE)
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+async def _hooks(course: Course, point: Point) -> bool:
+    """Run hooks that change nothing about who has the guest; tell whether there were any."""
+    if not course.hooks.at(point) or point in course.hooks.ran:
+        return False
+    try:
+        await course.hooks.run(point, course)
+    except Fenced:
+        raise
+    except QmpMigrateError as error:
+        course.chronicle.warn(f"the {point} hooks: {error}")
+    return True
 
 
 async def _ended_there(course: Course) -> MigrationFailed:

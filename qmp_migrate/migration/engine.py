@@ -32,6 +32,7 @@ from qmp_migrate.hosts.process import command_line, identify, launch
 from qmp_migrate.migration import carrying, ending, locks, wiring
 from qmp_migrate.migration.copying import CancelRequested, Copying
 from qmp_migrate.migration.course import Course
+from qmp_migrate.migration.hooks import Point
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.states import ENDED_BY_GUEST
@@ -112,6 +113,7 @@ class Engine:
     # -- the way forward ------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
+        await self.course.hooks.run(Point.BEFORE, self.course)
         self._checkpoint()
         await carrying.make_images(self.course)
         await self._launch()
@@ -352,6 +354,7 @@ class Engine:
         """The source waits at pre-switchover: prove once more that it may be let go on."""
         course = self.course
         course.chronicle.pass_through(Phase.PRE_SWITCHOVER)
+        await course.hooks.run(Point.PRE_SWITCHOVER, course)  # before the proofs: it takes time
         await course.be_armed()
         await course.still_ours()
         self._checkpoint_held()
@@ -419,7 +422,7 @@ class Engine:
             # The event comes on the same connection before the answer above, so it is only waiting to be read.
             await asyncio.sleep(0)
         with course.chronicle.tolerate("the guest's network addresses were not announced again"):
-            await qmp.announce(await course.destination.attach())
+            await qmp.announce(await course.destination.attach(), *course.request.announce)
         await course.chronicle.enter(Phase.RUNNING_AT_DESTINATION)
 
 

@@ -25,6 +25,7 @@ from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine, built_as
 from qmp_migrate.migration.handover import Destination, Goal, Source
+from qmp_migrate.migration.hooks import Hooks
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
@@ -68,6 +69,7 @@ async def recover(
     reporter: Reporter,
     wish: Wish,
     cancel: asyncio.Event,
+    hooks: Hooks | None = None,
 ) -> tuple[MigrationResult, QmpMigrateError | None]:
     """Settle one migration.
 
@@ -79,6 +81,7 @@ async def recover(
         reporter: Told of everything.
         wish: What a person says.
         cancel: Set it to cancel one that is driven on.
+        hooks: The user's commands; those of points that were passed already are not run again.
 
     Returns:
         The result document, and what is to be told: None where the guest runs at the destination; a `MigrationFailed` or
@@ -103,6 +106,8 @@ async def recover(
         entries = await journal.entries(record.id)
         course = _course(record, entries, source, destination, journal, reporter, wish)
         gone = _gone(record, entries)
+        course.hooks = hooks or Hooks()
+        course.hooks.remember(entries)
         await stack.enter_async_context(course.holding(lock))
         if record.phase in ENDS:
             raise UsageError(

@@ -55,6 +55,8 @@ class MigrationRequest:
         copy_storage: Copy the guest's disks, too: ``full`` (chains flattened) or ``top`` (over backing files that the
             destination has already). None: they are shared.
         source_images: What becomes of the copied disks' images at the source once the guest runs at the destination.
+        announce: QEMU's ``announce-initial``, ``-max``, ``-rounds`` and ``-step``, milliseconds but for the rounds: how often
+            the guest's network addresses are announced once it runs at the destination.
         limits: When standing still becomes a failure.
         id: Made here; names the migration in the journal and on the bus.
 
@@ -76,6 +78,7 @@ class MigrationRequest:
     compress: Compression | None = None
     copy_storage: StorageCopy | None = None
     source_images: SourceImages = "keep"
+    announce: tuple[int, int, int, int] = (50, 550, 5, 100)
     limits: Limits = field(default_factory=Limits)
     id: str = field(default_factory=lambda: new_id())
 
@@ -147,6 +150,7 @@ class MigrationResult:
         qemu: QEMU's own ``total_ms``, ``downtime_ms``, ``setup_ms``.
         steps: What the convergence policy did, with reasons.
         forecast: What was foretold, with ``error_percent`` (its time over the real one); None: nothing was.
+        hooks: How each hook ended; see `qmp_migrate.migration.hooks.HookRun`.
         error: None when it completed; else code, message, hint, host.
     """
 
@@ -170,6 +174,7 @@ class MigrationResult:
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     forecast: Mapping[str, Any] | None = None
+    hooks: list[dict[str, Any]] = field(default_factory=list)
     error: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -209,10 +209,17 @@ async def cancel(monitor: Monitor) -> None:
     await monitor.execute("migrate_cancel")
 
 
-async def announce(monitor: Monitor) -> None:
+async def announce(monitor: Monitor, initial: int = 50, max_ms: int = 550, rounds: int = 5, step: int = 100) -> None:
     """Have the guest's network addresses announced again, now that it runs here (``announce-self``).
 
     QEMU's own announcement goes out before ``cont``, while the source could still be resumed; this is the one that
-    counts. Values are QEMU's defaults: 5 rounds, 50 ms first, 100 ms more each, 550 ms at most.
+    counts. The defaults are QEMU's.
+
+    Args:
+        monitor: The destination's.
+        initial: Milliseconds before the second announcement.
+        max_ms: Milliseconds between two of them at most.
+        rounds: How many.
+        step: Milliseconds that are added after each.
     """
-    await monitor.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+    await monitor.execute("announce-self", {"initial": initial, "max": max_ms, "rounds": rounds, "step": step})

@@ -68,7 +68,7 @@ def test_the_document_has_every_member_of_the_contract() -> None:
     assert set(document) == {
         *("schema", "id", "vm", "source", "destination", "mode", "outcome", "owner", "total_ms", "blackout_ms"),
         *("qemu", "ram_bytes", "transferred_bytes", "disk_bytes", "passes", "throughput_bytes_per_s", "encrypted"),
-        *("channels", "steps", "warnings", "forecast", "error"),
+        *("channels", "steps", "warnings", "hooks", "forecast", "error"),
     }
     assert document["qemu"] == {"total_ms": 0, "downtime_ms": 0, "setup_ms": 0}
     assert document["error"] is None
