@@ -30,6 +30,7 @@ OUR_CAPABILITIES: Final = ("events", "late-block-activate", "pause-before-switch
 
 _NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
 _RECORDS: Final = frozenset({"pid", "argv.json", "qemu.log"})  # any of these: a directory that we made
+_DEFINITION: Final = frozenset({"argv.json", "serial.log.1"})
 _KEYS: Final = re.compile(r"tls-m[0-9a-z]{1,40}")
 _TEMPORARY: Final = re.compile(r"(pid\.new|(argv\.json|serial\.log\.1)\.[A-Za-z0-9]{8})")
 _LOCKS_TEMPORARY: Final = re.compile(r"(.+)\.(?:epoch|beat)\.new")
@@ -207,6 +208,8 @@ class _Look:
             yield from keys or [self._foreign(entry)]
             return
         record = self.place.records.get(name)
+        if record is None and "argv.json" in files and files <= _DEFINITION:
+            return  # a shut-down guest that was moved here, and not started yet
         if record is not None and (record.process is None or record.alive is None):
             yield self._unproven(name, None, "its `pid` file proves nothing about the QEMU that was started there")
         elif record is None or record.process is None or not record.alive:
