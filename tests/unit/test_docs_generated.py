@@ -67,6 +67,7 @@ def test_the_rules_of_a_cell_say_what_decide_says(generate: ModuleType) -> None:
         ("settings.md", settings.MqttSettings),
         ("settings.md", settings.MigrationSettings),
         ("settings.md", settings.WatchdogSettings),
+        ("settings.md", settings.HookSettings),
         ("settings.md", settings.HostSettings),
         ("spec.md", GuestSpec),
         ("spec.md", DiskSpec),
@@ -85,6 +86,7 @@ def test_no_key_is_described_that_is_not_there() -> None:
         settings.MqttSettings,
         settings.MigrationSettings,
         settings.WatchdogSettings,
+        settings.HookSettings,
         settings.HostSettings,
     )
     assert _rows("settings.md") <= {key for section in sections for key in section.model_fields} | {"size"}
