@@ -16,8 +16,8 @@ from typing import Final
 STILL_GROWING: Final = 0.1
 """A last stretch that is steeper than this share of the first one: the working set has not been seen whole."""
 
-LEAST_SHARE: Final = 0.05
-"""Before the first point even a curve that was flat there took some time to rise."""
+LEAST_SHARE: Final = 0.0001
+"""Before the first point even a curve that was flat there took some time to rise: half of it in a twelfth of that time."""
 
 
 def without_bursts(measured: Sequence[tuple[float, float]], resolution_bytes_per_s: float) -> list[tuple[float, float]]:
@@ -103,6 +103,11 @@ class DirtyCurve:
         if len(self.points) > 1 and self._last_slope > STILL_GROWING * first[1] / first[0]:
             return None
         return last[1] if len(self.points) > 1 else None
+
+    @property
+    def flat_at_once(self) -> bool:
+        """All of it was dirtied within the shortest time that was measured: how quickly is a guess."""
+        return len(self.points) > 1 and self.dirtied(2 * self.points[0][0]) < 1.1 * self.points[0][1]
 
     def scaled(self, share: float) -> DirtyCurve:
         """Return the curve of the same guest when its vCPUs get a share of their time."""

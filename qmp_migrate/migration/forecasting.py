@@ -36,6 +36,9 @@ DEVICES_MS: Final = 12.0
 RELEASE_MS: Final = 250.0
 """Locks, journal, proof that it runs, and the end of the source."""
 
+LONGEST_MEASURE_S: Final = 10
+"""A guest whose working set was not seen whole is measured once more, for so long at most."""
+
 BURST: Final = 0.7
 """A measurement of which less than this share is left was taken in a burst."""
 
@@ -147,7 +150,7 @@ async def make(plan: Plan, source: Side, destination: Side, request: MigrationRe
             raise
         warnings.append(f"the link could not be tried out: {error.message}")
     link = link_from(probed, earlier)
-    guest, dirtied = await _measure_guest(plan, source, request, warnings)
+    guest, dirtied = await _measure_guest(plan, source, request, link, warnings)
     report = Report(
         request=request,
         source=source.name,
@@ -166,7 +169,7 @@ async def make(plan: Plan, source: Side, destination: Side, request: MigrationRe
 
 
 async def _measure_guest(
-    plan: Plan, source: Side, request: MigrationRequest, warnings: list[str]
+    plan: Plan, source: Side, request: MigrationRequest, link: Link, warnings: list[str]
 ) -> tuple[Workload, list[Dirtied]]:
     monitor = await source.attach()
     known, kvm = await asyncio.gather(features.probe(monitor), monitor.execute("query-kvm"))
@@ -177,21 +180,39 @@ async def _measure_guest(
         if plan.ram_bytes < LEAST_BLOCK:
             warnings.append("what a guest of less than 128 MiB dirties cannot be measured: taken as nothing")
         dirtied = await dirty_rate.measure(monitor, plan.ram_bytes, kvm=virtual)
-    measured = [(one.seconds, float(one.size_bytes)) for one in dirtied]
-    steady = without_bursts(measured, RESOLUTION_BYTES_PER_S)
-    if any(calm[1] < BURST * found[1] for calm, found in zip(steady, measured, strict=True)):
+        bulk_s = present / min(link.bytes_per_s, request.bandwidth_bytes_per_s or link.bytes_per_s)
+        longer_s = min(LONGEST_MEASURE_S, round(bulk_s))
+        if _curve(dirtied, present).working_set is None and longer_s >= 1.5 * dirtied[-1].seconds:
+            # It dirties ever more: see whether it still does so after the time that the first pass takes.
+            dirtied.append(await dirty_rate.measure_longer(monitor, plan.ram_bytes, longer_s))
+    dirty = _curve(dirtied, present)
+    if dirty.flat_at_once and dirty.points[0][0] >= 1:
+        warnings.append(
+            "all that the guest dirties it dirties within a second, and this QEMU measures no shorter times: "
+            "what a short pass leaves is a guess"
+        )
+    if any(calm[1] < BURST * found.size_bytes for calm, found in zip(_steady(dirtied), dirtied, strict=True)):
         warnings.append("the guest had a burst of writing while it was measured; it is left out")
     slow = not virtual and not known.has_capability("mapped-ram") and plan.ram_bytes % features.SYNC_WORD_BYTES
     guest = Workload(
         ram_bytes=plan.ram_bytes,
         present_bytes=present,
-        dirty=DirtyCurve.of(steady, plan.ram_bytes),
+        dirty=dirty,
         running=plan.running,
         one_pass=plan.one_pass,
         sync_ms_per_gib=SLOW_SYNC_MS_PER_GIB if slow else SYNC_MS_PER_GIB,
         disk_bytes=await _disk_bytes(source, warnings) if request.copy_storage else 0,
     )
     return guest, dirtied
+
+
+def _steady(dirtied: Sequence[Dirtied]) -> list[tuple[float, float]]:
+    return without_bursts([(one.seconds, float(one.size_bytes)) for one in dirtied], RESOLUTION_BYTES_PER_S)
+
+
+def _curve(dirtied: Sequence[Dirtied], present_bytes: int) -> DirtyCurve:
+    """Return what the guest dirties: in what is there; memory that it never touched it will hardly begin to rewrite now."""
+    return DirtyCurve.of(_steady(dirtied), present_bytes)
 
 
 async def _present(source: Side, ram_bytes: int, warnings: list[str]) -> int:

@@ -65,7 +65,7 @@ async def measure(monitor: Monitor, memory_bytes: int, *, kvm: bool) -> list[Dir
     Raises:
         MonitorError: QEMU does not answer, or refuses (for example because a measurement of somebody else is under way).
     """
-    per_gib = max(LEAST_PER_GIB, min(MOST_PER_GIB, (SAMPLED_PAGES << 30) // max(1, memory_bytes)))
+    per_gib = _sample_pages(memory_bytes)
     times = MILLISECONDS
     found: list[Dirtied] = []
     try:
@@ -84,6 +84,17 @@ async def measure(monitor: Monitor, memory_bytes: int, *, kvm: bool) -> list[Dir
         except QmpCommandFailed:
             pass  # a KVM dirty ring excludes the bitmap; the samples are there
     return found
+
+
+async def measure_longer(monitor: Monitor, memory_bytes: int, seconds: int) -> Dirtied:
+    """Measure once more, over whole seconds (60 at most). Raises as `measure` does."""
+    more = {"sample-pages": _sample_pages(memory_bytes)}
+    return await _measure(monitor, seconds * 1000, "page-sampling", more, fine=False)
+
+
+def _sample_pages(memory_bytes: int) -> int:
+    """Return how many pages of each GiB are hashed."""
+    return max(LEAST_PER_GIB, min(MOST_PER_GIB, (SAMPLED_PAGES << 30) // max(1, memory_bytes)))
 
 
 async def _measure(monitor: Monitor, milliseconds: int, kind: Kind, more: dict[str, Any], *, fine: bool) -> Dirtied:
