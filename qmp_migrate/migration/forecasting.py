@@ -7,6 +7,7 @@ send each other some MiB.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -287,7 +288,8 @@ def _key(vm: str, source: str, destination: str) -> str:
 
 def terms(request: MigrationRequest) -> dict[str, Any]:
     """Return what a forecast depends on: another wish is another migration."""
-    return {"mode": request.mode, **request.asked}
+    as_written: dict[str, Any] = json.loads(json.dumps({"mode": request.mode, **request.asked}))
+    return as_written
 
 
 async def remembered(journal: Journal, request: MigrationRequest, source: str) -> dict[str, Any] | None:
