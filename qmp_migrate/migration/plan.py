@@ -97,6 +97,7 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
             abilities,
             destination_binary.abilities,
             memory_bytes=command.memory_bytes,
+            machine=derived.command.machine,
             source_free_bytes=here.mem_available,
         )
     flash = () if derived.refusals else await _flash(command, derived.command, source, destination)
