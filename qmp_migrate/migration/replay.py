@@ -100,6 +100,8 @@ def device(found: Device, devices: Devices) -> Option:
             made["addr"] = address(prop.value) if found.bus else prop.value
         elif name == "romfile":
             made |= _rom(found.driver, str(prop.value or ""))
+        elif prop.kind.startswith("link<") and str(prop.value).startswith(f"{found.path}/"):
+            continue  # what it made for itself, as a random number generator does
         elif name not in _NOT_WRITTEN and _is_wish(name, prop.value, prop.default, prop.kind, devices):
             made[name] = _value(name, prop.value, prop.kind)
     return option("device", made)

@@ -267,6 +267,12 @@ def test_what_others_stand_on_comes_first_and_a_device_without_an_id_stays_witho
     assert [given.get("id") for name, given in options if name == "-device"] == ["bridge1", "scsi1", None]
 
 
+def test_what_a_device_made_for_itself_it_makes_again() -> None:
+    own = {"rng": prop(f"{PERIPHERAL}/rng1/virtio-backend/default-backend", None, "link<rng-backend>")}
+    options = added(compare(plugged(device("rng1", "virtio-rng-pci", "rp1", properties=own))))
+    assert options == [("-device", {"driver": "virtio-rng-pci", "id": "rng1", "bus": "rp1"})]
+
+
 def test_moved_once_it_is_an_ordinary_guest_and_can_be_moved_again() -> None:
     found = plugged(DISK1, NIC1, backends=USER, nodes=nodes(raw("data", "/srv/data.img")))
     once = compare(found)
