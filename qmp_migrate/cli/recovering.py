@@ -108,12 +108,8 @@ async def _operation(controller: Controller, operation: Operation, wait: bool) -
         except (LockBusy, TransportError) as failure:
             result, error = None, failure
         if result is not None and result.owner != "unknown":
-            where = {"file": f"the guest is in {getattr(result, 'file', '')}", "none": "the guest runs nowhere"}
-            console.print(
-                f"{operation.kind} {operation.id} of {operation.vm}: {result.outcome}; "
-                f"{where.get(result.owner, f'the guest is on {result.host}')}",
-                markup=False,
-            )
+            place = _place(operation, result)
+            console.print(f"{operation.kind} {operation.id} of {operation.vm}: {result.outcome}; {place}", markup=False)
             for line in [*([f"because: {error.message}"] if error else []), *result.warnings]:
                 console.print(line, markup=False)
             return result.to_dict(), 0
@@ -124,6 +120,16 @@ async def _operation(controller: Controller, operation: Operation, wait: bool) -
         if not wait:
             return result.to_dict() if result is not None else {"error": error.to_dict()}, error.exit_code
         await asyncio.sleep(AGAIN_S)
+
+
+def _place(operation: Operation, result: Any) -> str:
+    """Say where a guest is after an operation was settled."""
+    if result.owner == "file":
+        return f"the guest is in {result.file}"
+    if result.owner == "none":
+        return "the guest runs nowhere"
+    there = operation.data.get("destination", operation.host)
+    return f"the guest is on {there if result.owner == 'destination' else operation.host}"
 
 
 async def _one(controller: Controller, record: MigrationRecord, wish: Wish, wait: bool) -> tuple[dict[str, Any], int]:

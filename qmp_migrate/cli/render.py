@@ -182,6 +182,8 @@ def _bar(progress: Progress) -> RenderableType:
 
 def summary(result: MigrationResult) -> RenderableType:
     """Return the summary of a completed migration."""
+    if result.mode == "shut-down":
+        return _moved(result)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
@@ -208,6 +210,26 @@ def summary(result: MigrationResult) -> RenderableType:
     for name, value in rows:
         table.add_row(name, value)
     return Panel(table, title=f"migration {result.id} completed", border_style="green", expand=False)
+
+
+def _moved(result: MigrationResult) -> RenderableType:
+    """Return the summary of a guest that was moved while it was shut down."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    rows = [
+        ("guest", Text(f"{result.vm}   {result.source} -> {result.destination}, shut down", style="bold")),
+        ("start it", Text(f"qmp-migrate vm start {result.vm} --on {result.destination}")),
+        ("total", Text(duration(result.total_ms))),
+    ]
+    if result.disk_bytes:
+        rows.append(
+            ("disks", Text(f"{about_size(result.disk_bytes)} copied{', encrypted' if result.encrypted else ''}"))
+        )
+    rows += [("warning", Text(warning, style="yellow")) for warning in result.warnings]
+    for name, value in rows:
+        table.add_row(name, value)
+    return Panel(table, title=f"move {result.id} completed", border_style="green", expand=False)
 
 
 def against(forecast: Mapping[str, Any]) -> str:

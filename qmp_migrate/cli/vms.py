@@ -23,17 +23,25 @@ On = Annotated[str | None, typer.Option("--on", metavar="HOST", help="Only this 
 @app.command()
 def start(
     context: typer.Context,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.toml", help="The guest's spec.")],
+    spec: Annotated[
+        Path,
+        typer.Argument(metavar="SPEC.toml|VM", help="The guest's spec; or the name of one that is shut down there."),
+    ],
     on: Annotated[str, typer.Option("--on", metavar="HOST", help="Host to start it on.")],
     json: Json = False,
 ) -> None:
-    """Start a guest on a host from its spec."""
+    """Start a guest on a host from its spec, or one that is shut down there from its definition."""
 
     async def work() -> Guest:
         from qmp_migrate.fleet.controller import Controller
+        from qmp_migrate.vm.names import NAME_PATTERN
         from qmp_migrate.vm.spec import parse_spec
 
         options: Context = context.obj
+        named = NAME_PATTERN.fullmatch(str(spec)) and spec.suffix != ".toml"
+        if named and not spec.exists():
+            async with Controller.open(options.settings()) as controller:
+                return await controller.start_defined(spec.name, on=on)
         try:
             text = spec.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qmp_migrate.errors import (
     Fenced,
+    GuestUnknown,
     LockBusy,
     MigrationCancelled,
     OutcomeUnknown,
@@ -116,7 +117,13 @@ class Controller(Operating):
 
     async def check(self, request: MigrationRequest) -> Plan:
         """Preflight only; changes nothing. Raises as `plan` does."""
-        plan, source, _destination = await self.plan(request)
+        try:
+            plan, source, _destination = await self.plan(request)
+        except GuestUnknown:
+            planned = await self.plan_shut_down(request)
+            if planned is None:
+                raise
+            return planned[0]
         await source.detach()
         return plan
 
@@ -180,7 +187,13 @@ class Controller(Operating):
             mode=request.mode,
         )
         try:
-            plan, source, destination = await self.plan(request)
+            try:
+                plan, source, destination = await self.plan(request)
+            except GuestUnknown:
+                moved = await self._move_shut_down(request, result, cancel, on_plan)
+                if moved is None:
+                    raise
+                return moved
             result.source = source.name
             try:
                 return await self._migrate(

@@ -227,14 +227,14 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
             uuid=spec.uuid or str(uuids.uuid4()),
         )
         side.process = await launch(host, directory=side.directory, argv=command.argv())
-        await _see_it_up(side)
+        await see_it_up(side)
         return await look_at(side)
     finally:
         with contextlib.suppress(QmpMigrateError):
             await lock.release()
 
 
-async def _see_it_up(side: Side) -> None:
+async def see_it_up(side: Side) -> None:
     """Wait for QEMU's greeting: it makes its socket first, and may not like its command line only after that.
 
     Raises:

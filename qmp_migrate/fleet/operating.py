@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qmp_migrate.errors import GuestExists, LockBusy, QmpMigrateError, UsageError
-from qmp_migrate.fleet import guests
+from qmp_migrate.fleet import guests, shut_down
+from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
 from qmp_migrate.hosts.process import identify
-from qmp_migrate.migration import locks, restore_plan, save_plan
+from qmp_migrate.migration import locks, restore_plan, save_plan, shut_down_plan
 from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.moving import MODE
 from qmp_migrate.migration.operations import Operation, Operations
+from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.recovery import launch_over
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.restoring import RestoreRequest, RestoreResult, Restoring, process_of
 from qmp_migrate.migration.saving import CHANNELS, FormatChoice, SaveRequest, SaveResult, Saving
 from qmp_migrate.migration.side import Side
+from qmp_migrate.vm.names import validate_name
 
 Tell = Callable[[str], None]
+OnPlan = Callable[[Plan], None]
 
 
 def _silent(_line: str) -> None:
@@ -181,10 +188,56 @@ class Operating(Inventory):
         if found:
             raise GuestExists(
                 f"a guest named {vm} is already on {found[0].name}",
-                hint="a guest is restored once: stop that one first, if it is another one",
+                hint="a guest is on one host at a time: stop that one first, if it is another one",
                 host=found[0].name,
             )
         return unreachable
+
+    # -- guests that are shut down ----------------------------------------------------------------------------------
+
+    async def start_defined(self, vm: str, *, on: str) -> Guest:
+        """Start a guest that is shut down, from its definition on a host; see `shut_down.start`."""
+        validate_name(vm, "guest name")
+        await self._settle_earlier(vm)
+        return await shut_down.start(self, vm, on)
+
+    async def plan_shut_down(self, request: MigrationRequest) -> tuple[Plan, Side, Side] | None:
+        """Look at what moving a shut-down guest would need; None where no host has a definition of it.
+
+        Raises:
+            UsageError: It is at the destination already.
+            GuestExists: A host runs it.
+            ConfigError, TransportError, RemoteError, MonitorError: Something could not be read or asked.
+        """
+        source = await shut_down.find_defined(self, request.vm, on=request.source)
+        if source is None:
+            return None
+        if source.name == request.destination:
+            raise UsageError(f"{request.vm} is already on {request.destination}, shut down", host=source.name)
+        await self._nowhere_else(request.vm)
+        destination = self.side(request.destination, request.vm)
+        await destination.host.connect()
+        request = replace(request, id="d" + request.id[1:])
+        return await shut_down_plan.look(request, source, destination, self.journal), source, destination
+
+    async def _move_shut_down(
+        self, request: MigrationRequest, result: MigrationResult, cancel: asyncio.Event, on_plan: OnPlan | None
+    ) -> MigrationResult | None:
+        """Move a shut-down guest; None where there is none of that name. Raises as `shut_down.move` does."""
+        begun = time.monotonic()
+        planned = await self.plan_shut_down(request)
+        if planned is None:
+            return None
+        plan, source, destination = planned
+        request = replace(request, id="d" + request.id[1:])
+        result.id, result.source, result.mode = request.id, source.name, MODE
+        try:
+            if on_plan is not None:
+                on_plan(plan)
+            await shut_down.move(request, plan, source, destination, self.operations, result, cancel)
+        finally:
+            result.total_ms = round((time.monotonic() - begun) * 1000)
+        return result
 
     # -- what was left --------------------------------------------------------------------------------------------
 
@@ -216,6 +269,8 @@ class Operating(Inventory):
         """
         operation = found if isinstance(found, Operation) else await self.operations.get(found)
         _check_left(operation)
+        if operation.kind == "move":
+            return await self._recover_move(operation)
         side = self.side(operation.host, operation.vm)
         await side.host.connect()
         try:
@@ -230,6 +285,19 @@ class Operating(Inventory):
                 return await self._recover_restore(operation, side, lock)
         finally:
             await side.detach()
+
+    async def _recover_move(self, operation: Operation) -> tuple[MigrationResult, QmpMigrateError | None]:
+        source = self.side(operation.host, operation.vm)
+        destination = self.side(operation.data["destination"], operation.vm)
+        for side in (source, destination):
+            await side.host.connect()
+        lock = await locks.take(source, destination, f"move {operation.id}")
+        async with shut_down.held(lock, source, destination):
+            operation = await self.operations.get(operation.id)
+            _check_left(operation)
+            await self.operations.enter(operation.id, operation.step, epoch=lock.epoch)
+            limits = self.settings.watchdog.limits
+            return await shut_down.recover(operation, source, destination, self.operations, lock, limits)
 
     async def _recover_save(
         self, operation: Operation, side: Side, lock: GuestLock

@@ -70,7 +70,7 @@ async def release_source(source: Side, destination: Side, wires: Wires, chronicl
 
 async def _clean_source(source: Side, destination: Side, wires: Wires) -> list[str]:
     not_carried, keys = await asyncio.gather(
-        _problem("the guest's serial log stayed behind", _carry_console_log(source, destination)),
+        _problem("the guest's serial log stayed behind", carry_console_log(source, destination)),
         wiring.remove_keys(wires),
     )
     problems = not_carried + keys
@@ -109,7 +109,7 @@ async def _end(source: Side) -> bool:
     return await source.kill()
 
 
-async def _carry_console_log(source: Side, destination: Side) -> None:
+async def carry_console_log(source: Side, destination: Side) -> None:
     """Move the guest's serial output so far along with it, like a rotated log."""
     done = await source.host.script(_TAIL, [source.directory, str(CONSOLE_LOG_BYTES)])
     if done.stdout:

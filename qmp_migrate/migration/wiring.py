@@ -139,14 +139,14 @@ async def wire(
         FileFailed: The key could not be written.
     """
     if request.encrypt:
-        await _place_keys(source, destination, request, wires)
+        await place_keys(source, destination, request, wires)
     await asyncio.gather(
         _wire_source(source, request, profile, wires, one_pass=one_pass),
         _wire_destination(destination, profile, wires),
     )
 
 
-async def _place_keys(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
+async def place_keys(source: Side, destination: Side, request: MigrationRequest, wires: Wires) -> None:
     """Put one fresh key on both hosts, beside the guest's sockets (0700), where only QEMU's own user reads it."""
     content = encryption.make_key_file()
     wires.key_directories = _key_directories(source, destination, request.id)
