@@ -1,121 +1,268 @@
-"""Does it converge, and what is the mildest thing that helps? A pure policy over what QEMU reports.
+"""Does it converge, and what is the mildest thing that helps? A pure policy over what the passes show.
 
 QEMU stops the guest once what is left fits into ``downtime-limit`` at the present bandwidth, and it spends what it is
 allowed: an idle guest paused 244 ms at a limit of 300 and 129 ms at 150 (KubeVirt VEP 291). So the limit starts low
-(`START_MS`) and is raised towards what the user allows only when a whole pass has shown the need.
+(`START_MS`) and nothing is done while passes leave less and less. When they do not, the ladder is climbed, one rung at a time
+and never down, each rung only as far as the user allows:
+
+1. more bandwidth, where it is we who limit it;
+2. a longer downtime limit, to the measured need and no further, at a moment when little is left;
+3. a slower guest (``cpu-throttle``, or ``vcpu-dirty-limit`` with a KVM dirty ring), as much as the dirty rate asks for;
+4. post-copy; 5. stop the guest and copy the rest;
+6. give up, soon, and say with figures what would have worked.
+
+What others do instead is in `rivals`; which policy climbs how far is in `policies`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
-START_MS: Final = 30
+from qmp_migrate.migration import advice
+from qmp_migrate.migration.outlook import HEADROOM, Outlook, beginnings, look, needed_ms
+from qmp_migrate.migration.steps import LAST_KINDS, NOTHING, Allowed, Kind, Sample, Step
+
+__all__ = [
+    "HEADROOM",
+    "LAST_KINDS",
+    "NOTHING",
+    "START_MS",
+    "Allowed",
+    "Kind",
+    "Sample",
+    "Step",
+    "first_limit_ms",
+    "needed_ms",
+    "next_step",
+]
+
+START_MS: Final = 3
 """First ``downtime-limit``, milliseconds; the user's own where that is smaller."""
 
-HEADROOM: Final = 1.25
-"""A raised limit is the measured need times this: bandwidth estimates jitter over QEMU's 100 ms window."""
+PATIENCE: Final = 0.1
+"""A shorter blackout is waited for as long as that makes the whole longer by no more than this share."""
 
-STALLED_PASSES: Final = 3
-"""Passes at the full limit in which the least remaining has not fallen, after which waiting longer is pointless."""
+NEAR_BEST: Final = 1.04
+"""A pass within this of the best of the last `WINDOW` is a moment to act: it will hardly get better (KubeVirt VEP 248)."""
 
-PROGRESS_RATIO: Final = 0.95
-"""Remaining must fall below this share of the best so far to count as progress."""
+WINDOW: Final = 4
+"""Passes that are looked back at, and that are waited for at least."""
 
-MAX_PASSES: Final = 60
-"""However slowly it improves, this many passes at the full limit are enough."""
+TELLING_PASS: Final = 3
+"""The first pass that tells what a pass leaves: the second begins with what was dirtied in all the time of the bulk pass."""
 
+CONFIRMATIONS: Final = 2
+"""Passes that must show that a rung does not help before the next one is climbed: one may be a burst."""
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one pass left to send.
+STALE_PASSES: Final = 20
+"""So many passes without anything got are enough, however little is left."""
 
-    Attributes:
-        pass_number: QEMU's dirty-sync count; the pass that just began sends `remaining_bytes`.
-        remaining_bytes: Left at the beginning of this pass: what the guest dirtied in the one before.
-        bandwidth_bytes_per_s: Measured over the pass before.
-        limit_ms: The ``downtime-limit`` in force then.
-    """
+AIM: Final = 0.4
+"""The share of the bandwidth that a throttled guest may dirty: each pass then leaves less than half of the one before."""
 
-    pass_number: int
-    remaining_bytes: int
-    bandwidth_bytes_per_s: int
-    limit_ms: int
+MILDEST_PERCENT: Final = 20
+"""A throttle below this changes nothing that can be measured."""
 
+LEAST_PERCENT: Final = 5
+"""A throttle is raised by this at least."""
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What to do now.
+HOPELESS: Final = 1.05
+"""A guest that would dirty more than this share under all the throttle that is allowed is not slowed down for nothing."""
 
-    Attributes:
-        kind: ``none``, ``raise-downtime-limit`` or ``give-up``.
-        limit_ms: The new limit for ``raise-downtime-limit``.
-        reason: For the user, the bus and the result.
-    """
-
-    kind: str
-    limit_ms: int = 0
-    reason: str = ""
+BY_TIME: Final = 0.9
+"""A time limit is kept with this much of it: what the guest will dirty until then is an estimate."""
 
 
-NOTHING: Final = Step("none")
-
-
-def first_limit_ms(allowed_ms: int, *, one_pass: bool = False) -> int:
+def first_limit_ms(allowed_ms: int, *, one_pass: bool = False, start_ms: int = START_MS) -> int:
     """Return the ``downtime-limit`` to start with, milliseconds.
 
     Args:
         allowed_ms: The most the user allows.
         one_pass: There must not be a second pass: all that is allowed, at once.
+        start_ms: The policy's own start.
     """
-    return allowed_ms if one_pass else min(START_MS, allowed_ms)
+    return allowed_ms if one_pass else min(start_ms, allowed_ms)
 
 
-def needed_ms(sample: Sample) -> int:
-    """Return the blackout that sending the rest of a pass would take, milliseconds, with `HEADROOM`."""
-    if sample.bandwidth_bytes_per_s <= 0:
-        return 0
-    return math.ceil(sample.remaining_bytes * 1000 * HEADROOM / sample.bandwidth_bytes_per_s)
-
-
-def next_step(samples: Sequence[Sample], *, allowed_ms: int) -> Step:
-    """Decide after a pass.
-
-    The limit is raised when the best of the last two passes does not fit into it and has stopped falling: then the guest
-    dirties as much in a pass as the pass sends, and only a longer pause helps. It is raised to the need of that pass, or
-    doubled, whichever is less, so that a single bad sample does not spend the whole allowance.
+def next_step(samples: Sequence[Sample], allowed: Allowed) -> Step:
+    """Decide what to do now.
 
     Args:
-        samples: One per pass, oldest first, from pass 2 on (pass 1 sends everything and tells nothing).
-        allowed_ms: The most the user allows.
+        samples: Oldest first: one where each pass begins; the last may lie within a pass, and then only time counts.
+        allowed: How far to go.
     """
-    if len(samples) < 2:
+    if not samples:
         return NOTHING
-    last, before = samples[-1], samples[-2]
-    need = needed_ms(last)
-    improving = last.remaining_bytes < before.remaining_bytes * PROGRESS_RATIO
-    if need <= last.limit_ms or (improving and need > 4 * last.limit_ms):
-        # It fits already and QEMU will stop by itself, or it falls quickly: let it.
+    now = samples[-1]
+    outlook = look(samples, allowed)
+    if allowed.timeout_ms and now.elapsed_ms >= allowed.timeout_ms:
+        return _last_rung(samples, outlook, allowed, f"{_time(now.elapsed_ms)} have passed, and no more is allowed")
+    if outlook is None or not now.begins_pass:
         return NOTHING
-    if last.limit_ms < allowed_ms:
-        limit = min(allowed_ms, max(last.limit_ms + 1, min(need, 2 * last.limit_ms)))
-        return Step(
-            "raise-downtime-limit",
-            limit,
-            f"pass {last.pass_number} left {last.remaining_bytes / 2**20:.1f} MiB, which takes about {need} ms: "
-            f"downtime limit {last.limit_ms} -> {limit} ms (allowed: {allowed_ms} ms)",
+    if now.limit_ms >= allowed.downtime_ms and _stale(samples):
+        return _last_rung(
+            samples, outlook, allowed, f"{_why(now, outlook)}; for {STALE_PASSES} passes it has not got less"
         )
-    at_limit = [sample for sample in samples if sample.limit_ms >= allowed_ms]
-    if len(at_limit) <= STALLED_PASSES:
+    if outlook.need_ms <= now.limit_ms:
+        return _it_fits(samples, outlook, allowed)
+    if outlook.need_ms <= allowed.downtime_ms:
+        return _would_fit(samples, outlook, allowed)
+    return _climb(samples, outlook, allowed)
+
+
+def _stale(samples: Sequence[Sample]) -> bool:
+    """Tell whether `STALE_PASSES` under this limit brought nothing: they may be too short to be measured."""
+    now, passes = samples[-1], beginnings(samples)
+    run = list(itertools.takewhile(lambda sample: sample.limit_ms == now.limit_ms, passes[::-1]))
+    if len(run) <= STALE_PASSES:
+        return False
+    recent, before = passes[-STALE_PASSES:], passes[:-STALE_PASSES]
+    return min(s.remaining_bytes for s in recent) >= 0.9 * min(s.remaining_bytes for s in before)
+
+
+def _it_fits(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Step:
+    """QEMU stops the guest by itself, unless its own estimate of the bandwidth is lower than what was measured."""
+    now = samples[-1]
+    fitted = 0
+    for sample in reversed(beginnings(samples)):
+        if sample.remaining_bytes * outlook.need_ms > sample.limit_ms * now.remaining_bytes:
+            break
+        fitted += 1
+    if fitted < WINDOW:
         return NOTHING
-    best_before = min(sample.remaining_bytes for sample in at_limit[:-STALLED_PASSES])
-    best_now = min(sample.remaining_bytes for sample in at_limit[-STALLED_PASSES:])
-    if best_now >= best_before * PROGRESS_RATIO or len(at_limit) > MAX_PASSES:
-        return Step(
-            "give-up",
-            reason=f"after {last.pass_number} passes {best_now / 2**20:.1f} MiB remain and do not get fewer: "
-            f"that needs a blackout of about {need} ms, and {allowed_ms} ms are allowed",
-        )
-    return NOTHING
+    why = f"pass {now.pass_number} begins with {_size(now.remaining_bytes)}, and QEMU does not stop the guest"
+    if now.limit_ms < allowed.downtime_ms:
+        return _raise(now, min(allowed.downtime_ms, 2 * now.limit_ms), allowed, why)
+    return _last_rung(samples, outlook, allowed, why) if fitted >= 3 * WINDOW else NOTHING
+
+
+def _would_fit(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Step:
+    """What is left fits into what is allowed: allow that, at the best moment, once waiting does not pay."""
+    now, passes = samples[-1], beginnings(samples)
+    if now.pass_number < TELLING_PASS:
+        return NOTHING
+    fits = allowed.downtime_ms * outlook.in_blackout / 1000
+    run = list(itertools.takewhile(lambda sample: sample.remaining_bytes <= fits, reversed(passes)))
+    patience_ms = PATIENCE * run[-1].elapsed_ms - (now.elapsed_ms - run[-1].elapsed_ms)
+    if len(run) < WINDOW or patience_ms > 0:
+        best = min(sample.remaining_bytes for sample in passes[-WINDOW:])
+        if outlook.until_ms(now.limit_ms) <= patience_ms or now.remaining_bytes > NEAR_BEST * best:
+            return NOTHING
+    limit = min(allowed.downtime_ms, max(now.limit_ms + 1, math.ceil(outlook.need_ms * HEADROOM)))
+    return _raise(
+        now,
+        limit,
+        allowed,
+        f"pass {now.pass_number} begins with {_size(now.remaining_bytes)}, which takes {_time(outlook.need_ms)} and does "
+        "not get less soon",
+    )
+
+
+def _raise(now: Sample, limit_ms: int, allowed: Allowed, why: str) -> Step:
+    return Step(
+        "raise-downtime-limit",
+        limit_ms=limit_ms,
+        reason=f"{why}: downtime limit {now.limit_ms} -> {limit_ms} ms (allowed: {allowed.downtime_ms} ms)",
+    )
+
+
+def _climb(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Step:
+    """What is left does not fit into what is allowed: see whether it will in time, and help where it will not."""
+    now = samples[-1]
+    if outlook.copies <= min(allowed.copies, allowed.hurry_copies):
+        return NOTHING
+    why, converges = _why(now, outlook), outlook.copies <= allowed.copies
+    if converges or _can_wait(now, outlook, allowed):
+        step = _bandwidth(now, outlook, allowed, why) or _throttle(samples, outlook, allowed, why)
+        if step is not None:
+            return step
+        if converges or not _confirmed(samples, allowed):
+            return NOTHING  # slower than one might wish, but it ends; or one more look
+    return _last_rung(samples, outlook, allowed, why)
+
+
+def _can_wait(now: Sample, outlook: Outlook, allowed: Allowed) -> bool:
+    """Tell whether one more pass, and then the rest at once, still ends in time; where there is no "at once", always."""
+    if not (allowed.postcopy or allowed.stop):
+        return True
+    share = max(1.0, outlook.share)
+    if 0 < now.asked_throttle_percent <= now.throttle_percent:  # what has been measured so far was partly without
+        share = outlook.share * (1 - now.throttle_percent / 100)
+    whole_ms = outlook.elapsed_ms + outlook.pass_ms + min(outlook.copy_ms, outlook.pass_ms * share)
+    return whole_ms <= BY_TIME * allowed.last_copies * outlook.copy_ms
+
+
+def _confirmed(samples: Sequence[Sample], allowed: Allowed) -> bool:
+    """Tell whether `CONFIRMATIONS` passes in a row have shown that it does not end in time."""
+    passes = beginnings(samples)
+    for shown in range(CONFIRMATIONS):
+        outlook = look(passes[: len(passes) - shown], allowed)
+        if outlook is None or outlook.need_ms <= allowed.downtime_ms or outlook.copies <= allowed.copies:
+            return False
+    return True
+
+
+def _bandwidth(now: Sample, outlook: Outlook, allowed: Allowed, why: str) -> Step | None:
+    """Raise our own rate limit, where that is what limits it and more is allowed."""
+    limit, most = now.max_bandwidth_bytes_per_s, allowed.bandwidth_bytes_per_s
+    if limit == 0 or 0 < most <= limit or outlook.bandwidth < 0.8 * limit:
+        return None
+    to = f"{_size(most)}/s" if most else "what the link carries"
+    return Step("raise-bandwidth", bandwidth_bytes_per_s=most, reason=f"{why}: rate limit {_size(limit)}/s -> {to}")
+
+
+def _throttle(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed, why: str) -> Step | None:
+    """Slow the guest down, as much as the measured dirty rate asks for.
+
+    Returns:
+        The step; `NOTHING` while it is not known yet whether the last one helps; None where no more is allowed, or it would
+        not help.
+    """
+    asked, most = samples[-1].asked_throttle_percent, allowed.throttle_percent
+    if most <= asked:
+        most = asked
+    if most <= 0:
+        return None
+    # What a pass begins with tells of a throttle only when that was in force at the beginning of the one before, too.
+    in_force = sum(1 for sample in beginnings(samples) if 0 < asked <= sample.throttle_percent)
+    if asked and in_force < CONFIRMATIONS:
+        return NOTHING
+    # It is taken to dirty in proportion to the time that it is given; if it does not, the next look asks for more.
+    full = outlook.share / (1 - asked / 100)
+    if full * (1 - most / 100) > HOPELESS:
+        return None
+    percent = min(most, max(MILDEST_PERCENT, math.ceil(100 * (1 - AIM / full)))) if full > AIM else asked
+    if percent < asked + LEAST_PERCENT:
+        return None
+    return Step(
+        "throttle",
+        throttle_percent=percent,
+        reason=f"{why}: guest slowed down by {percent} % until the switchover (allowed: {most} %)",
+    )
+
+
+def _last_rung(samples: Sequence[Sample], outlook: Outlook | None, allowed: Allowed, why: str) -> Step:
+    if allowed.postcopy:
+        return Step("postcopy", reason=f"{why}: the guest goes on at the destination, and the rest follows (post-copy)")
+    if allowed.stop:
+        pause = f" for about {_time(outlook.need_ms)}" if outlook else ""
+        return Step("stop", reason=f"{why}: the guest is stopped{pause}, and the rest is copied")
+    return Step("give-up", reason=why, hint=advice.what_would_work(outlook, samples[-1], allowed))
+
+
+def _why(now: Sample, outlook: Outlook) -> str:
+    return (
+        f"pass {now.pass_number} begins with {_size(now.remaining_bytes)} ({_time(outlook.need_ms)} at "
+        f"{_size(outlook.bandwidth)}/s), and the guest dirties {_size(outlook.dirty)}/s"
+    )
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from qmp_migrate.errors import MigrationFailed, MonitorError, MonitorLost, NotConverging, QmpMigrateError
 from qmp_migrate.migration import convergence
-from qmp_migrate.migration.convergence import Sample
 from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.steering import Steering
 from qmp_migrate.migration.watchdog import Watchdog
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
@@ -92,6 +92,8 @@ class Copying:
         meter: Makes the reports; None: one of its own.
         on_held: Awaited at pre-switchover (`MigrationRequest.pauses`), before the source is let go on; it raises where the
             hand-over must not go on.
+        can_postcopy, can_throttle: What the two QEMUs were wired for.
+        steering: The policy at work.
         connected: Set when the first bytes have travelled: connection and handshake are done.
         steps: What the convergence policy did, with reasons.
     """
@@ -109,18 +111,29 @@ class Copying:
     on_stop: Callable[[str], Awaitable[None]]
     suspended: bool = False
     meter: ProgressMeter | None = None
+    can_postcopy: bool = False
+    can_throttle: bool = False
     timeline: Timeline = field(default_factory=Timeline)
     last: MigrationInfo = field(default_factory=MigrationInfo)
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     steps: list[str] = field(default_factory=list)
-    _limit_ms: int = 0
-    _samples: list[Sample] = field(default_factory=list)
+    steering: Steering = field(init=False)
     _ended: str | None = None
     _pass: int = 0
-    _tuning: asyncio.Task[None] | None = None
     _letting_go: asyncio.Task[None] | None = None
     _pass_began: asyncio.Event = field(default_factory=asyncio.Event)
     _queue: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        self.steering = Steering(
+            self.source,
+            self.request,
+            tell=self._tell,
+            failed=lambda error: self._queue.put_nowait(("source", error)),
+            to_postcopy=getattr(self, "start_postcopy", None) if self.can_postcopy else None,
+            stop_guest=self.stop_guest,
+            can_throttle=self.can_throttle,
+        )
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -162,7 +175,7 @@ class Copying:
         """
         source = await self.source.attach()
         if not adopt:
-            self._limit_ms = convergence.first_limit_ms(self.request.downtime_limit_ms, one_pass=self.one_pass)
+            self.steering.start(one_pass=self.one_pass)
             self.timeline.started = time.monotonic()
             await qmp.start(source, address, port)
         self.timeline.started = self.timeline.started or time.monotonic()
@@ -195,10 +208,10 @@ class Copying:
                 if self._ended is not None:
                     raise await self._failure(source, self._ended)
         finally:
-            tasks += [task for task in (self._tuning, self._letting_go) if task is not None]
+            tasks += [self._letting_go] if self._letting_go is not None else []
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, self.steering.end(), return_exceptions=True)
 
     def fail(self, failure: QmpMigrateError) -> None:
         """Have `run` end with a failure that somebody else has seen. Returns at once."""
@@ -272,8 +285,7 @@ class Copying:
         if adopt:
             with contextlib.suppress(MonitorError):
                 self._queue.put_nowait(("source", await qmp.run_status(source)))
-                parameters = await source.execute("query-migrate-parameters")
-                self._limit_ms = int(parameters["downtime-limit"])
+                await self.steering.read_back()
         while True:
             try:
                 info = await qmp.query(source)
@@ -294,7 +306,7 @@ class Copying:
         ram = info.ram
         if ram and ram.throughput_bytes_per_s and ram.remaining < ram.throughput_bytes_per_s * NEAR_END_S:
             return NEAR_END_POLL_S if ram.passes <= 1 else NEAR_END_POLL_S * 2
-        return POLL_S
+        return min(POLL_S, self.steering.poll_s)
 
     def _on_event(self, origin: str, event: Event) -> None:
         if origin == "source":
@@ -405,11 +417,13 @@ class Copying:
             self.connected.set()
         if self.timeline.switching is not None:
             return
-        self.on_progress(meter.read(info, elapsed_ms=int((time.monotonic() - self.timeline.started) * 1000)))
+        elapsed_ms = int((time.monotonic() - self.timeline.started) * 1000)
+        self.on_progress(meter.read(info, elapsed_ms=elapsed_ms))
         left_s = info.ram.remaining / info.ram.throughput_bytes_per_s if info.ram.throughput_bytes_per_s else None
         if info.ram.passes > 1 or (left_s is not None and left_s < 2 * NEAR_END_S):
             self.on_near_end()
-        await self._converge(info, source)
+        if self.request.mode == "live" and not self.one_pass and not self.suspended:
+            self.steering.look(info, elapsed_ms)
 
     async def _ask_destination(self) -> None:
         monitor = await self.destination.attach()
@@ -420,41 +434,14 @@ class Copying:
         ram = self.last.ram
         need = ""
         if ram and ram.throughput_bytes_per_s:
-            need_ms = convergence.needed_ms(Sample(2, ram.remaining, ram.throughput_bytes_per_s, self._limit_ms))
-            need = f" (about {need_ms} ms would have been enough)" if need_ms > self._limit_ms else ""
+            need_ms = convergence.needed_ms(ram.remaining, ram.throughput_bytes_per_s)
+            need = f" (about {need_ms} ms would have been enough)" if need_ms > self.steering.limit_ms else ""
         return NotConverging(
             "the guest dirtied more in the first pass than fits into the downtime limit of "
-            f"{self._limit_ms} ms{need}, and this QEMU without KVM would lose what it writes in a second one",
+            f"{self.steering.limit_ms} ms{need}, and this QEMU without KVM would lose what it writes in a second one",
             hint="allow a longer pause (--downtime-limit), or run the guest under KVM or QEMU 9.0 or later",
             host=self.source.name,
         )
-
-    async def _converge(self, info: MigrationInfo, source: Monitor) -> None:
-        ram = info.ram
-        if ram is None or ram.passes < 2 or not ram.throughput_bytes_per_s or self.one_pass or self.suspended:
-            return
-        if (self._samples and self._samples[-1].pass_number == ram.passes) or (
-            self._tuning is not None and not self._tuning.done()
-        ):
-            return
-        self._samples.append(Sample(ram.passes, ram.remaining, ram.throughput_bytes_per_s, self._limit_ms))
-        step = convergence.next_step(self._samples, allowed_ms=self.request.downtime_limit_ms)
-        if step.kind == "raise-downtime-limit":
-            # Not awaited here: a QEMU that begins to switch just now answers later, and events must not wait for it.
-            self._tuning = asyncio.create_task(self._raise_limit(source, step))
-        elif step.kind == "give-up":
-            self._tell(step.reason)
-            raise NotConverging(
-                f"the guest dirties memory faster than it can be moved: {step.reason}",
-                hint="allow a longer pause (--downtime-limit), more --bandwidth, or make the guest quieter",
-                host=self.source.name,
-            )
-
-    async def _raise_limit(self, source: Monitor, step: convergence.Step) -> None:
-        with contextlib.suppress(MonitorError):  # it switches already, or is gone: events tell
-            await source.execute("migrate-set-parameters", {"downtime-limit": step.limit_ms})
-            self._limit_ms = step.limit_ms
-            self._tell(step.reason)
 
     def _tell(self, reason: str) -> None:
         self.steps.append(reason)

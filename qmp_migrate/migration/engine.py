@@ -251,6 +251,8 @@ class Engine:
             meter=course.meter,
             on_stop=course.will_stop,
             suspended=course.stopped_by_us,
+            can_postcopy=course.profile.postcopy,
+            can_throttle=course.wires.throttle,
         )
         while True:
             try:

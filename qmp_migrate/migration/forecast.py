@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
-from qmp_migrate.migration import convergence
-from qmp_migrate.migration.convergence import Sample, Step
+from qmp_migrate.migration import policies
+from qmp_migrate.migration.convergence import LAST_KINDS, Sample, Step
 from qmp_migrate.migration.dirtying import DirtyCurve
 from qmp_migrate.migration.request import MAX_DOWNTIME_MS, MigrationRequest, MigrationResult
 from qmp_migrate.vm.units import about_size
@@ -35,8 +35,6 @@ LONGEST_MS: Final = 24 * 3600 * 1000
 
 LOOKS: Final = 1000
 """Passes and looks within them that are played through at most."""
-
-LAST_KINDS: Final = frozenset({"postcopy", "stop", "give-up"})
 
 SYNC_MS: Final = 0.5
 """Reading a dirty bitmap of which nothing is set."""
@@ -165,13 +163,21 @@ class Rules:
     interval_ms: Callable[[Sequence[Sample]], int] | None = None
 
 
-def rules_of(request: MigrationRequest, *, one_pass: bool) -> Rules:
-    """Return the rules of a migration's policy."""
-    allowed = request.downtime_limit_ms
+def rules_of(request: MigrationRequest, *, one_pass: bool, postcopy: bool = False) -> Rules:
+    """Return the rules of a migration's policy.
+
+    Args:
+        request: Policy and limits.
+        one_pass: See `Copying.one_pass`.
+        postcopy: Both ends can turn to post-copy.
+    """
+    policy, start = policies.find(request.policy), policies.parameters(request, one_pass=one_pass)
+    allowed = policies.allowed(request, postcopy=postcopy, stop=True, throttle=policies.wants_throttle(request))
     return Rules(
-        start_ms=convergence.first_limit_ms(allowed, one_pass=one_pass),
-        bandwidth_bytes_per_s=request.bandwidth_bytes_per_s,
-        decide=lambda samples: convergence.next_step(samples, allowed_ms=allowed),
+        start_ms=start["downtime-limit"],
+        bandwidth_bytes_per_s=start["max-bandwidth"],
+        decide=lambda samples: policy.decide(samples, allowed),
+        interval_ms=policy.interval_ms,
     )
 
 
@@ -189,6 +195,7 @@ class _Run:
     sent: float = 0.0
     passes: int = 1
     throttle: int = 0
+    asked_throttle: int = 0
     looks: int = 0
     samples: list[Sample] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
@@ -253,6 +260,7 @@ class _Run:
         """Go on from the end of pass 1, in which `remaining` was dirtied."""
         while self.elapsed_ms < LONGEST_MS and self.looks < LOOKS:
             self.passes += 1
+            self.throttle = self.asked_throttle  # QEMU obeys when it reads the bitmap
             self.elapsed_ms += self._sync_ms(remaining)
             if self._fits(remaining):
                 return self._switch(remaining, self._why(bulk_ms))
@@ -306,12 +314,23 @@ class _Run:
                 remaining_bytes=int(remaining),
                 bandwidth_bytes_per_s=int(self.bandwidth),
                 limit_ms=int(self.limit_ms),
+                elapsed_ms=int(self.elapsed_ms),
+                transferred_bytes=int(self.sent),
+                total_bytes=self.guest.ram_bytes,
+                throttle_percent=self.throttle,
+                asked_throttle_percent=self.asked_throttle,
+                max_bandwidth_bytes_per_s=int(self.cap),
+                begins_pass=begins,
             )
         )
         step = self.rules.decide(self.samples)
         match step.kind:
             case "raise-downtime-limit":
                 self.limit_ms = step.limit_ms
+            case "raise-bandwidth":
+                self.cap = step.bandwidth_bytes_per_s
+            case "throttle":
+                self.asked_throttle = step.throttle_percent
         if step.kind != "none":
             self.steps.append(step.reason)
         return step

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
-from qmp_migrate.migration import preflight
+from qmp_migrate.migration import policies, preflight
 from qmp_migrate.migration.devices_now import devices_now
 from qmp_migrate.migration.disk_copies import DiskCopy, Judgement
 from qmp_migrate.migration.disk_survey import survey_disks
@@ -99,6 +99,8 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
             memory_bytes=command.memory_bytes,
             machine=derived.command.machine,
             source_free_bytes=here.mem_available,
+            may_throttle=policies.wants_throttle(request),
+            may_turn=policies.wants_postcopy(request),
         )
     flash = () if derived.refusals else await _flash(command, derived.command, source, destination)
     storage = Judgement()

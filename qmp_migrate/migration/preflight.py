@@ -110,7 +110,6 @@ def _not_yet(s: Situation) -> list[Check]:
     """Refuse what can be asked for and is not built yet."""
     asked = {
         "--mode postcopy": s.request.mode == "postcopy",
-        "--policy": s.request.policy != "default",
     }
     text, hint = "is not in this version", "leave it out"
     return [Check("not-yet", "fail", f"{flag} {text}", hint) for flag, wanted in asked.items() if wanted]

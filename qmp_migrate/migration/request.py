@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from qmp_migrate.errors import InvalidQuantity, UsageError
+from qmp_migrate.migration.policies import find
 from qmp_migrate.settings import Limits
 from qmp_migrate.vm.names import validate_name
 
@@ -17,6 +18,9 @@ MAX_DOWNTIME_MS: Final = 2_000_000
 
 MIN_BANDWIDTH: Final = 64 * 1024
 """Bytes per second; less than this never ends and is surely a typo."""
+
+MAX_THROTTLE_PERCENT: Final = 99
+"""QEMU's own limit for ``max-cpu-throttle``."""
 
 Mode: TypeAlias = Literal["live", "postcopy", "offline"]
 Compression: TypeAlias = Literal["zlib", "zstd", "xbzrle"]
@@ -50,6 +54,13 @@ class MigrationRequest:
             controller is gone there, the source's agent takes the guest back. Costs a round trip of blackout.
         policy: What is done about a guest that dirties memory faster than it can be copied; see
             `qmp_migrate.migration.policies`.
+        allow_postcopy: The policy may turn to post-copy; None: as the policy says.
+        allow_stop: The policy may stop the guest for longer than the downtime limit; None: as the policy says.
+        max_throttle_percent: How much the policy may slow the guest down, 0 to 99; None: as the policy says.
+        max_bandwidth_bytes_per_s: Up to where the policy may raise the rate limit; 0: as far as it likes; None: not at all.
+        switchover_bandwidth_bytes_per_s: What the link carries while the guest stands still, where that is more than the
+            rate limit (QEMU 8.2 and later); 0: as much as before.
+        timeout_ms: After this time the last means that are allowed are used, or it is given up; 0: never.
         channels: Connections that carry memory; more than 1: QEMU's multifd.
         compress: ``zlib`` and ``zstd`` need multifd, ``xbzrle`` excludes it.
         copy_storage: Copy the guest's disks, too: ``full`` (chains flattened) or ``top`` (over backing files that the
@@ -61,7 +72,7 @@ class MigrationRequest:
         id: Made here; names the migration in the journal and on the bus.
 
     Raises:
-        UsageError: Destination equals source.
+        UsageError: Destination equals source, or there is no such policy.
         InvalidName, InvalidQuantity: See `qmp_migrate.errors`.
     """
 
@@ -74,6 +85,12 @@ class MigrationRequest:
     encrypt: bool = True
     guarded: bool = False
     policy: str = "default"
+    allow_postcopy: bool | None = None
+    allow_stop: bool | None = None
+    max_throttle_percent: int | None = None
+    max_bandwidth_bytes_per_s: int | None = None
+    switchover_bandwidth_bytes_per_s: int = 0
+    timeout_ms: int = 0
     channels: int = 1
     compress: Compression | None = None
     copy_storage: StorageCopy | None = None
@@ -91,6 +108,7 @@ class MigrationRequest:
                 raise UsageError(
                     f"{self.vm} is already on {self.destination}", hint="name another host with --to", host=self.source
                 )
+        find(self.policy)
         if not 1 <= self.downtime_limit_ms <= MAX_DOWNTIME_MS:
             raise InvalidQuantity(
                 f"a downtime limit of {self.downtime_limit_ms} ms is not possible",
@@ -100,6 +118,11 @@ class MigrationRequest:
             raise InvalidQuantity(
                 f"a bandwidth of {self.bandwidth_bytes_per_s} bytes per second would never end",
                 hint="for example --bandwidth 1Gbit or --bandwidth 80MiB",
+            )
+        if self.max_throttle_percent is not None and not 0 <= self.max_throttle_percent <= MAX_THROTTLE_PERCENT:
+            raise InvalidQuantity(
+                f"a throttle of {self.max_throttle_percent} % is not possible",
+                hint=f"0% (never slow the guest down) to {MAX_THROTTLE_PERCENT}%, for example --max-throttle 30%",
             )
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise InvalidQuantity(

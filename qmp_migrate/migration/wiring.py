@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.migration.convergence import first_limit_ms
+from qmp_migrate.migration import policies
 from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
@@ -29,7 +29,14 @@ OF_TRANSPORT: Final = (
 )
 """Parameters that `negotiation` sets, on one side or both."""
 
-RESTORED: Final = ("max-bandwidth", "downtime-limit", "tls-creds", "tls-hostname", *OF_TRANSPORT)
+RESTORED: Final = (
+    "max-bandwidth",
+    "downtime-limit",
+    "tls-creds",
+    "tls-hostname",
+    *policies.ARMED_THROTTLE,
+    *OF_TRANSPORT,
+)
 """Parameters of the source that are put back as they were when the guest stays there."""
 
 
@@ -43,6 +50,7 @@ class Wires:
         source_credentials: The object exists at the source, where it must be removed.
         key_directories: Directories that hold this migration's key, until `remove_keys`.
         port: Where the destination listens.
+        throttle: The source can slow the guest down.
     """
 
     source: Features | None = None
@@ -51,6 +59,7 @@ class Wires:
     source_credentials: bool = False
     key_directories: tuple[tuple[Side, str], ...] = ()
     port: int = 0
+    throttle: bool = False
 
     @property
     def source_parameters(self) -> dict[str, object]:
@@ -107,6 +116,7 @@ async def find(
                     wires.source = replace(found, parameters=found.parameters | before)
                 else:
                     wires.destination = replace(found, parameters=found.parameters | destination_before)
+    wires.throttle = wires.source is not None and wires.source.capabilities.get("auto-converge", False)
     if encrypt:
         wires.credentials, wires.source_credentials = _name(migration_id), True
         wires.key_directories = _key_directories(source, destination, migration_id)
@@ -166,10 +176,10 @@ async def _wire_source(
 ) -> None:
     monitor, known = await side.attach(), wires.source
     assert known is not None
+    wires.throttle = "auto-converge" in profile.source.capabilities
     await qmp.set_capabilities(monitor, known, dict.fromkeys(profile.source.capabilities, True))
     parameters: dict[str, Any] = {
-        "max-bandwidth": request.bandwidth_bytes_per_s,
-        "downtime-limit": first_limit_ms(request.downtime_limit_ms, one_pass=one_pass),
+        **policies.parameters(request, one_pass=one_pass),
         "tls-creds": "",
         "tls-hostname": "",
         **profile.source.parameters,

@@ -204,10 +204,10 @@ async def test_the_limit_is_raised_when_a_pass_has_shown_the_need_and_it_is_told
     copying = await rig.start(downtime_limit_ms=300)
     for number in (2, 3):
         await rig.numbers(active(passes=number, remaining=5 * MIB))
-    assert rig.source.asked("migrate-set-parameters") == [{"downtime-limit": 60}]
+    assert rig.source.asked("migrate-set-parameters") == [{"downtime-limit": 66}]
     (step,) = copying.steps
     assert step in rig.told
-    assert "pass 3 left 5.0 MiB" in step
+    assert "pass 3 begins with 5.0 MiB" in step
 
 
 async def test_a_guest_that_does_not_converge_is_given_up_with_the_reason(rig: Rig) -> None:
@@ -218,7 +218,7 @@ async def test_a_guest_that_does_not_converge_is_given_up_with_the_reason(rig: R
         await rig.end()
     assert caught.value.exit_code == 6
     assert caught.value.host == "a"
-    assert "64.0 MiB remain" in caught.value.message
+    assert "begins with 64.0 MiB" in caught.value.message
     assert "--downtime-limit" in (caught.value.hint or "")
     assert copying.steps
     assert not rig.source.asked("migrate-set-parameters")  # it had all that is allowed from the start
