@@ -234,6 +234,7 @@ class _Run:
         if not guest.running:
             return self._ended("completes", "the guest is paused: it dirties nothing", 0.0)
         if self.request.mode == "offline":
+            self.passes += 2  # as QEMU counts: the bitmap is read before and after the last bytes
             return self._ended(
                 "completes", "the guest stands still meanwhile", bulk_ms + self._still_ms(guest.ram_bytes)
             )
@@ -345,6 +346,7 @@ class _Run:
                 return self._ended("gives-up", step.reason, 0.0)
 
     def _switch(self, remaining: float, why: str) -> Forecast:
+        self.passes += 1  # QEMU reads the bitmap once more, and counts that
         # QEMU lifts its own limit for the switchover.
         blackout = remaining * 1000 / self.link.bytes_per_s + self._still_ms(0)
         self.sent += remaining

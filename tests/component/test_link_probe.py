@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,15 @@ async def test_an_address_where_nobody_listens_is_told(directory: Path) -> None:
 async def test_what_is_no_qemu_is_told(directory: Path) -> None:
     with pytest.raises(LaunchFailed, match="cannot be run to probe the link"):
         await probe(side(directory, "a"), side(directory, "b", qemu="/bin/false"), REQUEST, Profile())
+
+
+async def test_what_a_power_cut_left_goes_with_the_next_one(directory: Path) -> None:
+    left = directory / "a" / ".p0a1b2c"
+    (left / "tls-probe-1").mkdir(parents=True)
+    for name in ("fill", "log", "tls-probe-1/keys.psk"):
+        (left / name).touch()
+    os.utime(left, (1, 1))
+    await probe(side(directory, "a"), side(directory, "b"), REQUEST, Profile())
 
 
 async def test_a_slow_link_is_cut_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
