@@ -48,6 +48,8 @@ from qmp_migrate.errors import (
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller
     from qmp_migrate.fleet.guests import Guest
+    from qmp_migrate.migration.forecast import Forecast
+    from qmp_migrate.migration.forecasting import ForecastReport
     from qmp_migrate.migration.plan import Plan
     from qmp_migrate.migration.preflight import Check
     from qmp_migrate.migration.recovery import Wish
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Check": "qmp_migrate.migration.preflight",
     "Controller": "qmp_migrate.fleet.controller",
+    "Forecast": "qmp_migrate.migration.forecast",
+    "ForecastReport": "qmp_migrate.migration.forecasting",
     "Guest": "qmp_migrate.fleet.guests",
     "GuestSpec": "qmp_migrate.vm.spec",
     "HostSettings": "qmp_migrate.settings",
@@ -86,6 +90,8 @@ __all__ = [
     "ConfigError",
     "Controller",
     "Fenced",
+    "Forecast",
+    "ForecastReport",
     "Guest",
     "GuestExists",
     "GuestSpec",

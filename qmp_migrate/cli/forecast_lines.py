@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from qmp_migrate.cli.render import duration
-from qmp_migrate.migration.forecasting import Report
+from qmp_migrate.migration.forecasting import ForecastReport
 from qmp_migrate.vm.units import about_size
 
 
-def sentence(report: Report) -> str:
+def sentence(report: ForecastReport) -> str:
     """Return a forecast as one sentence."""
     forecast = report.forecast
     if forecast.outlook == "gives-up":
@@ -25,7 +25,7 @@ def sentence(report: Report) -> str:
     )
 
 
-def forecast_panel(report: Report) -> RenderableType:
+def forecast_panel(report: ForecastReport) -> RenderableType:
     """Return a forecast with all that it rests on."""
     forecast = report.forecast
     colour, verdict = {
@@ -55,7 +55,7 @@ def forecast_panel(report: Report) -> RenderableType:
     return Panel(table, title=title, border_style=colour, expand=False)
 
 
-def _guest(report: Report) -> str:
+def _guest(report: ForecastReport) -> str:
     guest = report.guest
     told = f"{about_size(guest.ram_bytes)} of memory, {about_size(guest.present_bytes)} of it in use"
     if not guest.running:
@@ -67,7 +67,7 @@ def _guest(report: Report) -> str:
     return f"{told}; dirties {within}" + (f", then no more ({about_size(int(most))} in all)" if most else "")
 
 
-def _link(report: Report) -> str:
+def _link(report: ForecastReport) -> str:
     parts = []
     if report.probed is not None:
         how = "encrypted" if report.probed.encrypted else "not encrypted"

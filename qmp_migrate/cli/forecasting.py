@@ -10,7 +10,7 @@ from qmp_migrate.cli import moving
 from qmp_migrate.cli.context import Context, data, put, run, say
 
 if TYPE_CHECKING:
-    from qmp_migrate.migration.forecasting import Report
+    from qmp_migrate.migration.forecasting import ForecastReport
     from qmp_migrate.migration.plan import Plan
 
 
@@ -41,7 +41,7 @@ def forecast(
     Measures what the guest dirties (some seconds) and what the link carries (some MiB). The guest is not touched.
     """
 
-    async def work() -> tuple[Report, Plan]:
+    async def work() -> tuple[ForecastReport, Plan]:
         from qmp_migrate.fleet.controller import Controller
 
         options: Context = context.obj

@@ -31,7 +31,7 @@ from qmp_migrate.migration import forecasting, recovery
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
-from qmp_migrate.migration.forecasting import Report
+from qmp_migrate.migration.forecasting import ForecastReport
 from qmp_migrate.migration.hooks import Hooks
 from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
 from qmp_migrate.migration.phases import ENDS, Phase
@@ -127,7 +127,7 @@ class Controller(Operating):
         await source.detach()
         return plan
 
-    async def forecast(self, request: MigrationRequest) -> tuple[Report, Plan]:
+    async def forecast(self, request: MigrationRequest) -> tuple[ForecastReport, Plan]:
         """Measure the guest and the link, and tell how a migration would go. Touches no guest; see `forecasting`.
 
         Returns:
@@ -148,7 +148,7 @@ class Controller(Operating):
         *,
         to: str | None = None,
         on_plan: Callable[[Plan], None] | None = None,
-        on_forecast: Callable[[Report], None] | None = None,
+        on_forecast: Callable[[ForecastReport], None] | None = None,
         **options: Any,
     ) -> MigrationResult:
         """Move a guest. A migration of it that was left by a controller which is gone is settled first.
@@ -221,7 +221,7 @@ class Controller(Operating):
         reporter: Reporter,
         cancel: asyncio.Event,
         on_plan: Callable[[Plan], None] | None,
-        on_forecast: Callable[[Report], None] | None,
+        on_forecast: Callable[[ForecastReport], None] | None,
     ) -> MigrationResult:
         if on_plan is not None:
             on_plan(plan)

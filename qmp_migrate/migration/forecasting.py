@@ -76,7 +76,7 @@ class Earlier:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ForecastReport:
     """A forecast, with what it rests on.
 
     Attributes:
@@ -127,7 +127,9 @@ def _whole(size: float | None) -> int | None:
     return None if size is None else int(size)
 
 
-async def make(plan: Plan, source: Side, destination: Side, request: MigrationRequest, journal: Journal) -> Report:
+async def make(
+    plan: Plan, source: Side, destination: Side, request: MigrationRequest, journal: Journal
+) -> ForecastReport:
     """Measure and predict; the forecast is remembered for the migration that follows.
 
     Args:
@@ -152,7 +154,7 @@ async def make(plan: Plan, source: Side, destination: Side, request: MigrationRe
         warnings.append(f"the link could not be tried out: {error.message}")
     link = link_from(probed, earlier)
     guest, dirtied = await _measure_guest(plan, source, request, link, warnings)
-    report = Report(
+    report = ForecastReport(
         request=request,
         source=source.name,
         at=time.time(),
