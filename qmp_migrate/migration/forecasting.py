@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -152,7 +152,7 @@ async def make(
         if earlier is None:
             raise
         warnings.append(f"the link could not be tried out: {error.message}")
-    link = link_from(probed, earlier)
+    link = replace(link_from(probed, earlier), can_postcopy=plan.profile.postcopy)
     guest, dirtied = await _measure_guest(plan, source, request, link, warnings)
     report = ForecastReport(
         request=request,
