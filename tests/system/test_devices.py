@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,11 +107,11 @@ def test_what_was_plugged_in_goes_along_from_version_to_version(lab: Lab) -> Non
         assert not replay.lost, replay
 
 
-def move(lab: Lab, guest: Guest, to: str, config: Path) -> None:
+def move(lab: Lab, guest: Guest, to: str, config: Path, *words: str) -> None:
     """Move a guest, and see that it has the same devices in the same places, and goes on writing to its disk."""
     origin = "a" if to == "b" else "b"
     before, journal = places(guest, origin), len(guest.verdict(origin).journal)
-    result = lab.cli("migrate", guest.name, "--to", to, "--downtime-limit", "20s", "--json", config=config).doc
+    result = lab.cli("migrate", guest.name, "--to", to, "--downtime-limit", "20s", *words, "--json", config=config).doc
     assert result["outcome"] == "completed"
     assert places(guest, to) == before
     guest.wait(to, lambda v: len(v.journal) > journal + 3 or bool(v.reasons and v.corruption))
@@ -197,42 +198,50 @@ def test_what_cannot_go_along_is_refused_by_check_by_name(lab: Lab) -> None:
         overlay.unlink()
 
 
-def test_a_uefi_guest_with_many_disks_and_vcpus_goes_there_and_back(lab: Lab) -> None:
-    """Its variable store is an image like others, on shared storage; firmware of another size is seen before."""
-    code = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+def test_a_uefi_guest_with_many_disks_and_vcpus_takes_them_all_along_and_comes_back(lab: Lab) -> None:
+    """Its variable store and a disk that was plugged in are copied like others; firmware of another size is seen before."""
+    code, template = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
     if not code.exists():
         pytest.skip("no UEFI firmware: apt-get install ovmf")
-    to_10 = lab.config(hosts_b={"qemu": other_qemu("10.0")})
+    here, there = lab.files / "uefi-a", lab.files / "uefi-b"
+    here.mkdir()
+    store = here / "vars.fd"
+    store.write_bytes(template.read_bytes())
+    to_10 = lab.config(
+        hosts_a={"path_map": {str(there): str(here)}},
+        hosts_b={"path_map": {str(here): str(there)}, "qemu": other_qemu("10.0")},
+    )
     disks = "".join(
-        f'[[disk]]\npath = "{lab.files / name}"\nformat = "{kind}"\ninterface = "{interface}"\nsize = "4MiB"\n'
+        f'[[disk]]\npath = "{here / name}"\nformat = "{kind}"\ninterface = "{interface}"\nsize = "4MiB"\n'
         for name, kind, interface in (
-            ("a.img", "raw", "scsi"),
-            ("b.qcow2", "qcow2", "scsi"),
-            ("c.qcow2", "qcow2", "virtio"),
+            ("a.img", "raw", "virtio"),
+            ("b.img", "raw", "scsi"),
+            ("c.qcow2", "qcow2", "scsi"),
         )
     )
-    with image(lab, "vars.fd", 1) as store:
-        store.write_bytes(Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes())
-        flash = [
-            "-drive",
-            f"if=pflash,format=raw,readonly=on,file={code}",
-            "-drive",
-            f"if=pflash,format=raw,file={store}",
-        ]
-        keys: dict[str, Any] = {"vcpus": 2, "maxcpus": 4, "args": flash, "extra": disks}
-        try:
-            with lab.guest(disk=True, **keys) as guest:
-                assert store.read_bytes() != Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes(), "it was written to"
-                move(lab, guest, "b", to_10)
-                other = lab.files / "other.fd"
-                other.write_bytes(b"\0" * 4096)
-                mapped = lab.config(hosts_a={"path_map": {str(store): str(other)}})
-                ran = lab.cli("check", guest.name, "--to", "a", code=3, config=mapped)
-                assert f"firmware image {other} has 4096 bytes on a" in ran.out
-                other.unlink()
-                move(lab, guest, "a", lab.settings)
-                guest.wait_survived("a")
-                assert len(ask(guest, "a", "query-cpus-fast")) == 2
-        finally:
-            for name in ("a.img", "b.qcow2", "c.qcow2"):
-                (lab.files / name).unlink(missing_ok=True)
+    flash = ["-drive", f"if=pflash,format=raw,readonly=on,file={code}", "-drive", f"if=pflash,format=raw,file={store}"]
+    append = "qm.rate=4 qm.ws=8 qm.tick=10 qm.disk=/dev/vda"
+    keys: dict[str, Any] = {"vcpus": 2, "maxcpus": 4, "args": [*PORTS, *flash], "extra": disks, "append": append}
+    try:
+        (here / "plugged.img").write_bytes(bytes(4 << 20))
+        with lab.guest(**keys) as guest:
+            opened(guest, "a", "plugged", "raw", here / "plugged.img")
+            plug(guest, "a", "virtio-blk-pci", "vd9", drive="plugged", bus="rp2")
+            written = store.read_bytes()
+            assert written != template.read_bytes(), "the firmware keeps its variables there"
+            move(lab, guest, "b", to_10, "--copy-storage", "full")
+            assert {path.name for path in there.iterdir()} == {"a.img", "b.img", "c.qcow2", "plugged.img", "vars.fd"}
+            assert (there / "vars.fd").read_bytes() == written
+            other = lab.files / "other.fd"
+            other.write_bytes(b"\0" * 4096)
+            mapped = lab.config(hosts_a={"path_map": {str(there / "vars.fd"): str(other)}})
+            ran = lab.cli("check", guest.name, "--to", "a", code=3, config=mapped)
+            assert f"firmware image {other} has 4096 bytes on a" in ran.out
+            other.unlink()
+            move(lab, guest, "a", lab.settings)
+            verdict = guest.wait_survived("a")
+            assert not check_journal((there / "a.img").read_bytes(), verdict.journal).lost
+            assert len(ask(guest, "a", "query-cpus-fast")) == 2
+    finally:
+        for directory in (here, there):
+            shutil.rmtree(directory, ignore_errors=True)
