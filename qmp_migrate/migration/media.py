@@ -214,7 +214,8 @@ class _Comparison:
 
 def _empty(disk: Disk) -> bool:
     """Tell whether a disk of the command line is a drive without a medium."""
-    return disk.option.name == "drive" and disk.filename is None and not disk.option.properties().get("file.driver")
+    keys = {key for key, _ in disk.option.properties().items} if disk.option.name == "drive" else {"file"}
+    return not any(key in {"driver", "filename"} or key.startswith("file") for key in keys)
 
 
 def _same(said: str | None, found: str | None) -> bool:

@@ -27,6 +27,9 @@ from qmp_migrate.vm.options import TAKES_JSON
 _BACKED: Final = ("drive", "netdev", "memdev", "iothread", "rng")
 """Properties of a device that name what stands behind it."""
 
+_BELOW: Final = ("file", "backing", "data-file")
+"""Properties of a block node that name the node it stands on."""
+
 _NETWORK_OPTIONS: Final = ("netdev", "nic", "net")
 
 
@@ -153,7 +156,7 @@ class _Comparison:
     def _back_ends(self) -> None:
         """Leave out disks, network back ends and objects that are no more; a device that still names one is refused."""
         named = {drive.name for drive in self.devices.drives if drive.name}
-        for index, option in self._present("drive", "blockdev", "netdev", "object"):
+        for index, option in reversed(self._present("drive", "blockdev", "netdev", "object")):
             given = option.properties()
             name = given.get("node-name") if option.name == "blockdev" else given.get("id")
             known = {
@@ -162,7 +165,7 @@ class _Comparison:
                 "netdev": set(self.devices.backends),
                 "object": set(self.devices.objects),
             }[option.name]
-            if name is None or name in known or option in self.media:
+            if name is None or name in known or option in self.media or _is_kept(option):
                 continue
             user = self._user(name)
             if user is not None:
@@ -177,16 +180,12 @@ class _Comparison:
             self.added.append(Option("-nic", "none"))  # else QEMU makes an interface of its own
 
     def _user(self, name: str) -> str | None:
-        for _, option in self._present("device"):
+        for _, option in self._present("device", "blockdev"):
             given = option.properties()
-            if name in (
-                given.get("drive"),
-                given.get("netdev"),
-                given.get("memdev"),
-                given.get("iothread"),
-                given.get("rng"),
-            ):
+            if option.name == "device" and name in {given.get(key) for key in _BACKED}:
                 return f"{given.get('driver')} {given.get('id') or ''}".strip()
+            if option.name == "blockdev" and name in {given.get(key) for key in _BELOW}:
+                return f"block node {given.get('node-name')}"
         return None
 
     # -- what is where ------------------------------------------------------------------------------------------------
@@ -218,7 +217,7 @@ class _Comparison:
         present = [cpu for cpu in self.devices.cpus if str(cpu.get("qom-path", "")).startswith("/machine/unattached")]
         started = self.command.vcpus
         count = sum(int(cpu.get("vcpus-count", 1)) for cpu in present)
-        if present and count != started:
+        if present and count < started:
             self.refusals.append(
                 f"{count} of the {started} vCPUs that it was started with are left: QEMU can start with fewer only where the "
                 "last ones are missing; plug them in again, or restart the guest with other -smp"
@@ -323,6 +322,18 @@ class _Comparison:
                 return depth
             depth, bus = depth + 1, below.bus
             seen.add(below.path)
+
+
+def _is_kept(option: Option) -> bool:
+    """Tell whether an option stays although QEMU does not list what it has made.
+
+    A port of a hub is not listed by its name; a secret may have been taken away once it had been read, and another QEMU has
+    to read it again.
+    """
+    given = option.properties()
+    if option.name == "object":
+        return not (given.get("qom-type") or "").startswith(("memory-backend-", "iothread", "rng-"))
+    return option.name == "netdev" and given.get("type") == "hubport"
 
 
 def _bus_of(identifier: str, bus: str) -> bool:

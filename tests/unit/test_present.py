@@ -12,6 +12,8 @@ import pytest
 from qmp_migrate.migration.present import Present, as_it_is, given_devices
 from qmp_migrate.qemu.devices import ANONYMOUS, PERIPHERAL, Device, Devices, Drive, NetBackend, Node, Property
 from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.disks import disks
+from tests.support.command_lines import ALL
 
 ARGV = [
     *("/usr/bin/qemu-system-x86_64", "-nodefaults", "-machine", "pc-i440fx-7.2", "-smp", "1,maxcpus=4"),
@@ -297,6 +299,14 @@ def test_what_was_unplugged_stays_away_with_its_back_end_and_all_others_are_pinn
     assert len(present.changes) == 2
 
 
+def test_a_disk_that_was_unplugged_leaves_with_all_its_block_nodes() -> None:
+    nodes_of = ("driver=file,node-name=b-file,filename=/b", "driver=qcow2,node-name=b,file=b-file")
+    argv = [*ARGV, "-blockdev", nodes_of[0], "-blockdev", nodes_of[1], "-device", "virtio-blk-pci,id=b,drive=b"]
+    present = compare(AT_START, argv)
+    assert not [word for word in present.command.argv() if "=b" in word]
+    assert present.refusals == ()
+
+
 def test_a_device_in_json_is_pinned_with_numbers_where_qemu_wants_numbers() -> None:
     argv = [*ARGV[:-1], '{"driver":"scsi-cd","id":"cd0","drive":"cd"}']
     words = compare(without("nic0"), argv).command.argv()
@@ -377,9 +387,24 @@ def test_the_short_form_of_a_cd_drive(node: Node | None, made: list[str]) -> Non
     assert "-cdrom" not in present.command.argv()
 
 
+def test_what_qemu_does_not_list_or_has_used_up_stays() -> None:
+    argv = ["qemu", "-netdev", "hubport,id=h,hubid=0", "-object", "secret,id=s,file=/k", "-object", "iothread,id=gone"]
+    present = compare(replace(AT_START, devices={}, drives=(), backends={}), argv)
+    assert present.command.argv() == argv[:-2]
+
+
+def test_a_chain_that_has_got_shorter_is_refused() -> None:
+    top, mid = "driver=qcow2,node-name=top,file=f,backing=mid", "driver=qcow2,node-name=mid,file=f"
+    argv = ["qemu", "-blockdev", "driver=file,node-name=f,filename=/t", "-blockdev", mid, "-blockdev", top]
+    found = replace(AT_START, devices={}, drives=(), nodes=nodes(raw("top", "/t"), file("f", "/t")))
+    (refusal,) = compare(found, argv).refusals
+    assert "block node top has lost mid" in refusal
+
+
 def test_network_disks_and_images_named_relatively_are_not_compared() -> None:
     argv = ["qemu", "-drive", "if=none,id=a,file=nbd://h/x", "-drive", "if=none,id=b,file=b.img"]
-    drives = (Drive("a", "", False, "x"), Drive("b", "", False, "y"))
+    argv += ["-drive", "if=none,id=c,driver=rbd,pool=p,image=i"]
+    drives = (Drive("a", "", False, "x"), Drive("b", "", False, "y"), Drive("c", "", False, "x"))
     found = replace(
         AT_START, devices={}, drives=drives, nodes=nodes(raw("x", "nbd://h:10809/x"), raw("y", "/home/b.img"))
     )
@@ -468,3 +493,32 @@ def test_what_qemu_makes_by_itself_must_not_vanish(found: Devices, word: str) ->
     argv = ["qemu", "-device", "virtio-rng-pci", "-device", "virtio-scsi-pci,id=scsi0"]
     (refusal,) = compare(replace(found, drives=()), argv).refusals
     assert word in refusal
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_guests_of_other_programs_that_were_not_changed_stay_as_they_are(name: str) -> None:
+    command = CommandLine.parse(ALL[name])
+    drives, known = [], {}
+    for number, disk in enumerate(disks(command)):
+        node = disk.id if disk.option.name == "blockdev" and disk.id else f"#block{number}"
+        if disk.path is not None:
+            known[node] = raw(node, disk.path)
+        removable = disk.role in {"cdrom", "floppy"}
+        label = (disk.id if disk.option.name == "drive" else None) or (
+            "" if disk.option.name == "blockdev" else f"d{number}"
+        )
+        if disk.role != "backing":
+            drives.append(Drive(label, f"/machine/unattached/{number}", removable, node if disk.path else None))
+    for option in command.named("blockdev"):
+        node = option.properties().get("node-name") or ""
+        known.setdefault(node, raw(node, "/below"))
+    found = Devices(
+        {path: Device(path, "x") for path in given_devices(command).paths()},
+        known,
+        drives,
+        {option.properties().get("id") or "": NetBackend("x", "") for option in command.named("netdev")},
+        {option.properties().get("id") or "": "x" for option in command.named("object")},
+    )
+    present = as_it_is(command, found)
+    assert present.command.argv() == ALL[name]
+    assert present.refusals == ()
