@@ -18,16 +18,27 @@ QUESTIONS: Final[tuple[Mapping[bool, str], ...]] = (
     {True: "stopped by us", False: "not stopped by us"},
     {True: "patience left", False: "no patience left"},
     {True: "has run there", False: "not known to have run there"},
+    {True: "post-copy asked for", False: "no post-copy"},
     {True: "yanked in vain", False: "not yanked yet"},
 )
 """What matters beside the two states, in the words of the table."""
 KNOWN_FACTS: Final = {
-    *("may_have_run", "never_ran", "source_completed", "was_running", "stopped_by_us", "patience", "ran", "yanked"),
+    *(
+        "may_have_run",
+        "never_ran",
+        "source_completed",
+        "was_running",
+        "stopped_by_us",
+        "patience",
+        "ran",
+        "postcopy",
+        "yanked",
+    ),
     *("split_brain", "told"),  # in a table of their own
 }
 
-Key = tuple[bool, ...]
-"""One answer to each of the `QUESTIONS`."""
+Key = tuple[bool | None, ...]
+"""One answer to each of the `QUESTIONS`; None: it does not matter."""
 Cell = Mapping[Key, Decision]
 Rule = tuple[tuple[str, ...], Decision]
 
@@ -37,7 +48,8 @@ SOURCES: Final = {
     Source.HOLDS: "stopped at `pre-switchover`, waits for us",
     Source.SWITCHES: "stopped, the device state travels; or the migration failed and QEMU is about to run on",
     Source.HANGS: "proven alive, but its monitor does not answer",
-    Source.POSTCOPY: "the guest runs at the destination and still needs pages from here",
+    Source.POSTCOPY: "stopped for good; the destination still needs pages from here",
+    Source.INTERRUPTED: "the same, and the connection is lost",
     Source.COMPLETED: "stopped for good, unless somebody sends `cont`",
     Source.STOPPED: "paused, by its user or by us; no migration is under way",
     Source.HALTED: "the guest ended itself, or an error of its disks stopped it",
@@ -50,7 +62,9 @@ DESTINATIONS: Final = {
     Destination.LOADED: "has everything, paused",
     Destination.RUNS: "runs the guest",
     Destination.HALTED: "ran it; it then ended or was paused",
-    Destination.POSTCOPY: "still needs pages from the source, whether it says that it runs or not",
+    Destination.WAITING: "post-copy: has the devices, not yet all of the memory; paused",
+    Destination.POSTCOPY: "the same, and has run: still needs pages from the source",
+    Destination.INTERRUPTED: "the same, and the connection is lost, whether it says that it runs or not",
     Destination.HANGS: "proven alive, but its monitor does not answer",
     Destination.UNKNOWN: "cannot be asked",
 }
@@ -65,7 +79,7 @@ def cell(source: Source, destination: Destination) -> Cell:
     if {field.name for field in fields(Facts)} != KNOWN_FACTS:
         raise ValueError(f"the facts have changed: {[field.name for field in fields(Facts)]}")
     answers: dict[Key, Decision] = {}
-    for forward, *known in product((True, False), repeat=9):
+    for forward, *known in product((True, False), repeat=10):
         facts = Facts(*known)
         answer = decide(source, destination, facts, Goal.FORWARD if forward else Goal.BACK)
         key = (forward, not facts.surely_never_ran, *known[2:])
@@ -76,7 +90,15 @@ def cell(source: Source, destination: Destination) -> Cell:
 
 def rules(answers: Cell) -> list[Rule]:
     """Return the fewest rules that say the same as a cell: its smallest decision tree, leaf by leaf."""
-    return _fewest(frozenset(answers.items()))
+    relevant = dict(answers)
+    for place in range(len(QUESTIONS)):
+        if all(relevant[_with(key, place, not key[place])] == answer for key, answer in relevant.items()):
+            relevant = {_with(key, place, None): answer for key, answer in relevant.items()}
+    return _fewest(frozenset(relevant.items()))
+
+
+def _with(key: Key, place: int, answer: bool | None) -> Key:
+    return (*key[:place], answer, *key[place + 1 :])
 
 
 @cache  # the same part of a cell is met by many ways

@@ -32,6 +32,7 @@ _SHOWN: Final = {
     "wired": "wired: capabilities, parameters and encryption set and read back",
     "disks-mirroring": "copying disks",
     "copying": "copying memory",
+    "postcopy": "post-copy: the guest runs at the destination before all of its memory is there; no cancel from here on",
     "committed": "handed over",
     "running-at-destination": "runs at the destination",
     "source-released": "source ended and cleaned",

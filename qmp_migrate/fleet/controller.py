@@ -350,7 +350,7 @@ class Controller(Operating):
 
         Raises:
             MigrationUnknown: No such migration.
-            UsageError: It has ended already.
+            UsageError: It has ended already, or post-copy has begun.
             LockBusy, TransportError, OutcomeUnknown: Its controller is gone; see `recover`.
         """
         record = await self.journal.get(migration)
@@ -358,13 +358,15 @@ class Controller(Operating):
             raise UsageError(
                 f"migration {record.id} has ended already: {record.outcome}", hint="see: qmp-migrate history"
             )
+        _refuse_in_postcopy(record)
         if controller_lives(record.controller) is False:
             await self.recover(record, Wish(back=True))
             return await self.journal.get(record.id)
         await self.journal.request_cancel(record.id)
         try:
             async with asyncio.timeout(CANCEL_WAIT_S):
-                while (record := await self.journal.get(record.id)).outcome is None:  # noqa: ASYNC110
+                while (record := await self.journal.get(record.id)).outcome is None:
+                    _refuse_in_postcopy(record)
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise UsageError(
@@ -372,3 +374,16 @@ class Controller(Operating):
                 hint="it is still asked to; look again with: qmp-migrate status",
             ) from None
         return record
+
+
+def _refuse_in_postcopy(record: MigrationRecord) -> None:
+    """Refuse a cancel that would destroy the guest (DESIGN rule 6): QEMU 7.2 would obey it.
+
+    Raises:
+        UsageError: Post-copy has begun.
+    """
+    if record.phase is Phase.POSTCOPY:
+        raise UsageError(
+            f"migration {record.id} is in post-copy: the guest's memory is on both hosts, and there is no way back",
+            hint=f"it goes on to {record.destination}; where its controller is gone: qmp-migrate recover {record.id}",
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qmp_migrate.migration.handover import Destination, Facts, Source
+from qmp_migrate.migration.handover_postcopy import AT_DESTINATION, AT_SOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
             f"{recover} --wait   (goes on as soon as {there} answers)",
             f"{recover} --fenced {there}   (only if you have proof that {there} is switched off)",
         ]
+    if source in AT_SOURCE or destination in AT_DESTINATION:
+        return _in_postcopy(lines, recover, names)
     if destination is Destination.HANGS:
         lines += [
             f"{recover} --wait   (goes on as soon as the QEMU on {there} answers)",
@@ -49,7 +52,7 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
     if lines:
         return lines
     match source, destination:
-        case Source.HANGS | Source.SWITCHES | Source.POSTCOPY, _:
+        case Source.HANGS | Source.SWITCHES, _:
             lines = [f"{recover} --wait   (goes on as soon as the QEMU on {here} answers)"]
             if source is Source.HANGS:
                 lines.append(f"if it never will: end that QEMU on {here} (SIGKILL), then {recover}")
@@ -74,3 +77,14 @@ def ways_out(source: Source, destination: Destination, facts: Facts, names: Name
         case _:
             lines = [recover]
     return lines
+
+
+def _in_postcopy(lines: list[str], recover: str, names: Names) -> list[str]:
+    """The guest's memory is on both hosts: only a new connection saves it, and neither QEMU may be ended."""
+    return [
+        *lines,
+        f"{recover} --wait   (makes a new connection as soon as one is possible; end neither QEMU: each has memory that "
+        "exists nowhere else)",
+        f"where the network between {names.source} and {names.destination} will not come back: give {names.destination} "
+        f"another migration_address in the settings, then {recover}",
+    ]

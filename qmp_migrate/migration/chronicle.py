@@ -118,7 +118,7 @@ class Chronicle:
 
     def view(self) -> MigrationView:
         """Return the migration as others see it now."""
-        owner = "destination" if self.phase in AFTER_COMMIT else "source"
+        owner = "destination" if self.phase in {*AFTER_COMMIT, Phase.POSTCOPY} else "source"
         return MigrationView(
             id=self.request.id,
             vm=self.request.vm,

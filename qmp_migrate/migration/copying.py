@@ -14,7 +14,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qmp_migrate.errors import MigrationFailed, MonitorError, MonitorLost, NotConverging, QmpMigrateError
+from qmp_migrate.errors import (
+    JournalError,
+    MigrationFailed,
+    MonitorError,
+    MonitorLost,
+    NotConverging,
+    QmpCommandFailed,
+    QmpMigrateError,
+)
 from qmp_migrate.migration import convergence
 from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.reporter import Progress
@@ -52,6 +60,7 @@ class Timeline:
 
     Attributes:
         stopped: STOP at the source: the guest stands still, whoever stopped it.
+        postcopy: The source has said ``postcopy-active``: it is stopped for good, and the destination gets the rest.
         switching: QEMU has stopped it, or has begun to hand it over: what is left takes a moment. Not set by a stop of ours,
             after which memory travels on for as long as it takes.
         completed: The source's ``completed``.
@@ -64,6 +73,7 @@ class Timeline:
     started: float = 0.0
     stopped: float | None = None
     switching: float | None = None
+    postcopy: float | None = None
     completed: float | None = None
     loaded: float | None = None
     resumed: float | None = None
@@ -88,6 +98,10 @@ class Copying:
         timeline: What happened when.
         last: The latest ``query-migrate`` of the source that had numbers.
         on_stop: Awaited before the guest is stopped by `stop_guest`, with the reason: writes it down.
+        on_postcopy: Awaited before post-copy is asked for, with the reason: writes it down.
+        on_postcopy_refused: Awaited when QEMU has refused it.
+        on_cancel_refused: Called when a cancel comes after that.
+        asked_for_postcopy: It was asked for, or is about to be: no cancel is obeyed any more (DESIGN rule 6).
         suspended: The guest was stopped by us, or is about to be.
         meter: Makes the reports; None: one of its own.
         on_held: Awaited at pre-switchover (`MigrationRequest.pauses`), before the source is let go on; it raises where the
@@ -109,10 +123,14 @@ class Copying:
     on_stopped: Callable[[], None]
     on_held: Callable[[], Awaitable[None]]
     on_stop: Callable[[str], Awaitable[None]]
+    on_postcopy: Callable[[str], Awaitable[None]]
+    on_postcopy_refused: Callable[[], Awaitable[None]]
+    on_cancel_refused: Callable[[], None]
     suspended: bool = False
     meter: ProgressMeter | None = None
     can_postcopy: bool = False
     can_throttle: bool = False
+    asked_for_postcopy: bool = False
     timeline: Timeline = field(default_factory=Timeline)
     last: MigrationInfo = field(default_factory=MigrationInfo)
     connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -120,6 +138,7 @@ class Copying:
     steering: Steering = field(init=False)
     _ended: str | None = None
     _pass: int = 0
+    _turning: asyncio.Task[None] | None = None
     _letting_go: asyncio.Task[None] | None = None
     _pass_began: asyncio.Event = field(default_factory=asyncio.Event)
     _queue: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
@@ -130,7 +149,7 @@ class Copying:
             self.request,
             tell=self._tell,
             failed=lambda error: self._queue.put_nowait(("source", error)),
-            to_postcopy=getattr(self, "start_postcopy", None) if self.can_postcopy else None,
+            to_postcopy=self.start_postcopy if self.can_postcopy else None,
             stop_guest=self.stop_guest,
             can_throttle=self.can_throttle,
         )
@@ -156,11 +175,16 @@ class Copying:
         async for event in stream:
             if side == "destination" and event.name == "RESUME":
                 self.timeline.resumed = event.at
+            elif side == "source" and event.name == "STOP" and self.asked_for_postcopy:
+                self.timeline.stopped = event.at  # 7.2: after `postcopy-active`, where `run` has ended already
             self._queue.put_nowait((side, event))
         self._queue.put_nowait((side, None))
 
     async def run(self, address: str, port: int, *, adopt: bool = False) -> None:
-        """Start the migration and return when the source is ``completed`` and the destination has loaded.
+        """Start the migration; return when the source is ``completed`` and the destination has loaded.
+
+        Or when the source is ``postcopy-active`` (`Timeline.postcopy`): then the destination has, or gets, the guest's
+        devices and must be continued; what memory it lacks follows.
 
         Args:
             address: Where the source finds the destination.
@@ -180,16 +204,21 @@ class Copying:
             await qmp.start(source, address, port)
         self.timeline.started = self.timeline.started or time.monotonic()
         meter = self.meter or ProgressMeter(self.request.id)
+        if self.asked_for_postcopy:  # by another controller, which may not have come to send it: it may be sent twice
+            self._turning = asyncio.create_task(self._ask_again())
         tasks = [
             asyncio.create_task(self._poll(source, adopt=adopt)),
             asyncio.create_task(self._await_cancel()),
             asyncio.create_task(self._watch(address, port)),
         ]
         try:
-            while self.timeline.completed is None or self.timeline.loaded is None:
+            while not self._handed_over:
                 origin, item = await self._queue.get()
                 if origin == "cancel":
-                    raise CancelRequested
+                    if not self.asked_for_postcopy:
+                        raise CancelRequested
+                    self.on_cancel_refused()
+                    continue
                 if isinstance(item, MigrationInfo):
                     await self._on_numbers(item, meter, source)
                 elif isinstance(item, RunStatus):
@@ -208,7 +237,7 @@ class Copying:
                 if self._ended is not None:
                     raise await self._failure(source, self._ended)
         finally:
-            tasks += [self._letting_go] if self._letting_go is not None else []
+            tasks += [task for task in (self._letting_go, self._turning) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, self.steering.end(), return_exceptions=True)
@@ -216,6 +245,69 @@ class Copying:
     def fail(self, failure: QmpMigrateError) -> None:
         """Have `run` end with a failure that somebody else has seen. Returns at once."""
         self._queue.put_nowait(("source", failure))
+
+    @property
+    def _handed_over(self) -> bool:
+        both = self.timeline.completed is not None and self.timeline.loaded is not None
+        return both or (self.timeline.postcopy is not None and self.timeline.completed is None)
+
+    async def start_postcopy(self, reason: str) -> None:
+        """Ask for post-copy: the source stops the guest, and the destination runs it before all of its memory is there.
+
+        It is written down first, since there is no way back (DESIGN rule 6). Nothing is done where QEMU switches already. It
+        may be answered by an ordinary end, where what is left was small enough.
+
+        Args:
+            reason: For the journal, the user and the result.
+
+        Raises:
+            NotConverging: This QEMU has begun a second pass and has lost writes by then (`one_pass`).
+            JournalError: It could not be written down; it was not asked for.
+            QmpCommandFailed: QEMU has refused it; the guest runs on at the source.
+            MonitorError: Whether it begins is unknown.
+        """
+        if self.asked_for_postcopy or self.timeline.switching is not None:
+            return
+        if self.one_pass and self._pass > 1:
+            raise self._second_pass()
+        source = await self.source.attach()
+        self.asked_for_postcopy = True  # from here on a cancel is refused
+        try:
+            await self.on_postcopy(reason)
+        except JournalError:
+            self.asked_for_postcopy = False
+            raise
+        self._tell(reason)
+        await self._ask_for_postcopy(source)
+
+    async def _ask_for_postcopy(self, source: Monitor) -> None:
+        try:
+            await source.execute("migrate-start-postcopy")
+        except QmpCommandFailed:
+            self.asked_for_postcopy = False
+            await self.on_postcopy_refused()
+            raise
+
+    async def _ask_again(self) -> None:
+        try:
+            await self._ask_for_postcopy(await self.source.attach())
+        except QmpMigrateError as error:
+            self._queue.put_nowait(("source", error))
+
+    def _turn_to_postcopy(self) -> None:
+        """Mode post-copy: after one whole pass.
+
+        Not at once: each page that the guest touches would have to be fetched, and it touches most of them soon. Not later:
+        what it has dirtied since is what it goes on dirtying, so more passes send the same pages again for nothing.
+        """
+        if self.request.mode == "postcopy" and self._turning is None and self.timeline.switching is None:
+            self._turning = asyncio.create_task(self._turn())
+
+    async def _turn(self) -> None:
+        try:
+            await self.start_postcopy("one pass is over: the destination runs the guest, and what it lacks follows")
+        except QmpMigrateError as error:
+            self._queue.put_nowait(("source", error))
 
     async def stop_guest(self, reason: str) -> None:
         """Stop the guest, so that it dirties nothing more and its memory arrives at the rate of the link.
@@ -331,6 +423,8 @@ class Copying:
                 self._pass = int(event.data.get("pass", 0))
                 if self.one_pass and self._pass > 2 and self.timeline.stopped is None:
                     raise self._second_pass()
+                if self._pass > 1:
+                    self._turn_to_postcopy()
             case "STOP":
                 self.timeline.stopped = event.at
                 if not self.suspended:
@@ -394,6 +488,9 @@ class Copying:
         if status == "pre-switchover":
             if self._letting_go is None:
                 self._letting_go = asyncio.create_task(self._let_go())
+        elif status == "postcopy-active":
+            self._switches(at)  # 7.2 says so before it stops the guest
+            self.timeline.postcopy = at
         elif status == "completed":
             self.timeline.completed = at
         elif status in {"failed", "cancelled"}:
@@ -408,7 +505,7 @@ class Copying:
             if self.timeline.loaded is None:
                 await self._ask_destination()
             return
-        if info.status == "pre-switchover":
+        if info.status in {"pre-switchover", "postcopy-active"}:
             self._on_status(info.status, time.monotonic())
         if info.ram is None or info.status in states.IDLE:
             return
@@ -420,8 +517,12 @@ class Copying:
         elapsed_ms = int((time.monotonic() - self.timeline.started) * 1000)
         self.on_progress(meter.read(info, elapsed_ms=elapsed_ms))
         left_s = info.ram.remaining / info.ram.throughput_bytes_per_s if info.ram.throughput_bytes_per_s else None
+        if self.asked_for_postcopy:
+            return
         if info.ram.passes > 1 or (left_s is not None and left_s < 2 * NEAR_END_S):
             self.on_near_end()
+        if info.ram.passes > 1:
+            self._turn_to_postcopy()
         if self.request.mode == "live" and not self.one_pass and not self.suspended:
             self.steering.look(info, elapsed_ms)
 
@@ -444,5 +545,7 @@ class Copying:
         )
 
     def _tell(self, reason: str) -> None:
+        if self.steps[-1:] == [reason]:
+            return
         self.steps.append(reason)
         self.on_step(reason)

@@ -25,7 +25,7 @@ from qmp_migrate.migration.hooks import Hooks
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.mirroring import Mirroring
 from qmp_migrate.migration.negotiation import Profile
-from qmp_migrate.migration.phases import AFTER_COMMIT
+from qmp_migrate.migration.phases import AFTER_COMMIT, Phase
 from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
@@ -47,6 +47,9 @@ class Course:
         running: The guest ran when it began; one that was paused arrives paused.
         one_pass: See `Copying.one_pass`.
         stopped_by_us: We have stopped the guest for its migration, or were about to; in the journal before it is done.
+        postcopy: Post-copy was asked for, or was about to be, and not refused: only forward from here (DESIGN rule 6).
+        lost_with: Host whose QEMU has ended in post-copy, and with it memory that exists nowhere else; ``""``: none.
+        continued: The destination has acknowledged a ``cont`` in post-copy; in the journal, too.
         witnessed: This controller has driven it from its beginning, so it knows whether ``cont`` was sent.
         lock: The guest's locks, once they are held.
         wires: What was set up between the two QEMUs.
@@ -72,6 +75,9 @@ class Course:
     profile: Profile = field(default_factory=Profile)
     one_pass: bool = False
     stopped_by_us: bool = False
+    postcopy: bool = False
+    lost_with: str = ""
+    continued: bool = False
     witnessed: bool = True
     lock: GuestLock | None = None
     wires: Wires = field(default_factory=Wires)
@@ -124,7 +130,8 @@ class Course:
             was_running=self.running,
             stopped_by_us=self.stopped_by_us,
             patience=patience,
-            ran=self.running and (self.completed or self.chronicle.phase in AFTER_COMMIT),
+            ran=self.running and (self.completed or self.continued or self.chronicle.phase in AFTER_COMMIT),
+            postcopy=self.postcopy,
             split_brain=self.split_brain,
             told=self.told,
         )
@@ -137,6 +144,35 @@ class Course:
         """
         self.stopped_by_us = True
         await self.chronicle.journal.intent(self.request.id, "stop-guest", reason=reason)
+
+    async def will_start_postcopy(self, reason: str) -> None:
+        """Write down that the point of no return comes: post-copy is about to be asked for.
+
+        Raises:
+            JournalError: It could not be written: it must not be asked for.
+        """
+        await self.finish_arming()
+        await self.chronicle.journal.intent(self.request.id, "start-postcopy", reason=reason)
+        if not self.witnessed or self.held_by_others:
+            await self.chronicle.enter(Phase.POSTCOPY)
+        else:
+            # The commit may be written already, for an ordinary end that seemed near. It is written anew once the source has
+            # stopped: if post-copy fails before that, the journal shows that the destination has never run.
+            await self.chronicle.enter(Phase.POSTCOPY, may_have_run=False)
+            self.armed, self._arming = False, None
+        self.postcopy = True
+
+    async def no_postcopy(self) -> None:
+        """QEMU has refused post-copy: there is a way back again."""
+        self.postcopy = False
+        with contextlib.suppress(JournalError):
+            await self.chronicle.journal.intent(self.request.id, "no-postcopy")
+
+    async def was_continued(self) -> None:
+        """Write down that the destination runs the guest in post-copy: nobody need continue it again."""
+        self.continued = True
+        with contextlib.suppress(JournalError):
+            await self.chronicle.journal.intent(self.request.id, "continued")
 
     def arm(self) -> None:
         """Begin to write the commit down, while the last pass runs: the fsync is off the blackout (rule 4).

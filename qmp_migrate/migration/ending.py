@@ -44,13 +44,17 @@ AFTER_WATCHDOG_S: Final = 2.0
 log = structlog.get_logger(__name__)
 
 
-async def back(course: Course, error: QmpMigrateError, *, goal: Goal | None = None) -> QmpMigrateError | None:
+async def back(
+    course: Course, error: QmpMigrateError, *, goal: Goal | None = None, settled: Settled | None = None
+) -> QmpMigrateError | None:
     """Bring the guest to one proven owner after something failed, or a cancel was asked for.
 
     Args:
         course: The migration.
         error: What happened.
-        goal: Where to, as long as there is a choice; default: back, unless ``cont`` was sent and not refused.
+        goal: Where to, as long as there is a choice; default: back, unless ``cont`` was sent and not refused, or post-copy
+            was asked for.
+        settled: Where it has ended already.
 
     Returns:
         What is to be told, with where the guest is now; None: it runs at the destination after all.
@@ -61,16 +65,21 @@ async def back(course: Course, error: QmpMigrateError, *, goal: Goal | None = No
     log.info("settling", because=str(error), phase=course.chronicle.phase)
     _take_timeline(course)
     await course.finish_arming()
-    if goal is Goal.BACK or (goal is None and not course.committed):
-        await carrying.free_source(course)
     stderr = await course.destination.stderr_tail() if course.destination.process else ""
-    if goal is None:
+    if course.postcopy:
+        if goal is Goal.BACK:
+            course.chronicle.warn("there is no way back: post-copy has begun, and the guest's memory is on both hosts")
+        goal = Goal.FORWARD
+    elif goal is None:
         goal = Goal.FORWARD if course.committed else Goal.BACK
+    if goal is Goal.BACK:
+        await carrying.free_source(course)
     course.chronicle.lenient = True  # whatever the journal can take, the guest must be brought to a proven state
     if goal is Goal.BACK:
         await course.chronicle.turn_back()
     waited = error.code == "switchover_stuck"
-    settled = await rollback.settle(course, goal=goal, patience_s=AFTER_WATCHDOG_S if waited else None)
+    if settled is None:
+        settled = await rollback.settle(course, goal=goal, patience_s=AFTER_WATCHDOG_S if waited else None)
     match settled.action:
         case Action.FINISHED_AT_SOURCE:
             return await _at_source(course, error, settled, stderr)
@@ -88,7 +97,8 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
     chronicle.result.warnings += await wiring.remove_keys(course.wires)
     chronicle.result.warnings += await rollback.discard_destination(course.destination)
     never_ran = course.facts(patience=False).surely_never_ran or (
-        not course.held_by_others and handover.proves_never_ran(settled.source_state, settled.source.status)
+        not course.held_by_others
+        and handover.proves_never_ran(settled.source_state, settled.source.status, postcopy=course.postcopy)
     )
     chronicle.result.warnings += await carrying.take_back(course, never_ran=never_ran)
     running = settled.source_state is Source.RUNS
@@ -112,11 +122,15 @@ async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
         moved = _superseded(course)
         await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
         return moved
+    lost = await _lost(course)
+    course.chronicle.result.warnings += await wiring.remove_keys(course.wires)
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
     never_ran = course.facts(patience=False).surely_never_ran
     course.chronicle.result.warnings += await carrying.take_back(course, never_ran=never_ran)
-    if isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
-        final: QmpMigrateError = error
+    if course.postcopy:
+        final: QmpMigrateError = lost
+    elif isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
+        final = error
     else:
         final = MigrationFailed(
             f"{error.message}; the source QEMU has ended: the guest runs nowhere",
@@ -127,6 +141,20 @@ async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
         )
     await course.chronicle.end(Phase.ROLLED_BACK, "failed", "none", final)
     return final
+
+
+async def _lost(course: Course) -> MigrationFailed:
+    host = course.lost_with
+    which = f"the QEMU on {host} has ended in post-copy" if host else "both QEMUs have ended in post-copy"
+    return MigrationFailed(
+        f"{which}, and with it memory of the guest that existed nowhere else: the guest is lost. It runs nowhere now",
+        safe_at_source=False,
+        code="guest_lost",
+        stderr=await course.destination.stderr_tail(),
+        hint="start it again from its disks: qmp-migrate vm start. Why that QEMU ended: the kernel's log on "
+        f"{host or 'both hosts'} may say it",
+        host=host or None,
+    )
 
 
 async def _at_destination(course: Course, error: QmpMigrateError, settled: Settled) -> QmpMigrateError | None:
@@ -146,7 +174,7 @@ async def _at_destination(course: Course, error: QmpMigrateError, settled: Settl
         except QmpMigrateError as failure:
             return await _parked(course, failure, settled)
     if chronicle.phase not in AFTER_COMMIT:
-        if chronicle.phase in {Phase.COPYING, Phase.PRE_SWITCHOVER}:
+        if chronicle.phase in {Phase.COPYING, Phase.PRE_SWITCHOVER, Phase.POSTCOPY}:
             chronicle.pass_through(Phase.SWITCHING)
         elif chronicle.phase not in {Phase.SWITCHING, Phase.PARKED}:
             await chronicle.enter(Phase.PARKED)  # the graph's only way forward from a roll-back

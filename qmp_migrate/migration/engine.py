@@ -29,9 +29,10 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts.process import command_line, identify, launch
-from qmp_migrate.migration import carrying, ending, locks, wiring
+from qmp_migrate.migration import carrying, ending, locks, postcopy, rollback, wiring
 from qmp_migrate.migration.copying import CancelRequested, Copying
 from qmp_migrate.migration.course import Course
+from qmp_migrate.migration.handover import Action, Goal
 from qmp_migrate.migration.hooks import Point
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.qemu import migration as qmp
@@ -60,6 +61,7 @@ class Engine:
     argv: tuple[str, ...]
     cancel: asyncio.Event
     error: QmpMigrateError | None = None
+    _settled_as: rollback.Settled | None = None
 
     async def run(self) -> None:
         """Drive the migration to its end; `error` then tells whether the guest runs at the destination.
@@ -105,7 +107,7 @@ class Engine:
             except Fenced:
                 raise
             except QmpMigrateError as error:
-                return await ending.back(course, error)
+                return await ending.back(course, error, settled=self._settled_as)
             return await ending.finish(course)
         except Fenced as error:
             return ending.gave_way(course, error)
@@ -250,6 +252,10 @@ class Engine:
             on_held=self._held,
             meter=course.meter,
             on_stop=course.will_stop,
+            on_postcopy=course.will_start_postcopy,
+            on_postcopy_refused=course.no_postcopy,
+            on_cancel_refused=self._refuse_cancel,
+            asked_for_postcopy=course.postcopy,
             suspended=course.stopped_by_us,
             can_postcopy=course.profile.postcopy,
             can_throttle=course.wires.throttle,
@@ -288,7 +294,10 @@ class Engine:
         try:
             async with carrying.watched(course, copying):
                 await copying.run(course.destination.migration_address, course.wires.port, adopt=adopt)
-            await self._commit(copying)
+            if copying.timeline.postcopy is not None and copying.timeline.completed is None:
+                await self._go_on_in_postcopy(copying)
+            else:
+                await self._commit(copying)
         finally:
             if not copying.connected.is_set():
                 keys.cancel()
@@ -345,6 +354,8 @@ class Engine:
         self.course.running = status.running
 
     async def _remove_keys_when_used(self, copying: Copying) -> None:
+        if self.course.profile.postcopy:
+            return  # a connection that is lost is replaced by a new one, with a new handshake
         await copying.connected.wait()
         # Not in the way of a switchover that is only milliseconds away: a small guest is copied in less than one poll.
         if copying.timeline.switching is None:
@@ -371,6 +382,8 @@ class Engine:
         await carrying.prove(course)
 
     def _checkpoint_held(self) -> None:
+        if self.course.postcopy:
+            return
         if self.cancel.is_set():
             raise MigrationCancelled("the migration was cancelled", host=self.course.source.name)
 
@@ -378,7 +391,8 @@ class Engine:
         """The hand-over: the source is proven completed, the destination loaded. One command, then look."""
         course = self.course
         await course.be_armed()
-        self._checkpoint()
+        if not course.postcopy:
+            self._checkpoint()
         await course.still_ours()
         monitor = await course.destination.attach()
         course.chronicle.lenient = (
@@ -399,6 +413,36 @@ class Engine:
         course.chronicle.event("switchover", blackout_ms=copying.timeline.blackout_ms)
         course.chronicle.event("committed", owner="destination")
         await self._verify(copying)
+
+    async def _go_on_in_postcopy(self, copying: Copying) -> None:
+        """The guest's devices travel: continue it there, and follow until all of its memory is there, too."""
+        course = self.course
+        refusing = asyncio.create_task(self._refuse_cancels())
+        try:
+            await postcopy.hand_over(course)
+            settled = await rollback.settle(course, goal=Goal.FORWARD)
+        finally:
+            refusing.cancel()
+            await asyncio.gather(refusing, return_exceptions=True)
+        if settled.action is not Action.RELEASE_SOURCE:
+            self._settled_as = settled
+            raise MigrationFailed(
+                f"post-copy has not come to its end: {settled.reason}",
+                safe_at_source=False,
+                code="postcopy_failed",
+                host=course.destination.name,
+            )
+        await self._verify(copying)
+
+    async def _refuse_cancels(self) -> None:
+        await self.cancel.wait()
+        self._refuse_cancel()
+
+    def _refuse_cancel(self) -> None:
+        self.course.chronicle.warn(
+            "the cancel is refused: post-copy has begun, and the guest's memory is on both hosts; it goes on to "
+            f"{self.course.destination.name}"
+        )
 
     async def _verify(self, copying: Copying) -> None:
         """Believe nothing: the destination's own word that it runs, then the announcement of its addresses."""

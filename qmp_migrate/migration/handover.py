@@ -15,162 +15,40 @@ The table follows from five facts of QEMU (return-path on, destination started w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from typing import Final
 
+from qmp_migrate.migration import handover_postcopy
+from qmp_migrate.migration.observed import (
+    Action,
+    Decision,
+    Destination,
+    Facts,
+    Goal,
+    Source,
+    classify_destination,
+    classify_source,
+)
 from qmp_migrate.qemu import states
 
-
-class Source(StrEnum):
-    """What is known of the source QEMU."""
-
-    RUNS = "runs"  # guest active here; migration none, failed or cancelled
-    COPIES = "copies"  # guest active here; a migration is under way
-    HOLDS = "holds"  # pre-switchover: stopped, waits for us
-    SWITCHES = "switches"  # device state travels, or the migration has failed and QEMU is about to run on
-    HANGS = "hangs"  # proven alive, but its monitor does not answer: the main loop is stuck, as at a switchover
-    POSTCOPY = "postcopy"  # the guest runs at the destination and still needs pages from here (DESIGN rule 6)
-    COMPLETED = "completed"  # stopped for good unless `cont` is sent
-    STOPPED = "stopped"  # paused, by its user or by us; no migration is under way
-    HALTED = "halted"  # the guest itself ended, or an error of its disks stopped it; no migration is under way
-    DEAD = "dead"  # proven: pid, start time, boot id
-    UNKNOWN = "unknown"
-
-
-class Destination(StrEnum):
-    """What is known of the destination QEMU."""
-
-    ABSENT = "absent"  # never launched, or proven dead
-    INCOMING = "incoming"  # waits for or loads the stream
-    LOADED = "loaded"  # has everything, paused
-    RUNS = "runs"
-    HALTED = "halted"  # ran, and the guest then ended or was paused
-    POSTCOPY = "postcopy"  # still needs pages from the source, whether it says that it runs or not
-    HANGS = "hangs"  # proven alive, but its monitor does not answer
-    UNKNOWN = "unknown"
-
-
-class Goal(StrEnum):
-    """Where the caller wants to go; the decision may be that it is too late for it."""
-
-    FORWARD = "forward"
-    BACK = "back"
-
-
-class Action(StrEnum):
-    """One thing to do; then observe and decide again."""
-
-    WAIT = "wait"
-    CANCEL_SOURCE = "cancel-source"  # migrate_cancel
-    CONTINUE_SOURCE = "continue-source"  # migrate-continue from pre-switchover
-    YANK_SOURCE = "yank-source"  # out of band; the source then fails the migration and runs on
-    RESUME_SOURCE = "resume-source"  # cont on the source
-    KILL_DESTINATION = "kill-destination"  # with proof
-    COMMIT = "commit"  # journal, then cont on the destination
-    RELEASE_SOURCE = "release-source"  # quit the source: the destination owns the guest
-    FINISHED_AT_SOURCE = "finished-at-source"
-    FINISHED_AT_DESTINATION = "finished-at-destination"
-    GUEST_GONE = "guest-gone"  # no QEMU holds it any more
-    SPLIT_BRAIN = "split-brain"  # two run: stop the one that the journal does not name, and call a person
-    PARK = "park"  # nothing can be done that is surely right
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do and why, in words for the journal and for the user."""
-
-    action: Action
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the journal and this controller know beside the two QEMUs' own states.
-
-    Attributes:
-        may_have_run: ``cont`` may have been sent to the destination (written before it is sent).
-        never_ran: Proof to the contrary: this controller, connected all the time, never sent it, or QEMU refused it.
-        source_completed: The source has said ``completed``: it has not run on, whatever became of it since.
-        was_running: The guest ran when the migration began; one that was paused is not started by us.
-        stopped_by_us: We have stopped the guest so that its memory can travel, or may have (written before ``stop`` is sent):
-            on the way back it is let run again, if it ran.
-        patience: Waiting longer is still reasonable; when False, a stuck state is acted upon.
-        ran: The destination has run the guest: QEMU has acknowledged the ``cont``.
-        yanked: A stuck source was yanked already, and it did not help.
-        split_brain: Both copies were seen to run; one was stopped then.
-        told: A person has said which copy is to be the guest, where nothing can prove it.
-    """
-
-    may_have_run: bool = False
-    never_ran: bool = False
-    source_completed: bool = False
-    was_running: bool = True
-    stopped_by_us: bool = False
-    patience: bool = True
-    ran: bool = False
-    yanked: bool = False
-    split_brain: bool = False
-    told: Literal["source", "destination"] | None = None
-
-    @property
-    def surely_never_ran(self) -> bool:
-        """The destination has not executed one instruction of the guest."""
-        return self.never_ran or not self.may_have_run
-
+__all__ = [
+    "Action",
+    "Decision",
+    "Destination",
+    "Facts",
+    "Goal",
+    "Source",
+    "classify_destination",
+    "classify_source",
+    "decide",
+    "proves_never_ran",
+]
 
 S, D, A = Source, Destination, Action
 
-
-def classify_source(*, alive: bool | None, run_state: str | None, status: str | None) -> Source:
-    """Turn what was observed of the source into a `Source`.
-
-    Args:
-        alive: True/False with proof, None when the host could not be asked.
-        run_state: ``query-status`` status, None when the monitor did not answer.
-        status: ``query-migrate`` status, None when the monitor did not answer.
-    """
-    if alive is False:
-        return S.DEAD
-    if run_state is None or status is None:
-        return S.HANGS if alive else S.UNKNOWN
-    if status == "completed":
-        # `cont` after `completed` leaves the status as it is: the run state tells.
-        return S.RUNS if run_state in states.RUNNING_STATES else S.COMPLETED
-    if status == "pre-switchover":
-        return S.HOLDS
-    if status in states.POSTCOPY:
-        return S.POSTCOPY
-    if status in states.SWITCHING or run_state == "finish-migrate":
-        # On 7.2 the status stays `active` while the last of it travels, and a migration that failed then leaves the
-        # guest stopped for a moment before QEMU runs it on: the run state tells.
-        return S.SWITCHES
-    if states.under_way(status):
-        return S.SWITCHES if run_state == "postmigrate" else S.COPIES
-    if run_state in states.RUNNING_STATES:
-        return S.RUNS
-    # A migration that failed leaves a guest that was stopped before it in `postmigrate` on 7.2, in `paused` later.
-    return S.STOPPED if run_state in {"paused", "postmigrate"} else S.HALTED
+IN_POSTCOPY: Final = handover_postcopy.AT_DESTINATION
 
 
-def classify_destination(*, alive: bool | None, run_state: str | None, status: str | None) -> Destination:
-    """Turn what was observed of the destination into a `Destination`; arguments as in `classify_source`."""
-    if alive is False:
-        return D.ABSENT
-    if run_state is None or status is None:
-        return D.HANGS if alive else D.UNKNOWN
-    if status in states.POSTCOPY:
-        return D.POSTCOPY
-    if run_state in states.RUNNING_STATES:
-        return D.RUNS
-    if run_state == "inmigrate" or states.under_way(status):
-        return D.INCOMING
-    if run_state in {"paused", "prelaunch"} and status == "completed":
-        return D.LOADED
-    return D.HALTED if status == "completed" else D.INCOMING
-
-
-def proves_never_ran(source: Source, status: str | None) -> bool:
+def proves_never_ran(source: Source, status: str | None, *, postcopy: bool = False) -> bool:
     """Tell whether what the source says proves that the destination has not run the guest.
 
     ``cont`` is sent only after the source has said ``completed``, which it says for ever after. One that runs, copies,
@@ -180,8 +58,13 @@ def proves_never_ran(source: Source, status: str | None) -> bool:
     Args:
         source: What it is.
         status: Its ``query-migrate`` status.
+        postcopy: It may have turned to post-copy, where ``cont`` is sent earlier: then only one that has not begun with it
+            proves anything. (From 8.2 on, a source whose last answer is lost at the end of post-copy says ``failed`` and runs
+            on, although the destination has run.)
     """
-    return status not in {None, "completed"} and source in {S.RUNS, S.STOPPED, S.COPIES, S.HOLDS, S.SWITCHES}
+    if status in {None, "completed"} or (postcopy and status in states.IDLE):
+        return False
+    return source in {S.RUNS, S.STOPPED, S.COPIES, S.HOLDS, S.SWITCHES}
 
 
 def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
@@ -196,8 +79,10 @@ def decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -
 
 
 def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) -> Decision:
-    if source is S.POSTCOPY or destination is D.POSTCOPY:
-        return _postcopy(facts)
+    if facts.postcopy:
+        goal = Goal.FORWARD
+    if (decision := handover_postcopy.decide(source, destination, facts)) is not None:
+        return decision
     if facts.split_brain and not (destination is D.RUNS and source in {S.RUNS, S.COPIES}):
         return Decision(A.PARK, "both copies have run: a person must say which one is the guest")
     if destination is D.RUNS:
@@ -205,7 +90,9 @@ def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) 
     match source:
         case S.RUNS:
             return _source_owns(destination, facts, "the source runs the guest; what the destination holds is stale")
-        case S.STOPPED if facts.stopped_by_us and facts.was_running:
+        case S.STOPPED if (
+            facts.stopped_by_us or facts.postcopy
+        ) and facts.was_running:  # 7.2 leaves it so in post-copy
             return _stopped_by_us(destination, facts)
         case S.STOPPED | S.HALTED:
             return _source_owns(
@@ -221,6 +108,8 @@ def _decide(source: Source, destination: Destination, facts: Facts, goal: Goal) 
             return _source_dead(destination, facts)
         case S.UNKNOWN:
             return _source_unknown(destination, facts)
+        case S.POSTCOPY | S.INTERRUPTED:
+            raise AssertionError("decided already")
 
 
 def _destination_runs(source: Source) -> Decision:
@@ -231,17 +120,11 @@ def _destination_runs(source: Source) -> Decision:
             return Decision(A.FINISHED_AT_DESTINATION, "the destination runs the guest and the source is gone")
         case S.UNKNOWN:
             return Decision(A.PARK, "the destination runs the guest, but nobody can say what the source does")
-        case S.HOLDS | S.SWITCHES | S.HANGS | S.POSTCOPY:
+        case S.HOLDS | S.SWITCHES | S.HANGS | S.POSTCOPY | S.INTERRUPTED:
             # Cancel or yank would start the source: only its end is safe.
             return Decision(A.RELEASE_SOURCE, "the destination runs the guest; the source must not be woken")
         case S.COMPLETED | S.STOPPED | S.HALTED:
             return Decision(A.RELEASE_SOURCE, "the destination runs the guest; the source is stopped for good")
-
-
-def _postcopy(facts: Facts) -> Decision:
-    """The guest's memory is on both sides: nothing may be cancelled, resumed, killed or released."""
-    why = "the guest's memory is on both hosts: the migration must end by itself or be recovered"
-    return Decision(A.WAIT if facts.patience else A.PARK, why)
 
 
 def _source_owns(destination: Destination, facts: Facts, why: str) -> Decision:
@@ -316,7 +199,7 @@ def _as_told(source: Source, destination: Destination, facts: Facts) -> Decision
         D.RUNS,
         D.UNKNOWN,
         D.HANGS,
-        D.POSTCOPY,
+        *IN_POSTCOPY,
     }:
         return None
     if destination is not D.ABSENT:

@@ -23,6 +23,7 @@ class Phase(StrEnum):
     DISKS_MIRRORING = "disks-mirroring"
     COPYING = "copying"
     PRE_SWITCHOVER = "pre-switchover"
+    POSTCOPY = "postcopy"
     SWITCHING = "switching"
     COMMITTED = "committed"
     RUNNING_AT_DESTINATION = "running-at-destination"
@@ -43,7 +44,10 @@ NEXT: Final[Mapping[Phase, frozenset[Phase]]] = MappingProxyType(
         P.DESTINATION_LAUNCHED: frozenset({P.WIRED, P.ROLLING_BACK}),
         P.WIRED: frozenset({P.DISKS_MIRRORING, P.COPYING, P.ROLLING_BACK}),
         P.DISKS_MIRRORING: frozenset({P.COPYING, P.ROLLING_BACK}),
-        P.COPYING: frozenset({P.PRE_SWITCHOVER, P.SWITCHING, P.ROLLING_BACK, P.PARKED}),
+        P.COPYING: frozenset({P.PRE_SWITCHOVER, P.POSTCOPY, P.SWITCHING, P.ROLLING_BACK, P.PARKED}),
+        # Entered before `migrate-start-postcopy` is sent: there is one direction from here. It may still end as pre-copy (the
+        # rest was small enough), or fail before it has begun.
+        P.POSTCOPY: frozenset({P.SWITCHING, P.RUNNING_AT_DESTINATION, P.ROLLING_BACK, P.PARKED}),
         P.PRE_SWITCHOVER: frozenset({P.SWITCHING, P.ROLLING_BACK, P.PARKED}),
         P.SWITCHING: frozenset({P.COMMITTED, P.ROLLING_BACK, P.PARKED}),
         # Back from here only with proof that the destination never ran (rule 4): `handover.decide` asks for it.

@@ -88,8 +88,8 @@ def judge(s: Situation) -> list[Check]:
     return [
         Check("ssh-source", "ok", f"{s.source_facts.name} answers", host=s.source_facts.name),
         Check("ssh-destination", "ok", f"{s.destination_facts.name} answers", host=s.destination_facts.name),
-        *_not_yet(s),
         *_guest(s),
+        *_mode(s),
         *_devices(s),
         *_binary(s),
         *_transport(s),
@@ -104,15 +104,6 @@ def judge(s: Situation) -> list[Check]:
 def failures(checks: list[Check]) -> tuple[str, ...]:
     """Return the failed checks as lines."""
     return tuple(f"{c.text}" + (f" ({c.hint})" if c.hint else "") for c in checks if c.status == "fail")
-
-
-def _not_yet(s: Situation) -> list[Check]:
-    """Refuse what can be asked for and is not built yet."""
-    asked = {
-        "--mode postcopy": s.request.mode == "postcopy",
-    }
-    text, hint = "is not in this version", "leave it out"
-    return [Check("not-yet", "fail", f"{flag} {text}", hint) for flag, wanted in asked.items() if wanted]
 
 
 def _guest(s: Situation) -> list[Check]:
@@ -137,7 +128,7 @@ def _guest(s: Situation) -> list[Check]:
         checks.append(
             Check("lock", "fail", f"another controller holds {name} on {host}: {who}", "try again later", host)
         )
-    if s.loses_writes:
+    if s.loses_writes and s.request.mode != "postcopy":
         text = (
             f"QEMU {s.source_version} without KVM loses what the guest writes in a second pass: it is moved in one pass, "
             f"with a pause of up to {s.request.downtime_limit_ms} ms, or not at all"
@@ -159,6 +150,33 @@ def _devices(s: Situation) -> list[Check]:
         return []
     where = s.source_facts.name
     return [Check("devices", status, text, host=where) for status, text in device_checks.changed(s.present)]
+
+
+def _mode(s: Situation) -> list[Check]:
+    """Say what the mode means for the guest, and what keeps it from being used."""
+    where = s.source_facts.name
+    if s.request.mode == "offline":
+        text = "the guest stands still while its memory travels"
+        return [
+            Check("mode", "ok", text if s.run_state in states.RUNNING_STATES else "the guest is paused", host=where)
+        ]
+    if s.request.mode != "postcopy":
+        return []
+    text = "once post-copy has begun there is no cancel, and if either QEMU or its host dies the guest is lost"
+    checks = [Check("mode", "ok", text, host=where)]
+    if s.loses_writes:
+        text = (
+            f"QEMU {s.source_version} without KVM loses what the guest writes after the first pass, also in post-copy"
+        )
+        checks.append(Check("passes", "fail", text, "--mode offline loses nothing; so do QEMU 9.0 and KVM", where))
+    if s.request.guarded:
+        text = "the guardian does not act where post-copy may begin: --guarded protects nothing here"
+        checks.append(Check("guarded", "warn", text, "leave it out", where))
+    files = [value for value in s.command.values("object") if value.startswith("memory-backend-file")]
+    if files or s.command.has("mem-path"):
+        text = "its memory is in a file: post-copy takes that only on tmpfs or hugetlbfs"
+        checks.append(Check("memory-backend", "warn", text, "QEMU refuses it before the guest is touched", where))
+    return checks
 
 
 def _binary(s: Situation) -> list[Check]:

@@ -32,7 +32,6 @@ from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
 from qmp_migrate.migration.reporter import Reporter
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
-from qmp_migrate.qemu import states
 from qmp_migrate.settings import Limits
 
 LAUNCH_S: Final = 25.0
@@ -40,7 +39,7 @@ LAUNCH_S: Final = 25.0
 
 BEFORE_LAUNCH: Final = frozenset({Phase.REQUESTED, Phase.PREFLIGHT})
 GOING_BACK: Final = frozenset({Phase.ROLLING_BACK})
-ADOPTED: Final = frozenset({Phase.COPYING, Phase.PRE_SWITCHOVER, Phase.SWITCHING})
+ADOPTED: Final = frozenset({Phase.COPYING, Phase.POSTCOPY, Phase.PRE_SWITCHOVER, Phase.SWITCHING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +162,10 @@ async def _settle(
     carrying.found(course, entries)
     course.wires.port = int((_last(entries, "intent", "migrate") or {}).get("port", 0))
     back = wish.back or record.cancel_requested or record.phase in GOING_BACK
-    if not back and record.phase in ADOPTED and not course.split_brain:
-        of_source, _, source_state, destination_state = await rollback.look(course.source, course.destination)
+    if (not back or course.postcopy) and record.phase in ADOPTED and not course.split_brain:
+        _, _, source_state, destination_state = await rollback.look(course.source, course.destination)
         going = source_state in {Source.COPIES, Source.HOLDS, Source.SWITCHES}
-        if going and destination_state is Destination.INCOMING and of_source.status not in states.POSTCOPY:
+        if going and destination_state is Destination.INCOMING:
             course.chronicle.event("step", reason="the copy that still runs is driven on by another controller")
             engine = Engine(course=course, argv=(), cancel=cancel)
             await engine.adopt()
@@ -207,6 +206,8 @@ def _course(
         running=bool(begun.get("running", asked.get("running", True))),
         profile=Profile.again((_last(entries, "intent", "wire") or {}).get("transport", {})),
         one_pass=bool(begun.get("one_pass", False)),
+        postcopy=_may_be_in_postcopy(entries),
+        continued=_last(entries, "intent", "continued") is not None,
         stopped_by_us=_last(entries, "intent", "stop-guest") is not None,
         witnessed=False,
         armed=record.may_have_run,
@@ -214,6 +215,15 @@ def _course(
         split_brain=_last(entries, "intent", "split-brain") is not None,
         told=wish.owner,
     )
+
+
+def _may_be_in_postcopy(entries: Sequence[Entry]) -> bool:
+    """Tell whether ``migrate-start-postcopy`` may have been sent: written down before, and not taken back since.
+
+    Nobody turns back once it was sent; who did, knew that it was not, or that QEMU has refused it.
+    """
+    words = [entry.act for entry in entries if entry.act in {"start-postcopy", "no-postcopy", "rolling-back"}]
+    return bool(words) and words[-1] == "start-postcopy"
 
 
 def _last(entries: Sequence[Entry], kind: str, act: str) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ from typing import Final
 
 from qmp_migrate.errors import Fenced, JournalError, MigrationFailed, QmpMigrateError
 from qmp_migrate.hosts.process_scripts import DISCARD
-from qmp_migrate.migration import handover
+from qmp_migrate.migration import handover, postcopy
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
+from qmp_migrate.migration.handover_postcopy import AT_DESTINATION, AT_SOURCE
 from qmp_migrate.migration.side import Observation, Side
 from qmp_migrate.qemu import migration as qmp
 
@@ -27,6 +28,8 @@ LIMIT_S: Final = 25.0
 """After this, what is not proven is parked."""
 
 LOOK_AGAIN_S: Final = 0.1
+POSTCOPY_LOOK_S: Final = 0.15
+"""So much longer while memory comes in post-copy, which takes a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,18 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
     patience = PATIENCE_S if patience_s is None else patience_s
     source, destination = course.source, course.destination
     begun, yanked = time.monotonic(), False
+    follow, tried = postcopy.Follow(course), 0
     while True:
         await _prove_ours(course)  # also ends what is left of a lost connection, which would keep the monitors busy
         of_source, of_destination, source_state, destination_state = await look(source, destination)
         waited = time.monotonic() - begun
-        facts = replace(course.facts(waited < patience), yanked=yanked)
-        if not course.held_by_others and handover.proves_never_ran(source_state, of_source.status):
+        patient = waited < patience
+        if in_postcopy := source_state in AT_SOURCE or destination_state in AT_DESTINATION:
+            begun = time.monotonic()  # it takes as long as it takes, as long as it goes on
+            patient = follow.look(of_source, source_state, of_destination)
+        facts = replace(course.facts(patient), yanked=yanked)
+        proven = handover.proves_never_ran(source_state, of_source.status, postcopy=course.postcopy)
+        if not course.held_by_others and proven:
             facts = replace(facts, never_ran=True)
         if source_state is Source.HOLDS and course.disks_behind:
             goal = Goal.BACK  # nobody has proven here that its disks are whole over there: it is not let go on
@@ -96,19 +105,23 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
                 | Action.RELEASE_SOURCE
             ):
                 return settled
-            case Action.PARK if waited > patience:
+            case Action.PARK if not patient:
                 return settled
             case Action.PARK | Action.WAIT:
                 pass
             case action:
                 if action is Action.KILL_DESTINATION:
                     await course.disarm()
+                if in_postcopy and action in {Action.END_SOURCE, Action.KILL_DESTINATION}:
+                    gone = destination if action is Action.END_SOURCE else source
+                    course.lost_with = gone.name if source_state in {*AT_SOURCE, Source.DEAD} else ""
                 # The way back starts no second copy: it is taken even where the journal's disk is full.
                 with contextlib.suppress(JournalError):
                     await course.chronicle.journal.intent(
                         course.request.id, action.value, source=str(of_source), destination=str(of_destination)
                     )
-                outcome = await _act(action, course)
+                outcome = await _act(action, course, tried)
+                tried += action is Action.RECOVER_POSTCOPY
                 yanked = yanked or action is Action.YANK_SOURCE
                 course.chronicle.did(action.value, outcome=outcome)
                 if action is Action.SPLIT_BRAIN:
@@ -118,6 +131,8 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
             reason = f"no proven state within {LIMIT_S:g} s; last: {decision.reason}"
             return replace(settled, action=Action.PARK, reason=reason)
         await asyncio.sleep(LOOK_AGAIN_S)
+        if in_postcopy and decision.action is not Action.CONTINUE_DESTINATION:
+            await asyncio.sleep(POSTCOPY_LOOK_S)
 
 
 async def _prove_ours(course: Course) -> None:
@@ -130,8 +145,13 @@ async def _prove_ours(course: Course) -> None:
         await course.still_ours()
 
 
-async def _act(action: Action, course: Course) -> str:
+async def _act(action: Action, course: Course, tried: int) -> str:
     """Do one thing. What it brought about is observed next, so an error here is a word for the journal only.
+
+    Args:
+        action: What.
+        course: The migration.
+        tried: How often post-copy was recovered before.
 
     Raises:
         Fenced: The host refused: another controller has the guest.
@@ -152,6 +172,16 @@ async def _act(action: Action, course: Course) -> str:
                 await (await source.attach()).execute("cont")
             case Action.KILL_DESTINATION:
                 return "proven gone" if await destination.kill() else "not proven gone"
+            case Action.END_SOURCE:
+                return "proven gone" if await source.kill() else "not proven gone"
+            case Action.CONTINUE_DESTINATION:
+                await postcopy.continue_destination(course)
+            case Action.PAUSE_POSTCOPY:
+                return await postcopy.pause(course)
+            case Action.RECOVER_POSTCOPY:
+                if tried:
+                    await asyncio.sleep(postcopy.RECOVER_PAUSE_S)
+                return await postcopy.recover(course, tried)
             case Action.SPLIT_BRAIN:
                 # Where `cont` may have been sent, the destination's copy is the one that the disks belong to.
                 stale = source if course.armed else destination

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from qmp_migrate.errors import MonitorError, NotConverging, QmpCommandFailed
+from qmp_migrate.errors import NotConverging, QmpCommandFailed, QmpMigrateError
 from qmp_migrate.migration import policies
 from qmp_migrate.migration.convergence import LAST_KINDS, Allowed, Sample, Step
 from qmp_migrate.migration.request import MigrationRequest
@@ -150,7 +150,7 @@ class Steering:
             self.tell(step.reason)
         except QmpCommandFailed as error:
             self.tell(f"not done: {step.reason}: {error.message}")
-        except MonitorError as error:
+        except QmpMigrateError as error:
             if rung is not None:
                 self.failed(error)  # else: it switches already, or is gone: events tell
 

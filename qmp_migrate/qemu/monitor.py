@@ -249,8 +249,7 @@ class Monitor:
             async with asyncio.timeout(seconds):
                 if oob:
                     return await self._client.execute(command, arguments, oob=True)
-                async with self._slots:
-                    return await self._client.execute(command, arguments)
+                return await self._in_turn(command, arguments)
         except TimeoutError:
             raise MonitorTimeout(
                 f"no answer to {command} from {self.label} within {seconds:g} s",
@@ -267,6 +266,22 @@ class Monitor:
             ) from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
             raise self._lost(command, sent=True) from error
+
+    async def _in_turn(self, command: str, arguments: Mapping[str, object] | None) -> Any:
+        """Run a command in band. Its slot is free only when it is answered, also where nobody waits for that any more.
+
+        What was given up still stands in the queue of a QEMU whose main loop hangs. Were more sent, that queue would be full,
+        and then QEMU reads nothing any more, out-of-band commands neither: those which free it.
+        """
+        await self._slots.acquire()
+        running = asyncio.create_task(self._client.execute(command, arguments))
+        running.add_done_callback(self._answered)
+        return await asyncio.shield(running)
+
+    def _answered(self, running: asyncio.Task[Any]) -> None:
+        self._slots.release()
+        if not running.cancelled():
+            running.exception()  # whoever waits for it sees it; nobody may
 
     def _lost(self, command: str, *, sent: bool) -> MonitorLost:
         return MonitorLost(

@@ -15,12 +15,16 @@ TERMINAL: Final = frozenset({"completed", "failed", "cancelled"})
 PASSES: Final = frozenset({"active"})
 """RAM is copied while the guest runs."""
 
-SWITCHING: Final = frozenset({"device"})
-"""The guest is stopped and its device state travels: nothing can be asked of the source's main loop for sure."""
+SWITCHING: Final = frozenset({"device", "postcopy-device"})
+"""The guest is stopped and its device state travels: nothing can be asked of the source's main loop for sure.
 
-POSTCOPY: Final = frozenset(
-    {"postcopy-active", "postcopy-paused", "postcopy-recover", "postcopy-recover-setup", "postcopy-device"}
-)
+``postcopy-device`` (10.2) is the beginning of post-copy: the destination loads the devices; if it fails there, the source
+runs on. Before 10.2 the source says ``postcopy-active`` at that time already, and has lost the guest then."""
+
+INTERRUPTED: Final = "postcopy-paused"
+"""Post-copy has lost its connection; nothing goes on before it is recovered."""
+
+POSTCOPY: Final = frozenset({"postcopy-active", INTERRUPTED, "postcopy-recover", "postcopy-recover-setup"})
 """No way back from these: no cancel, no resume of the source (DESIGN rule 6)."""
 
 RUNNING_STATES: Final = frozenset({"running"})

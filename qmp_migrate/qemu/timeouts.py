@@ -26,6 +26,7 @@ COMMAND_S: Final[dict[str, float]] = {
     "migrate-set-capabilities": 10.0,
     "migrate-set-parameters": 10.0,
     "migrate_cancel": 30.0,
+    "migrate-start-postcopy": 10.0,
     "migrate-continue": 30.0,
     "cont": 10.0,
     "stop": 30.0,

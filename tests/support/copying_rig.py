@@ -44,6 +44,9 @@ class Rig:
             on_stopped=lambda: self.told.append("stopped"),
             on_held=self._held,
             on_stop=self._stops,
+            on_postcopy=self._turns,
+            on_postcopy_refused=self._refused,
+            on_cancel_refused=lambda: self.told.append("cancel refused"),
         )
 
         await self.stack.enter_async_context(copying.watching())
@@ -58,6 +61,12 @@ class Rig:
 
     async def _stops(self, reason: str) -> None:
         self.told.append(f"will stop: {reason}")
+
+    async def _turns(self, reason: str) -> None:
+        self.told.append(f"will turn: {reason}")
+
+    async def _refused(self) -> None:
+        self.told.append("no post-copy")
 
     async def unless_ended(self, wait: Coroutine[Any, Any, None]) -> None:
         """Wait for something, or for the end of the copying if that comes first."""

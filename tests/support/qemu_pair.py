@@ -36,6 +36,7 @@ class _Qemu(FakeQemu):
         self.status = "none"
         self.alive = True
         self.objects: set[str] = set()
+        self.greeted: object = None
         self.on("query-status", lambda _: {"status": self.run_state, "running": self.run_state == "running"})
         self.on("query-migrate", lambda _: self._numbers())
         self.on("object-add", lambda arguments: self.objects.add(arguments["id"]) or {})
@@ -78,8 +79,14 @@ class _Qemu(FakeQemu):
             self._session.writer.close()
         return HangUp()
 
+    @property
+    def hears(self) -> bool:
+        """Whether there is a client that events are sent to: one that has negotiated."""
+        return self._session is self.greeted is not None and not self._session.writer.is_closing()
+
     def _answer(self, session: Any, name: str, message: dict[str, Any]) -> None:
         if name == "qmp_capabilities":
+            self.greeted = session
             return super()._answer(session, name, message)
         fault = self.pair.fault_of(self, name)
         if fault == "refused":
@@ -104,6 +111,8 @@ class QemuPair:
     """A running guest at ``a``, to be moved to ``b``.
 
     Attributes:
+        busy: The guest dirties so much that no pass is the last one: it must be stopped, or turned to post-copy.
+        cuts: So often the connection is lost in post-copy.
         fault, at: This happens to the command of that number, counted over both QEMUs from 1.
         commands: Who was asked what, in order.
         wrong: What must never happen and did.
@@ -115,6 +124,8 @@ class QemuPair:
     fault: Fault | None = None
     at: int = 0
     running: bool = True
+    busy: bool = False
+    cuts: int = 0
     commands: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     ran: bool = False
@@ -124,6 +135,9 @@ class QemuPair:
     destination: _Qemu = field(init=False)
     qemu_class: ClassVar[type[_Qemu]] = _Qemu
     _stood_still: bool = False
+    _asked: bool = False
+    _listens: bool = False
+    _recovered: asyncio.Event = field(default_factory=asyncio.Event)
     _play: asyncio.Task[None] | None = None
     _let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -131,7 +145,15 @@ class QemuPair:
         self.source = self.qemu_class(self, "running" if self.running else "paused")
         self.destination = self.qemu_class(self, "inmigrate")
         self.destination.alive = False
-        self.source.on("migrate", lambda _: self._begin())
+        self.source.on("migrate", lambda arguments: self._begin(resume="resume" in arguments))
+        self.source.on("migrate-start-postcopy", lambda _: self._ask())
+        self.source.on(
+            "migrate-pause", lambda _: Fails("migrate-pause is currently only supported during postcopy-active")
+        )
+        self.destination.on(
+            "migrate-pause", lambda _: Fails("migrate-pause is currently only supported during postcopy")
+        )
+        self.destination.on("migrate-recover", lambda _: self._listen_again())
         self.source.on("migrate_cancel", lambda _: self._cancel())
         self.source.on("yank", lambda _: self._cancel())
         self.source.on("migrate-continue", lambda _: self._go_on())
@@ -166,7 +188,27 @@ class QemuPair:
 
     # -- what QEMU does -------------------------------------------------------------------------------------------
 
-    def _begin(self) -> Reply:
+    def _ask(self) -> Reply:
+        if not self.source.capabilities["postcopy-ram"]:
+            return Fails("Enable postcopy with migrate_set_capability before the start of migration")
+        self._asked = True
+        return {}
+
+    def _listen_again(self) -> Reply:
+        if self.destination.status != "postcopy-paused":
+            return Fails("Migrate recover can only be run when postcopy is paused.")
+        self._listens = True
+        return {}
+
+    def _begin(self, *, resume: bool) -> Reply:
+        if resume:
+            if self.source.status != "postcopy-paused":
+                return Fails("Cannot resume if there is no paused migration")
+            if self._listens:
+                self._recovered.set()
+            return {}
+        if self._play is not None:
+            return Fails("There's a migration process in progress")
         self._play = asyncio.create_task(self._copy())
         return {}
 
@@ -184,6 +226,9 @@ class QemuPair:
                     source.becomes("active")
                     destination.becomes("active")
                 case 1:
+                    await self._passes()
+                    if self._asked and source.running:
+                        return await self._postcopy()
                     self._stood_still = source.run_state != "running"
                     source.goes("finish-migrate")
                 case 2 if source.capabilities["pause-before-switchover"]:
@@ -198,7 +243,44 @@ class QemuPair:
                     source.becomes("completed")
                     return
 
+    async def _passes(self) -> None:
+        """Pass after pass, until the guest is stopped, post-copy is asked for, or the destination is gone."""
+        number = 1
+        while self.busy and self.source.running and not self._asked and self.destination.alive and self.source.alive:
+            number += 1
+            if self.source.hears:
+                self.source.emit("MIGRATION_PASS", {"pass": number})
+            await asyncio.sleep(0.003)
+
+    async def _postcopy(self) -> None:
+        """In the order of 7.2: the source says so, and stops the guest then."""
+        source, destination = self.source, self.destination
+        source.becomes("postcopy-active")
+        source.goes("finish-migrate")
+        destination.becomes("postcopy-active")
+        await asyncio.sleep(0.003)
+        destination.run_state = "paused"
+        sent = 0
+        while sent < 5 or (self.cuts and destination.alive and source.alive):
+            await asyncio.sleep(0.003)
+            if not destination.alive or not source.alive or (self.cuts and destination.running):
+                self.cuts -= self.cuts > 0
+                self._listens = False
+                for qemu in (source, destination):
+                    if qemu.alive:
+                        qemu.becomes("postcopy-paused")
+                await self._recovered.wait()
+                self._recovered.clear()
+                source.becomes("postcopy-active")
+                destination.becomes("postcopy-active")
+            sent += 1
+        destination.becomes("completed")
+        source.run_state = "postmigrate"
+        source.becomes("completed")
+
     def _cancel(self) -> Reply:
+        if self.source.status in {"postcopy-active", "postcopy-paused"}:
+            self.wrong.append("a cancel in post-copy")
         if self._play is not None and not self._play.done():
             self._play.cancel()
             self._fails("cancelled")
@@ -230,7 +312,7 @@ class QemuPair:
         return {}
 
     def _continue_destination(self) -> Reply:
-        if self.destination.status != "completed":
+        if self.destination.run_state == "inmigrate":
             self.wrong.append("`cont` during inmigrate")
         self.destination.goes("running")
         return {}

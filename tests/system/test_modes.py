@@ -75,3 +75,20 @@ def test_or_lets_the_guest_run_again_where_it_was(lab: Lab, guest: Guest) -> Non
     process.communicate()
     assert "the guest is on a" in lab.cli("recover", str(record["id"]), "--back").err
     assert_untouched(guest)
+
+
+# -- post-copy --------------------------------------------------------------------------------------------------------
+
+
+def test_postcopy_ends_however_busy_the_guest_is(lab: Lab) -> None:
+    with lab.guest(append=BUSY) as guest:
+        result = lab.cli("migrate", guest.name, "--to", "b", "--mode", "postcopy", "--bandwidth", "60MiB", "--json").doc
+        assert (result["outcome"], result["owner"], result["mode"]) == ("completed", "destination", "postcopy")
+        assert result["encrypted"] is True
+        assert any("one pass is over" in step for step in result["steps"]), result["steps"]
+        assert 0 < result["blackout_ms"] < 2000, "it runs long before its memory is there"
+        assert result["qemu"]["total_ms"] > result["blackout_ms"]
+        guest.wait_survived("b")
+        assert not guest.directory("a").exists()
+        assert qemus(guest.name) == [guest.pid("b")]
+        assert not list(guest.directory("b").glob("tls-*")), "the key is gone"

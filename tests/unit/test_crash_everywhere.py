@@ -55,6 +55,7 @@ class Kind:
     Attributes:
         guarded: With a stop at pre-switchover.
         mode: As of a request.
+        cuts: So often the connection is lost in post-copy.
         running: The guest runs; else its user had paused it.
         cancelled: The source's migration status at which it is cancelled.
         back: Whoever recovers is told to go back.
@@ -64,6 +65,7 @@ class Kind:
 
     guarded: bool = False
     mode: Mode = "live"
+    cuts: int = 0
     running: bool = True
     cancelled: Literal["", "active", "pre-switchover", "completed"] = ""
     back: bool = False
@@ -79,7 +81,9 @@ class Case:
         self.journal = journal
         self.request = MigrationRequest("web1", "b", "a", guarded=kind.guarded, mode=kind.mode)
         self.cancel = asyncio.Event()
-        self.pair = MortalPair(running=kind.running, on_becoming=self._on_becoming)
+        self.pair = MortalPair(
+            running=kind.running, busy=kind.mode == "postcopy", cuts=kind.cuts, on_becoming=self._on_becoming
+        )
         self.story: list[str] = []
         self.and_a_qemu = False
         self.turned_back: int | None = None
@@ -253,6 +257,9 @@ KINDS = [
     pytest.param(Kind(mode="offline"), id="offline"),
     pytest.param(Kind(mode="offline", later=True, back=True), id="offline, recovered backwards, later"),
     pytest.param(Kind(mode="offline", cancelled="active"), id="offline, cancelled"),
+    pytest.param(Kind(mode="postcopy"), id="post-copy"),
+    pytest.param(Kind(mode="postcopy", cuts=2, later=True), id="post-copy, interrupted, recovered later"),
+    pytest.param(Kind(mode="postcopy", later=True, back=True), id="post-copy, recovered backwards, later"),
     pytest.param(Kind(cancelled="active"), id="cancelled"),
     pytest.param(Kind(cancelled="pre-switchover", guarded=True), id="guarded, cancelled"),
     pytest.param(Kind(cancelled="completed"), id="cancelled in the last moment"),

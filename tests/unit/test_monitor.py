@@ -198,6 +198,19 @@ async def test_waiting_for_a_turn_counts_as_waiting(qemu: FakeQemu, monitor: Mon
     assert await monitor.execute("query-migrate") == {}
 
 
+async def test_what_was_given_up_still_counts_until_qemu_has_answered_it(qemu: FakeQemu, monitor: Monitor) -> None:
+    """Else a main loop that hangs would get so many that QEMU reads nothing more, and could not be freed out of band."""
+    qemu.main_loop.clear()
+    for _ in range(3 * IN_FLIGHT):
+        with pytest.raises(MonitorTimeout):
+            await monitor.execute("query-status", timeout=0.01)
+    assert len(qemu.asked("query-status")) == IN_FLIGHT
+    qemu.on("migrate-pause", {})
+    assert await monitor.execute("migrate-pause", oob=True) == {}
+    qemu.main_loop.set()
+    assert (await monitor.execute("query-status"))["running"] is True
+
+
 async def test_a_cancelled_command_leaves_its_turn_to_others(qemu: FakeQemu, monitor: Monitor) -> None:
     qemu.on("query-block", Silence())
     for _ in range(IN_FLIGHT + 1):

@@ -390,3 +390,20 @@ def test_where_memory_is_received(address: str, migration_address: str | None, s
 
 def test_memory_in_the_clear_is_told() -> None:
     only(situation(request=MigrationRequest("web1", "b", encrypt=False)), "encryption", "warn", "in the clear")
+
+
+def test_what_a_mode_means_is_told() -> None:
+    only(situation(request=MigrationRequest("web1", "b", mode="offline")), "mode", "ok", "stands still")
+    only(situation(request=MigrationRequest("web1", "b", mode="postcopy")), "mode", "ok", "no cancel")
+    assert not found(situation(), "mode")
+
+
+def test_post_copy_is_refused_where_it_would_lose_writes() -> None:
+    request = MigrationRequest("web1", "b", mode="postcopy")
+    only(situation(request=request, loses_writes=True), "passes", "fail", "also in post-copy")
+    assert not found(situation(request=request), "passes")
+
+
+def test_what_post_copy_cannot_have_is_told() -> None:
+    request = MigrationRequest("web1", "b", mode="postcopy", guarded=True)
+    only(situation(request=request), "guarded", "warn", "protects nothing")
