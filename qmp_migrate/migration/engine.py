@@ -366,7 +366,8 @@ class Engine:
     async def _held(self) -> None:
         """The source waits at pre-switchover: prove once more that it may be let go on."""
         course = self.course
-        course.chronicle.pass_through(Phase.PRE_SWITCHOVER)
+        if not course.postcopy:
+            course.chronicle.pass_through(Phase.PRE_SWITCHOVER)
         await course.hooks.run(Point.PRE_SWITCHOVER, course)  # before the proofs: it takes time
         await course.be_armed()
         await course.still_ours()
@@ -417,6 +418,8 @@ class Engine:
     async def _go_on_in_postcopy(self, copying: Copying) -> None:
         """The guest's devices travel: continue it there, and follow until all of its memory is there, too."""
         course = self.course
+        if course.chronicle.phase is not Phase.POSTCOPY:  # another controller died while it wrote that down
+            await course.chronicle.enter(Phase.POSTCOPY)
         refusing = asyncio.create_task(self._refuse_cancels())
         try:
             await postcopy.hand_over(course)

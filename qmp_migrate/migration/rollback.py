@@ -127,7 +127,7 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
                 if action is Action.SPLIT_BRAIN:
                     course.split_brain = True
                     return replace(settled, reason=f"both copies ran: {outcome}")
-        if time.monotonic() - begun > LIMIT_S:
+        if not in_postcopy and time.monotonic() - begun > LIMIT_S:
             reason = f"no proven state within {LIMIT_S:g} s; last: {decision.reason}"
             return replace(settled, action=Action.PARK, reason=reason)
         await asyncio.sleep(LOOK_AGAIN_S)

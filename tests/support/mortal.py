@@ -21,7 +21,7 @@ from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.hosts.process_scripts import COMMAND_LINE, DISCARD
-from qmp_migrate.migration import copying, locks, recovery, release, rollback, wiring
+from qmp_migrate.migration import copying, locks, postcopy, recovery, release, rollback, wiring
 from qmp_migrate.migration import engine as engine_module
 from qmp_migrate.migration import side as side_module
 from qmp_migrate.migration.journal import Journal
@@ -261,3 +261,7 @@ def in_place_of_real_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollback, "PATIENCE_S", 5.0)
     monkeypatch.setattr(rollback, "LIMIT_S", 10.0)
     monkeypatch.setattr(rollback, "LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr(rollback, "POSTCOPY_LOOK_S", 0.0)
+    monkeypatch.setattr(postcopy, "RECOVER_PAUSE_S", 0.02)
+    monkeypatch.setattr(postcopy, "CONNECT_S", 0.3)
+    monkeypatch.setattr(postcopy, "GONE_S", 2.0)
