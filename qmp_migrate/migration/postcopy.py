@@ -36,7 +36,7 @@ RECOVER_FOR_S: Final = 120.0
 """How long a new connection is tried for, before a person is asked."""
 
 RECOVER_PAUSE_S: Final = 2.0
-CONNECT_S: Final = 10.0
+CONNECT_S: Final = 5.0
 """How long one try may take."""
 
 CONNECT_LOOK_S: Final = 0.1

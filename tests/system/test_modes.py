@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from tests.support.cable import Cable
 from tests.support.lab import Guest, Lab, interrupt, qemus, wait_for
 from tests.system.test_migrate import assert_untouched, qmp, wait_for_phase
 
@@ -92,3 +101,82 @@ def test_postcopy_ends_however_busy_the_guest_is(lab: Lab) -> None:
         assert not guest.directory("a").exists()
         assert qemus(guest.name) == [guest.pid("b")]
         assert not list(guest.directory("b").glob("tls-*")), "the key is gone"
+
+
+@contextlib.contextmanager
+def turned(lab: Lab, guest: Guest, config: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Begin to move a guest to ``b``, slowly, and wait until it runs there in post-copy."""
+    process = lab.popen(
+        "migrate", guest.name, "--to", "b", "--mode", "postcopy", "--bandwidth", "12MiB", "--json", config=config
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "blackout" in line and "MiB" not in line:
+            break
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, Any]:
+    out, _err = process.communicate(timeout=seconds)
+    return process.returncode, json.loads(out)
+
+
+@pytest.fixture
+def cut(lab: Lab) -> Iterator[tuple[Cable, Path]]:
+    """A network for memory that can be cut, and the settings with it; the usual one is as it was."""
+    import tomllib
+
+    address = tomllib.loads(lab.settings.read_text())["hosts"]["b"]["address"]
+    with socket.create_server((address, 0)) as free:
+        port = free.getsockname()[1]
+    with Cable((address, port), ("127.0.77.3", port)) as cable:
+        keys = {"migration_address": "127.0.77.3", "migration_listen": address, "migration_ports": f"{port}-{port}"}
+        yield cable, lab.config(hosts_b=keys)
+
+
+def test_a_cancel_is_refused_once_post_copy_has_begun(lab: Lab) -> None:
+    with lab.guest(append=BUSY) as guest, turned(lab, guest) as process:
+        [record] = lab.cli("status", "--json").doc["migrations"]
+        assert "there is no way back" in lab.cli("cancel", record["id"], code=2).err
+        interrupt(process)
+        code, result = ended(process)
+        assert (code, result["outcome"], result["owner"]) == (0, "completed", "destination")
+        assert any("the cancel is refused" in warning for warning in result["warnings"]), result["warnings"]
+        guest.wait_survived("b")
+
+
+def test_a_network_that_is_cut_in_post_copy_is_gone_round(lab: Lab, cut: tuple[Cable, Path]) -> None:
+    cable, config = cut
+    with lab.guest(append=BUSY) as guest, turned(lab, guest, config) as process:
+        cable.down()
+        code, result = ended(process)
+        assert (code, result["outcome"], result["owner"]) == (0, "completed", "destination"), result
+        guest.wait_survived("b")
+
+
+def test_also_by_another_controller_with_another_address_in_its_settings(lab: Lab, cut: tuple[Cable, Path]) -> None:
+    cable, config = cut
+    with lab.guest(append=BUSY) as guest, turned(lab, guest, config) as process:
+        process.kill()
+        process.wait()
+        cable.down()
+        [result] = lab.cli("recover", "--json").doc["migrations"]
+        assert (result["outcome"], result["owner"]) == ("completed", "destination"), result
+        guest.wait_survived("b")
+        assert not list(guest.directory("b").glob("tls-*")), "the key is gone"
+
+
+def test_a_destination_that_dies_in_post_copy_loses_the_guest_and_that_is_said(lab: Lab) -> None:
+    with lab.guest(append=BUSY) as guest, turned(lab, guest) as process:
+        pid = guest.pid("b")
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        code, result = ended(process)
+        assert (code, result["outcome"], result["owner"]) == (1, "failed", "none")
+        assert result["error"]["code"] == "guest_lost"
+        assert not qemus(guest.name)
+        lab.cli("doctor", "--leftovers", "--remove", code=None)
