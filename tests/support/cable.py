@@ -51,12 +51,14 @@ class Cable:
     Attributes:
         address: Where it listens.
         moved: Bytes that came through so far, by direction.
+        heads: What each connection began with, as it came from who connected.
     """
 
     def __init__(self, target: Address, listen: Address = ("127.0.0.1", 0)) -> None:
         self.target = target
         self.address = listen
         self.moved: dict[Direction, int] = {"there": 0, "back": 0}
+        self.heads: list[bytes] = []
         self._held: set[Direction] = set()
         self._dropped: set[Direction] = set()
         self._bytes_per_s = 0.0
@@ -189,9 +191,13 @@ class Cable:
         self._lines.discard(line)
 
     async def _pump(self, way: Direction, source: socket.socket, sink: socket.socket) -> None:
+        fresh = way == "there"
         while True:
             await self._pass(way)
             data = await self._loop.sock_recv(source, _CHUNK)
+            if fresh:
+                self.heads.append(data[:8])
+                fresh = False
             await self._pass(way)  # it may have been damaged while nothing came
             if way in self._dropped:
                 if not data:

@@ -1,0 +1,114 @@
+"""Every way to move a guest, between every two of three generations of QEMU: one guest goes through all pairs.
+
+Each row of `WAYS` is one guest that is moved along `every_pair`: 7.2 to 7.2, 7.2 to 11.1, 11.1 to 11.1 and so on, as the
+older ones' machine type. Its ticks go on after each hop; a page that any hop lost is found by the guest itself, at the
+latest when it has looked at all of its memory at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support.lab import Lab
+from tests.support.qemus import FETCHED, every_pair, known, why_missing
+
+MACHINE = "pc-q35-7.2"
+APPEND = "qm.rate=4 qm.ws=8 qm.tick=10"
+MEMORY = f"{128 * 1024 + 8}KiB"
+"""Small, and not a multiple of 256 KiB: see `tests.support.lab.MEMORY`."""
+
+Result = dict[str, Any]
+
+
+class Way(NamedTuple):
+    """One row: how a guest is moved, and what its result must say."""
+
+    words: tuple[str, ...]
+    says: Callable[[Result], bool]
+    disk: bool = False
+
+
+WAYS = {
+    "live": Way(("--no-encrypt",), lambda r: r["encrypted"] is False and r["channels"] == 1),
+    "encrypted": Way((), lambda r: r["encrypted"] is True and r["channels"] == 1),
+    "multifd": Way(("--channels", "3"), lambda r: r["encrypted"] is True and r["channels"] == 3),
+    "zstd": Way(("--compress", "zstd"), lambda r: r["encrypted"] is True and r["channels"] == 2),
+    "offline": Way(("--mode", "offline"), lambda r: r["mode"] == "offline"),
+    "copy-storage": Way(
+        ("--copy-storage", "full", "--source-images", "remove"), lambda r: r["disk_bytes"] >= 4 << 20, disk=True
+    ),
+}
+
+
+def skip_what_is_missing() -> None:
+    for version in FETCHED:
+        if version not in known():
+            pytest.skip(why_missing(version))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_guest_goes_through_all_pairs_of_versions(lab: Lab, way: str) -> None:
+    skip_what_is_missing()
+    words, says, disk = WAYS[way]
+    trip = every_pair(sorted(known(), key=lambda version: [int(n) for n in version.split(".")]))
+    keys: dict[str, Any] = {"machine": MACHINE, "memory": MEMORY, "append": APPEND}
+    images = {host: lab.files / f"versions-{host}" for host in ("a", "b")}
+    if disk:
+        images["a"].mkdir()
+        keys["append"] += " qm.disk=/dev/vda"
+        keys["extra"] = f'[[disk]]\npath = "{images["a"]}/one.img"\nformat = "raw"\nsize = "4MiB"\n'
+    here, there = "a", "b"
+    done: list[str] = []
+    try:
+        with lab.guest(config=settings(lab, images, a=trip[0], b=trip[0]), **keys) as guest:
+            for old, new in itertools.pairwise(trip):
+                done.append(f"{old} -> {new}")
+                config = settings(lab, images, **{here: old, there: new})
+                ran = lab.cli("migrate", guest.name, "--to", there, *words, "--json", config=config, code=None)
+                assert ran.code == 0, f"{done}: {ran.err}"
+                assert ran.doc["owner"] == "destination", (done, ran.doc)
+                assert says(ran.doc), (done, ran.doc)
+                here, there = there, here
+                verdict = guest.wait(here, lambda v: v.ticks_after_handover > 20 or bool(v.corruption or v.tick_faults))
+                assert not verdict.corruption, (done, verdict.reasons)
+                assert not verdict.tick_faults, (done, verdict.reasons)
+            guest.wait_survived(here)
+    finally:
+        for directory in images.values():
+            shutil.rmtree(directory, ignore_errors=True)
+    assert len(done) == len(known()) ** 2
+
+
+def settings(lab: Lab, images: dict[str, Path], **versions: str) -> Path:
+    """Write settings in which each host has a QEMU of its own, and its images in a place of its own."""
+    maps = {"a": {str(images["b"]): str(images["a"])}, "b": {str(images["a"]): str(images["b"])}}
+    return lab.config(**{f"hosts_{host}": {"qemu": known()[v], "path_map": maps[host]} for host, v in versions.items()})
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--channels", "2", "--mode", "postcopy"), "needs QEMU 10.1 or later on both hosts"),
+        (("--compress", "zstd", "--mode", "postcopy"), "post-copy and zstd do not go together"),
+        (("--compress", "xbzrle", "--channels", "2"), "xbzrle works on one channel only"),
+    ],
+)
+def test_what_a_pair_cannot_do_is_refused_by_check_with_what_would_work(
+    lab: Lab, words: tuple[str, ...], reason: str
+) -> None:
+    skip_what_is_missing()
+    images = {host: lab.files / f"versions-{host}" for host in ("a", "b")}
+    config = settings(lab, images, a="10.0", b="11.1")
+    with lab.guest(config=config, firmware_only=True, ready=False, machine=MACHINE, memory=MEMORY) as guest:
+        ran = lab.cli("check", guest.name, "--to", "b", *words, "--json", config=config, code=3)
+        (refused,) = [c for c in ran.doc["checks"] if c["id"] == "transport" and c["status"] == "fail"]
+        assert reason in refused["text"]
+        assert "leave --c" in refused["hint"]
+        ran = lab.cli("migrate", guest.name, "--to", "b", *words, "--json", config=config, code=3)
+        assert reason in ran.doc["error"]["message"]
