@@ -49,7 +49,9 @@ Policy = Annotated[
     ),
 ]
 Channels = Annotated[int, typer.Option(metavar="N", help="Connections that carry memory; more than one: multifd.")]
-Compress = Annotated[str | None, typer.Option(metavar="METHOD", help="zstd or zlib (over several channels), or xbzrle.")]
+Compress = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="zstd or zlib (over several channels), or xbzrle.")
+]
 CopyStorage = Annotated[
     str | None,
     typer.Option(

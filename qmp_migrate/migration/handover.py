@@ -161,6 +161,12 @@ def _before_switchover(source: Source, destination: Destination, facts: Facts, g
         return Decision(A.WAIT, "memory is being copied")
     if goal is Goal.FORWARD and destination is D.LOADED and facts.patience:
         return Decision(A.WAIT, "the destination has loaded; the source's word is on its way")
+    if source is S.COPIES and not facts.patience and facts.surely_never_ran:
+        # A cancel can hang: the threads of multifd wait for a network that swallows everything.
+        if not facts.yanked:
+            return Decision(A.YANK_SOURCE, "the cancel hangs: without its connections the source runs on")
+        if destination in {D.INCOMING, D.LOADED, D.HANGS}:
+            return Decision(A.KILL_DESTINATION, "the cancel hangs, and nothing has been handed over")
     return Decision(A.CANCEL_SOURCE, "nothing has been handed over: the source runs on after a cancel")
 
 

@@ -289,7 +289,9 @@ def test_silence_leads_to_nothing_that_cannot_be_taken_back() -> None:
             and c.action not in HARMLESS
             and not (c.action is A.CANCEL_SOURCE and c.source in {S.COPIES, S.HOLDS})
             and not (c.action is A.RESUME_SOURCE and c.source is S.STOPPED and c.facts.surely_never_ran)
-            and not (c.action is A.YANK_SOURCE and c.source in {S.SWITCHES, S.HANGS} and c.facts.surely_never_ran)
+            and not (
+                c.action is A.YANK_SOURCE and c.source in {S.COPIES, S.SWITCHES, S.HANGS} and c.facts.surely_never_ran
+            )
         ),
     )
 
@@ -428,3 +430,18 @@ def test_a_source_that_is_about_to_run_on_is_waited_for() -> None:
     for status in ("failed", "cancelled"):
         source = classify_source(alive=True, run_state="finish-migrate", status=status)
         assert decide(source, D.ABSENT, Facts(), Goal.BACK).action is A.WAIT
+
+
+@pytest.mark.parametrize("destination", [D.INCOMING, D.LOADED, D.HANGS, D.UNKNOWN, D.ABSENT])
+def test_a_cancel_that_hangs_is_helped_along(destination: Destination) -> None:
+    """Multifd into a network that swallows everything: seen for ever in `cancelling` on 7.2."""
+    facts = Facts(patience=True)
+    assert decide(S.COPIES, destination, facts, Goal.BACK).action is A.CANCEL_SOURCE
+    facts = replace(facts, patience=False)
+    assert decide(S.COPIES, destination, facts, Goal.BACK).action is A.YANK_SOURCE
+    action = decide(S.COPIES, destination, replace(facts, yanked=True), Goal.BACK).action
+    seen = destination in {D.INCOMING, D.LOADED, D.HANGS}
+    assert action is (A.KILL_DESTINATION if seen else A.CANCEL_SOURCE)
+    # At pre-switchover a cancel works, and what may have run is not cut off from who could tell.
+    assert decide(S.HOLDS, destination, facts, Goal.BACK).action is not A.YANK_SOURCE
+    assert decide(S.COPIES, destination, replace(facts, may_have_run=True), Goal.BACK).action is not A.YANK_SOURCE
