@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qmp_migrate.cli import moving
+from qmp_migrate.cli import moving, tuning
 from qmp_migrate.cli.context import Context, data, put, run, say
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ def forecast(
     mode: moving.Mode = "live",
     downtime_limit: moving.DowntimeLimit = None,
     bandwidth: moving.Bandwidth = None,
-    policy: moving.Policy = "default",
+    policy: tuning.Policy = None,
+    allow_postcopy: tuning.AllowPostcopy = None,
+    allow_stop: tuning.AllowStop = None,
+    max_throttle: tuning.MaxThrottle = None,
+    max_bandwidth: tuning.MaxBandwidth = None,
+    switchover_bandwidth: tuning.SwitchoverBandwidth = None,
+    timeout: tuning.Timeout = None,
     channels: moving.Channels = 1,
     compress: moving.Compress = None,
     copy_storage: moving.CopyStorage = None,
@@ -55,6 +61,12 @@ def forecast(
             downtime_limit=downtime_limit,
             bandwidth=bandwidth,
             policy=policy,
+            allow_postcopy=allow_postcopy,
+            allow_stop=allow_stop,
+            max_throttle=max_throttle,
+            max_bandwidth=max_bandwidth,
+            switchover_bandwidth=switchover_bandwidth,
+            timeout=timeout,
             channels=channels,
             compress=compress,
             copy_storage=copy_storage,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
+from qmp_migrate.cli import tuning
 from qmp_migrate.cli.context import Context, data, put, run, say, tell
 from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
@@ -41,12 +42,6 @@ DowntimeLimit = Annotated[
 ]
 Bandwidth = Annotated[
     str | None, typer.Option(metavar="RATE", help="Rate limit, for example 1Gbit or 80MiB; default: none.")
-]
-Policy = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", help="What is done about a guest that dirties memory faster than the link carries it."
-    ),
 ]
 Channels = Annotated[int, typer.Option(metavar="N", help="Connections that carry memory; more than one: multifd.")]
 Compress = Annotated[
@@ -89,7 +84,13 @@ def check(
     mode: Mode = "live",
     downtime_limit: DowntimeLimit = None,
     bandwidth: Bandwidth = None,
-    policy: Policy = "default",
+    policy: tuning.Policy = None,
+    allow_postcopy: tuning.AllowPostcopy = None,
+    allow_stop: tuning.AllowStop = None,
+    max_throttle: tuning.MaxThrottle = None,
+    max_bandwidth: tuning.MaxBandwidth = None,
+    switchover_bandwidth: tuning.SwitchoverBandwidth = None,
+    timeout: tuning.Timeout = None,
     channels: Channels = 1,
     compress: Compress = None,
     copy_storage: CopyStorage = None,
@@ -114,6 +115,12 @@ def check(
             downtime_limit=downtime_limit,
             bandwidth=bandwidth,
             policy=policy,
+            allow_postcopy=allow_postcopy,
+            allow_stop=allow_stop,
+            max_throttle=max_throttle,
+            max_bandwidth=max_bandwidth,
+            switchover_bandwidth=switchover_bandwidth,
+            timeout=timeout,
             channels=channels,
             compress=compress,
             copy_storage=copy_storage,
@@ -141,7 +148,13 @@ def migrate(
     mode: Mode = "live",
     downtime_limit: DowntimeLimit = None,
     bandwidth: Bandwidth = None,
-    policy: Policy = "default",
+    policy: tuning.Policy = None,
+    allow_postcopy: tuning.AllowPostcopy = None,
+    allow_stop: tuning.AllowStop = None,
+    max_throttle: tuning.MaxThrottle = None,
+    max_bandwidth: tuning.MaxBandwidth = None,
+    switchover_bandwidth: tuning.SwitchoverBandwidth = None,
+    timeout: tuning.Timeout = None,
     channels: Channels = 1,
     compress: Compress = None,
     copy_storage: CopyStorage = None,
@@ -170,6 +183,12 @@ def migrate(
             downtime_limit=downtime_limit,
             bandwidth=bandwidth,
             policy=policy,
+            allow_postcopy=allow_postcopy,
+            allow_stop=allow_stop,
+            max_throttle=max_throttle,
+            max_bandwidth=max_bandwidth,
+            switchover_bandwidth=switchover_bandwidth,
+            timeout=timeout,
             channels=channels,
             compress=compress,
             copy_storage=copy_storage,
@@ -207,13 +226,13 @@ def _request(
     mode: str,
     downtime_limit: str | None,
     bandwidth: str | None,
-    policy: str,
     channels: int,
     compress: str | None,
     copy_storage: str | None,
     source_images: str,
     encrypt: bool,
     guarded: bool | None,
+    **steering: Any,
 ) -> MigrationRequest:
     """Return what the options ask for.
 
@@ -238,11 +257,11 @@ def _request(
         bandwidth_bytes_per_s=parse_rate(rate) if rate is not None else 0,
         encrypt=encrypt,
         guarded=settings.migration.guarded if guarded is None else guarded,
-        policy=policy,
         channels=channels,
         limits=settings.watchdog.limits,
         announce=settings.migration.announce,
         **wanted,
+        **tuning.wanted(settings, **steering),
     )
 
 

@@ -27,7 +27,7 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.fleet.operating import Operating
 from qmp_migrate.fleet.publishing import on_the_bus
-from qmp_migrate.migration import forecasting, recovery
+from qmp_migrate.migration import forecasting, recovery, tuning
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
@@ -374,6 +374,23 @@ class Controller(Operating):
                 hint="it is still asked to; look again with: qmp-migrate status",
             ) from None
         return record
+
+    async def tune(self, migration: str, **changes: Any) -> dict[str, Any]:
+        """Retune a migration under way, whoever drives it.
+
+        Args:
+            migration: Its id, or a unique beginning of it.
+            changes: Fields of `qmp_migrate.migration.tuning.Tune`, for example ``downtime_limit_ms=1000``.
+
+        Returns:
+            What is in force now, as the source's QEMU says.
+
+        Raises:
+            MigrationUnknown: No such migration.
+            UsageError: It is over or being handed over, nobody drives it, or its controller says why not.
+            InvalidQuantity: A value is not possible.
+        """
+        return await tuning.retune(self.journal, migration, tuning.Tune(**changes))
 
 
 def _refuse_in_postcopy(record: MigrationRecord) -> None:

@@ -35,6 +35,7 @@ from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Goal
 from qmp_migrate.migration.hooks import Point
 from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.tuning import Tuner
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.states import ENDED_BY_GUEST
 
@@ -139,7 +140,7 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def _cancel_watched(self) -> AsyncIterator[None]:
-        """Obey ``qmp-migrate cancel`` of another process: it writes its wish into the journal."""
+        """Obey ``qmp-migrate cancel`` and ``tune`` of another process: it writes its wish into the journal."""
         chronicle = self.course.chronicle
 
         async def watch() -> None:
@@ -151,12 +152,13 @@ class Engine:
                             self.cancel.set()
                 await asyncio.sleep(CANCEL_POLL_S)
 
-        task = asyncio.create_task(watch())
+        tasks = [asyncio.create_task(watch()), asyncio.create_task(Tuner(self.course).watch())]
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _checkpoint(self) -> None:
         if self.cancel.is_set():

@@ -186,6 +186,8 @@ def negotiate(
         _stop_before_the_switchover(table)
     if may_throttle:
         _throttle(table)
+    if request.switchover_bandwidth_bytes_per_s:
+        _switchover_bandwidth(table, request)
     return Profile(
         channels=_channel_count(request) if multifd else 1,
         compression=request.compress,
@@ -364,6 +366,14 @@ def _stop_before_the_switchover(table: _Table) -> None:
         table.source_only.add("pause-before-switchover")
     else:
         table.refuse(f"{source} cannot stop before the switchover", "leave --guarded and --copy-storage out", source)
+
+
+def _switchover_bandwidth(table: _Table, request: MigrationRequest) -> None:
+    source, name = table.sides[0], "avail-switchover-bandwidth"
+    table.at_source[name] = request.switchover_bandwidth_bytes_per_s
+    if name not in source.parameters:
+        text = f"{source} cannot be told what the link carries in the blackout (QEMU 8.2 can): it takes the rate limit for it"
+        table.warnings.append(Objection(text, "", source.host))
 
 
 def _throttle(table: _Table) -> None:

@@ -144,7 +144,7 @@ def _dirty(passes: Sequence[Sample]) -> float:
         took_ms += after.elapsed_ms - before.elapsed_ms
         if took_ms >= MEASURABLE_MS:
             break
-    return dirtied * 1000 / took_ms if took_ms > 0 else 0.0
+    return dirtied * 1000 / max(1, took_ms)
 
 
 def _rest_s(remaining: float, fits: float, bandwidth: float, dirty: float) -> float:

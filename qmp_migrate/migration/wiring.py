@@ -32,6 +32,7 @@ OF_TRANSPORT: Final = (
 RESTORED: Final = (
     "max-bandwidth",
     "downtime-limit",
+    "avail-switchover-bandwidth",
     "tls-creds",
     "tls-hostname",
     *policies.ARMED_THROTTLE,
