@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from qmp_migrate.migration.recovery import Wish
     from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter
     from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-    from qmp_migrate.migration.restoring import RestoreRequest, RestoreResult
-    from qmp_migrate.migration.saving import SaveRequest, SaveResult
+    from qmp_migrate.migration.restore_request import RestoreRequest, RestoreResult
+    from qmp_migrate.migration.save_request import SaveRequest, SaveResult
     from qmp_migrate.settings import HostSettings, Settings
     from qmp_migrate.settings import load as load_settings
     from qmp_migrate.vm.spec import GuestSpec, parse_spec
@@ -75,10 +75,10 @@ _HOMES = {
     "Plan": "qmp_migrate.migration.plan",
     "Progress": "qmp_migrate.migration.reporter",
     "Reporter": "qmp_migrate.migration.reporter",
-    "RestoreRequest": "qmp_migrate.migration.restoring",
-    "RestoreResult": "qmp_migrate.migration.restoring",
-    "SaveRequest": "qmp_migrate.migration.saving",
-    "SaveResult": "qmp_migrate.migration.saving",
+    "RestoreRequest": "qmp_migrate.migration.restore_request",
+    "RestoreResult": "qmp_migrate.migration.restore_request",
+    "SaveRequest": "qmp_migrate.migration.save_request",
+    "SaveResult": "qmp_migrate.migration.save_request",
     "Settings": "qmp_migrate.settings",
     "Wish": "qmp_migrate.migration.recovery",
     "load_settings": "qmp_migrate.settings:load",

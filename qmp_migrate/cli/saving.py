@@ -12,8 +12,8 @@ from qmp_migrate.cli.context import Context, put, run, say, tell
 from qmp_migrate.errors import QmpMigrateError, UsageError
 
 if TYPE_CHECKING:
-    from qmp_migrate.migration.restoring import RestoreResult
-    from qmp_migrate.migration.saving import SaveResult
+    from qmp_migrate.migration.restore_request import RestoreResult
+    from qmp_migrate.migration.save_request import SaveResult
 
 _R = TypeVar("_R")
 

@@ -13,7 +13,7 @@ from qmp_migrate.errors import GuestExists, LockBusy, QmpMigrateError, UsageErro
 from qmp_migrate.fleet import guests, shut_down
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
-from qmp_migrate.hosts.process import identify
+from qmp_migrate.hosts.process import ProcessId, identify
 from qmp_migrate.migration import locks, restore_plan, save_plan, shut_down_plan
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.moving import MODE
@@ -21,8 +21,12 @@ from qmp_migrate.migration.operations import Operation, Operations
 from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.recovery import launch_over
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-from qmp_migrate.migration.restoring import RestoreRequest, RestoreResult, Restoring, process_of
-from qmp_migrate.migration.saving import CHANNELS, FormatChoice, SaveRequest, SaveResult, Saving
+from qmp_migrate.migration.restore_ending import RestoreEnding
+from qmp_migrate.migration.restore_request import RestoreRequest, RestoreResult
+from qmp_migrate.migration.restoring import Restoring
+from qmp_migrate.migration.save_ending import SaveEnding
+from qmp_migrate.migration.save_request import CHANNELS, FormatChoice, SaveRequest, SaveResult
+from qmp_migrate.migration.saving import Saving
 from qmp_migrate.migration.side import Side
 from qmp_migrate.vm.names import validate_name
 
@@ -305,8 +309,8 @@ class Operating(Inventory):
         data = operation.data
         request = SaveRequest(operation.vm, data["path"], data["format"], data["channels"], operation.id)
         result = SaveResult(operation.id, operation.vm, side.name, request.path)
-        side.process = process_of(data["process"])
-        saving = Saving(
+        side.process = ProcessId.of(data["process"])
+        ending = SaveEnding(
             request,
             side,
             self.operations,
@@ -318,7 +322,7 @@ class Operating(Inventory):
             stamp=data.get("stamp", ""),
             before=data.get("before", {}),
         )
-        return result, await saving.settle_and_end(None, recovering=True)
+        return result, await ending.settle_and_end(None, recovering=True)
 
     async def _recover_restore(
         self, operation: Operation, side: Side, lock: GuestLock
@@ -327,10 +331,11 @@ class Operating(Inventory):
         request = RestoreRequest(data["path"], side.name, keep=data["keep"], id=operation.id)
         result = RestoreResult(operation.id, operation.vm, side.name, request.path)
         # One that died while it launched has left no word of the process: then whatever was started there is it.
-        side.process = process_of(data.get("process"))
-        if side.process is None and operation.step != "begun" and await launch_over(side):
+        if "process" in data:
+            side.process = ProcessId.of(data["process"])
+        elif operation.step != "begun" and await launch_over(side):
             side.process = await identify(side.host, side.directory)
-        restoring = Restoring(
+        ending = RestoreEnding(
             request,
             side,
             self.operations,
@@ -341,7 +346,7 @@ class Operating(Inventory):
             tell=_silent,
             step=operation.step,
         )
-        return result, await restoring.settle_and_end(None, recovering=True)
+        return result, await ending.settle_and_end(None, recovering=True)
 
 
 def _check_left(operation: Operation) -> None:

@@ -19,7 +19,8 @@ from qmp_migrate.migration.devices_now import devices_now
 from qmp_migrate.migration.facts import gather_host, probe_binary
 from qmp_migrate.migration.image_stamps import other_disks
 from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.saving import SavePlan, SaveRequest, chosen_format
+from qmp_migrate.migration.save_request import SaveRequest, chosen_format
+from qmp_migrate.migration.saving import SavePlan
 from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.state_file import Document
 from qmp_migrate.qemu import features, states

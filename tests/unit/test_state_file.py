@@ -13,9 +13,9 @@ import pytest
 from qmp_migrate.errors import ConfigError, UsageError
 from qmp_migrate.migration import state_scripts as scripts
 from qmp_migrate.migration.image_stamps import Stamp, changes
-from qmp_migrate.migration.restoring import RestoreRequest
+from qmp_migrate.migration.restore_request import RestoreRequest
 from qmp_migrate.migration.save_plan import knows_file_uri
-from qmp_migrate.migration.saving import SaveRequest, chosen_format
+from qmp_migrate.migration.save_request import SaveRequest, chosen_format
 from qmp_migrate.migration.state_file import (
     CHUNK_BYTES,
     FOOTER_BYTES,
