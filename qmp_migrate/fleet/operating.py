@@ -13,8 +13,9 @@ from qmp_migrate.errors import GuestExists, LockBusy, QmpMigrateError, UsageErro
 from qmp_migrate.fleet import guests, shut_down
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
-from qmp_migrate.hosts.process import ProcessId, identify
+from qmp_migrate.hosts.process import ProcessId, command_line, identify
 from qmp_migrate.migration import locks, restore_plan, save_plan, shut_down_plan
+from qmp_migrate.migration.engine import built_as
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.moving import MODE
 from qmp_migrate.migration.operations import Operation, Operations
@@ -330,11 +331,13 @@ class Operating(Inventory):
         data = operation.data
         request = RestoreRequest(data["path"], side.name, keep=data["keep"], id=operation.id)
         result = RestoreResult(operation.id, operation.vm, side.name, request.path)
-        # One that died while it launched has left no word of the process: then whatever was started there is it.
+        # One that died while it launched has left no word of the process: what was started there with its command line is it.
         if "process" in data:
             side.process = ProcessId.of(data["process"])
         elif operation.step != "begun" and await launch_over(side):
-            side.process = await identify(side.host, side.directory)
+            found = await identify(side.host, side.directory)
+            if found is not None and built_as(await command_line(side.host, found), data["argv"]):
+                side.process = found
         ending = RestoreEnding(
             request,
             side,
