@@ -145,8 +145,9 @@ async def _look(
 
 
 async def _open_migrations(controller: Controller) -> list[OpenMigration]:
+    """Return what the journal has not closed: migrations, and saves, restores and moves, whose guests are left alone as well."""
     records = await controller.journal.migrations(limit=_RECORDS)
-    return [
+    found = [
         OpenMigration(
             record.id,
             record.vm,
@@ -156,4 +157,8 @@ async def _open_migrations(controller: Controller) -> list[OpenMigration]:
         )
         for record in records
         if record.phase not in ENDS
+    ]
+    return found + [
+        OpenMigration(o.id, o.vm, o.host, o.data.get("destination", o.host), controller_lives(o.controller))
+        for o in await controller.operations.unsettled()
     ]
