@@ -145,7 +145,7 @@ async def _look(
 
 
 async def _open_migrations(controller: Controller) -> list[OpenMigration]:
-    """Return what the journal has not closed: migrations, and saves, restores and moves, whose guests are left alone as well."""
+    """Return what the journal has not closed: migrations, and saves, restores and moves."""
     records = await controller.journal.migrations(limit=_RECORDS)
     found = [
         OpenMigration(
