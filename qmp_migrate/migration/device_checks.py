@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from qmp_migrate.migration.present import Present
 from qmp_migrate.qemu.devices import Devices
+from qmp_migrate.vm.cmdline import CommandLine
 
 _DEVICE: Final = re.compile(r"non-migratable device: (?P<path>.*?)/?(?P<driver>[^/ ]+)$")
 _ADVICE: Final = (
@@ -28,6 +29,9 @@ _ADVICE: Final = (
     ),
     (re.compile(r"SEV|TDX|confidential|guest_memfd", re.IGNORECASE), "QEMU cannot move a guest with encrypted memory"),
 )
+_MOVABLE_SINCE: Final = {"nvme": (11, 1)}
+"""Drivers that later QEMUs can move and earlier ones cannot receive: only a QEMU that has such a device says so itself."""
+
 _OTHERWISE: Final = "remove or replace that device"
 
 
@@ -54,6 +58,28 @@ def _names(reason: str, devices: Devices) -> str:
         if any(device.driver == name or device.driver.startswith((f"{name}-", f"{name}_")) for name in named)
     ]
     return ", ".join(sorted(found)) or ", ".join(sorted(named))
+
+
+def not_received(command: CommandLine, version: str) -> Iterator[tuple[str, str]]:
+    """Say which devices the destination's QEMU cannot receive, though the source's can send them.
+
+    Whether it *has* a driver shows when it is started, before memory travels. (``qom-list-types`` would tell, but loads all
+    modules, and a QEMU that finds those of another build ends then.)
+
+    Args:
+        command: The guest's.
+        version: The destination's.
+
+    Yields:
+        Text and hint.
+    """
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    for option in command.named("device"):
+        given = option.properties()
+        driver = given.get("driver") or ""
+        if driver in _MOVABLE_SINCE and numbers < _MOVABLE_SINCE[driver]:
+            name = f"{driver} {given.get('id') or '(without an id)'}"
+            yield f"QEMU {version} cannot receive {name}", f"QEMU {'.'.join(map(str, _MOVABLE_SINCE[driver]))} can"
 
 
 def changed(present: Present) -> Iterator[tuple[Literal["ok", "warn", "fail"], str]]:

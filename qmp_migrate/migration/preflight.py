@@ -193,6 +193,8 @@ def _binary(s: Situation) -> list[Check]:
     if _numbers(binary.version) < _numbers(s.source_version):
         text = f"{where} has the older QEMU ({binary.version} after {s.source_version})"
         checks.append(Check("version", "warn", text, "newer to older is best effort only", where))
+    lacking = device_checks.not_received(s.derived.command, binary.version) if not s.derived.refusals else ()
+    checks += [Check("devices", "fail", text, hint, where) for text, hint in lacking]
     return [*checks, *_machine(s, binary), *_cpu(s, binary)]
 
 

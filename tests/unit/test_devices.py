@@ -204,6 +204,14 @@ def test_a_device_that_qemu_cannot_move_is_named_with_what_to_do(reason: str, su
     assert advice in hint
 
 
+def test_a_device_that_the_other_qemu_cannot_receive() -> None:
+    command = CommandLine.parse(["qemu", "-device", "igb,id=n1", "-device", "nvme,id=nv0,drive=e"])
+    assert [text for text, _ in device_checks.not_received(command, "10.0.2")] == [
+        "QEMU 10.0.2 cannot receive nvme nv0"
+    ]
+    assert not list(device_checks.not_received(command, "11.1.3"))
+
+
 def test_what_changed_is_told_and_what_is_refused_is_all_that_is_told() -> None:
     command = CommandLine("qemu")
     assert list(device_checks.changed(Present(command))) == [("ok", "its devices are those of its command line")]

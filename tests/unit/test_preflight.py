@@ -172,6 +172,11 @@ def test_devices_that_changed_since_the_start_are_told_or_refused() -> None:
     assert found(needs, "memory")[0].status == "fail", "memory that was plugged in is needed there, too"
 
 
+def test_a_device_that_the_older_qemu_cannot_receive_is_refused() -> None:
+    argv = [*ARGV, "-device", "nvme,id=nv0,drive=x"]
+    only(situation(argv), "devices", "fail", "QEMU 7.2.22 cannot receive nvme nv0", "11.1")
+
+
 def test_flash_images_must_have_one_size() -> None:
     store, code = ("/srv/VARS.fd", 540672, 540672), ("/usr/share/CODE.fd", 3653632, 4194304)
     only(situation(flash=(store, code)), "files", "fail", "CODE.fd", "4194304 bytes on b", "3653632 on a", "same file")
