@@ -189,7 +189,7 @@ async def _rounds(run: Run, arena: Arena, machine: Machine, options: argparse.Na
                     continue
                 take = Take.of(arena, scenario, contender, number, machine, f"s{len(run.samples)}")
                 run.samples.append(take.sample)
-                judging = await _sample(take, judging, f"{number}/{options.repeats}")
+                judging = await _sample(run, take, judging, f"{number}/{options.repeats}")
         await _settle(judging)
 
 
@@ -198,7 +198,7 @@ async def _settle(judging: asyncio.Task[None] | None) -> None:
         await judging
 
 
-async def _sample(take: Take, judging: asyncio.Task[None] | None, round_text: str) -> asyncio.Task[None]:
+async def _sample(run: Run, take: Take, judging: asyncio.Task[None] | None, round_text: str) -> asyncio.Task[None]:
     """Boot a guest while the one before is being judged; move it when it has the machine for itself."""
     moved = False
     try:
@@ -212,6 +212,9 @@ async def _sample(take: Take, judging: asyncio.Task[None] | None, round_text: st
         moved = True
     except MoveFailed as error:
         take.sample.reason = str(error)
+    except asyncio.CancelledError:
+        run.samples.remove(take.sample)  # it says nothing
+        raise
     finally:
         if not moved:
             await take.judge()

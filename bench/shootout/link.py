@@ -28,6 +28,9 @@ MARK: Final = "QMP_MIGRATE_BENCH_NETWORK"
 SEND_BUFFER: Final = 512 * 1024
 """Most that the kernel keeps for one connection, bytes: 10 ms at 50 MiB/s."""
 
+UNLIMITED_BUFFER: Final = 4 * 1024 * 1024
+"""Linux's own default, where nothing is limited."""
+
 BURST: Final = 256 * 1024
 """Four packets of the loopback interface."""
 
@@ -82,7 +85,6 @@ async def raise_loopback() -> None:
     """
     _must_be_ours()
     await _run("ip", "link", "set", "lo", "up")
-    Path("/proc/sys/net/ipv4/tcp_wmem").write_text(f"4096 65536 {SEND_BUFFER}")  # noqa: ASYNC240
 
 
 async def limit(bytes_per_s: int | None) -> None:
@@ -92,6 +94,7 @@ async def limit(bytes_per_s: int | None) -> None:
         MoveFailed: This is not a network of our own, or the kernel cannot do that.
     """
     _must_be_ours()
+    _set_send_buffer(UNLIMITED_BUFFER if bytes_per_s is None else SEND_BUFFER)
     if bytes_per_s is None:
         await _run("tc", "qdisc", "del", "dev", "lo", "root", check=False)
         return
@@ -99,6 +102,10 @@ async def limit(bytes_per_s: int | None) -> None:
         *("tc", "qdisc", "replace", "dev", "lo", "root", "tbf"),
         *("rate", f"{bytes_per_s * 8}bit", "burst", str(BURST), "latency", f"{LATENCY_MS}ms"),
     )
+
+
+def _set_send_buffer(most: int) -> None:
+    Path("/proc/sys/net/ipv4/tcp_wmem").write_text(f"4096 16384 {most}")
 
 
 async def measure() -> float:
