@@ -39,11 +39,14 @@ __all__ = [
     "next_step",
 ]
 
-START_MS: Final = 3
+START_MS: Final = 10
 """First ``downtime-limit``, milliseconds; the user's own where that is smaller."""
 
 PATIENCE: Final = 0.1
 """A shorter blackout is waited for as long as that makes the whole longer by no more than this share."""
+
+FALLING: Final = 0.9
+"""A share of what is carried that is dirtied, below which the next pass begins with less than this one, noise or not."""
 
 NEAR_BEST: Final = 1.04
 """A pass within this of the best of the last `WINDOW` is a moment to act: it will hardly get better (KubeVirt VEP 248)."""
@@ -59,6 +62,9 @@ CONFIRMATIONS: Final = 2
 
 STALE_PASSES: Final = 20
 """So many passes without anything got are enough, however little is left."""
+
+STALE_MS: Final = 5000
+"""The same for passes that are all but nothing."""
 
 AIM: Final = 0.4
 """The share of the bandwidth that a throttled guest may dirty: each pass then leaves less than half of the one before."""
@@ -124,19 +130,26 @@ def _stale(samples: Sequence[Sample]) -> bool:
 
 
 def _it_fits(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Step:
-    """QEMU stops the guest by itself, unless its own estimate of the bandwidth is lower than what was measured."""
+    """QEMU stops the guest by itself, unless its own estimate of the bandwidth is lower than what was measured.
+
+    That is mended by a longer limit; what fits into all that is allowed is not given up for it, unless it never ends.
+    """
     now = samples[-1]
-    fitted = 0
-    for sample in reversed(beginnings(samples)):
-        if sample.remaining_bytes * outlook.need_ms > sample.limit_ms * now.remaining_bytes:
-            break
-        fitted += 1
-    if fitted < WINDOW:
+    fits = now.limit_ms * outlook.in_blackout / 1000
+    run = list(
+        itertools.takewhile(
+            lambda sample: sample.limit_ms == now.limit_ms and sample.remaining_bytes <= fits,
+            reversed(beginnings(samples)),
+        )
+    )
+    if len(run) < WINDOW:
         return NOTHING
     why = f"pass {now.pass_number} begins with {_size(now.remaining_bytes)}, and QEMU does not stop the guest"
     if now.limit_ms < allowed.downtime_ms:
         return _raise(now, min(allowed.downtime_ms, 2 * now.limit_ms), allowed, why)
-    return _last_rung(samples, outlook, allowed, why) if fitted >= 3 * WINDOW else NOTHING
+    if len(run) > STALE_PASSES and now.elapsed_ms - run[-1].elapsed_ms > STALE_MS:
+        return _last_rung(samples, outlook, allowed, why)
+    return NOTHING
 
 
 def _would_fit(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Step:
@@ -147,9 +160,11 @@ def _would_fit(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) ->
     fits = allowed.downtime_ms * outlook.in_blackout / 1000
     run = list(itertools.takewhile(lambda sample: sample.remaining_bytes <= fits, reversed(passes)))
     patience_ms = PATIENCE * run[-1].elapsed_ms - (now.elapsed_ms - run[-1].elapsed_ms)
+    if outlook.share <= FALLING and outlook.pass_ms <= patience_ms:
+        return NOTHING  # the next pass will begin with less
     if len(run) < WINDOW or patience_ms > 0:
         best = min(sample.remaining_bytes for sample in passes[-WINDOW:])
-        if outlook.until_ms(now.limit_ms) <= patience_ms or now.remaining_bytes > NEAR_BEST * best:
+        if now.remaining_bytes > NEAR_BEST * best:
             return NOTHING
     limit = min(allowed.downtime_ms, max(now.limit_ms + 1, math.ceil(outlook.need_ms * HEADROOM)))
     return _raise(

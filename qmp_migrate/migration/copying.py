@@ -224,6 +224,8 @@ class Copying:
                 elif isinstance(item, RunStatus):
                     self._on_found(item)
                 elif isinstance(item, QmpMigrateError):
+                    if isinstance(item, NotConverging) and self.timeline.switching is not None:
+                        continue  # it has converged after all
                     raise item
                 elif item is None:
                     raise MonitorLost(

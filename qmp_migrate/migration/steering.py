@@ -12,14 +12,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from qmp_migrate.errors import NotConverging, QmpCommandFailed, QmpMigrateError
+from qmp_migrate.errors import MonitorError, NotConverging, QmpCommandFailed, QmpMigrateError
 from qmp_migrate.migration import policies
 from qmp_migrate.migration.convergence import LAST_KINDS, Allowed, Sample, Step
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.migration import MigrationInfo
 
 Rung: TypeAlias = Callable[[str], Awaitable[None]]
+
+STOPPED_FOR_SWITCHOVER: Final = frozenset({"finish-migrate", "postmigrate"})
+"""Run states of a source that hands its guest over."""
 
 POLICY_POLL_S: Final = 0.25
 """How often a policy that goes by passes is asked whether time is up."""
@@ -37,7 +41,7 @@ class Steering:
         stop_guest: Stops the guest for the rest of the copy, with the reason; None: it is not possible.
         can_throttle: The source was wired so that the guest can be slowed down.
         limit_ms, bandwidth_bytes_per_s, throttle_percent: What QEMU was told last.
-        failed: Called with what a last rung raised.
+        failed: Called with what ends the migration: `NotConverging`, or what a last rung raised.
     """
 
     source: Side
@@ -74,11 +78,7 @@ class Steering:
         return POLICY_POLL_S if interval is None else interval(self._samples) / 1000
 
     def look(self, info: MigrationInfo, elapsed_ms: int) -> None:
-        """Take in what QEMU says now, and act on it.
-
-        Raises:
-            NotConverging: The policy gives up.
-        """
+        """Take in what QEMU says now, and act on it; returns at once."""
         ram = info.ram
         if ram is None or self._decided or not ram.throughput_bytes_per_s or self._busy:
             return
@@ -135,7 +135,26 @@ class Steering:
             )
         self._acting = asyncio.create_task(self._act(step))
 
+    async def _give_up(self, step: Step) -> None:
+        """Give up, unless QEMU has just stopped the guest: then it is on its way, and a cancel would only cost a pause."""
+        with contextlib.suppress(MonitorError):
+            status = await qmp.run_status(await self.source.attach())
+            if status.status in STOPPED_FOR_SWITCHOVER:
+                return
+        self.tell(step.reason)
+        self.failed(
+            NotConverging(
+                f"the guest dirties memory faster than it can be moved: {step.reason}",
+                hint=step.hint
+                or "allow a longer pause (--downtime-limit), more --bandwidth, or make the guest quieter",
+                host=self.source.name,
+            )
+        )
+
     async def _act(self, step: Step) -> None:
+        if step.kind == "give-up" or (step.kind == "postcopy" and self.to_postcopy is None):
+            await self._give_up(step)
+            return
         rung = {"postcopy": self.to_postcopy, "stop": self.stop_guest}.get(step.kind)
         try:
             if rung is not None:
