@@ -109,7 +109,7 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
         safe=running or not course.running,
         stderr=getattr(error, "stderr", "") or stderr,
     )
-    await _hooks(course, Point.ROLLED_BACK)
+    await course.hooks.run_after(Point.ROLLED_BACK, course)
     outcome: Outcome = "cancelled" if isinstance(error, MigrationCancelled) else "rolled_back"
     chronicle.event("rolled-back", owner="source", reason=error.message)
     await chronicle.end(Phase.ROLLED_BACK, outcome, "source", final)
@@ -194,7 +194,7 @@ async def finish(course: Course) -> QmpMigrateError | None:
     """
     chronicle, destination = course.chronicle, course.destination
     _take_timeline(course)
-    if await _hooks(course, Point.AFTER_COMMIT):  # what they have changed may have swallowed the first announcement
+    if await course.hooks.run_after(Point.AFTER_COMMIT, course):  # they may have swallowed the first announcement
         with chronicle.tolerate("the guest's network addresses were not announced again"):
             await qmp.announce(await destination.attach(), *course.request.announce)
     if not course.source.fenced and await _alive(course.source):
@@ -216,22 +216,9 @@ async def finish(course: Course) -> QmpMigrateError | None:
             chronicle.warn(problem)
         await _completed_but(course)
         return None
-    await _hooks(course, Point.DONE)
+    await course.hooks.run_after(Point.DONE, course)
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
-
-
-async def _hooks(course: Course, point: Point) -> bool:
-    """Run hooks that change nothing about who has the guest; tell whether there were any."""
-    if not course.hooks.at(point) or point in course.hooks.ran:
-        return False
-    try:
-        await course.hooks.run(point, course)
-    except Fenced:
-        raise
-    except QmpMigrateError as error:
-        course.chronicle.warn(f"the {point} hooks: {error}")
-    return True
 
 
 async def _ended_there(course: Course) -> MigrationFailed:

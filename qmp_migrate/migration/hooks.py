@@ -113,6 +113,7 @@ class Hooks:
 
     hooks: tuple[Hook, ...] = ()
     ran: set[str] = field(default_factory=set)
+    _begun: dict[Point, asyncio.Task[bool]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Iterable[HookSettings]) -> Hooks:
@@ -167,7 +168,8 @@ class Hooks:
             if run.outcome == "ok":
                 continue
             told = describe(run)
-            if hook.required and point in BEFORE_COMMIT:
+            # Where post-copy was begun already there is no way back: the hook in its pause comes after the commit.
+            if hook.required and point in BEFORE_COMMIT and not course.postcopy:
                 raise MigrationFailed(
                     told,
                     safe_at_source=True,
@@ -177,6 +179,35 @@ class Hooks:
                     host=None if hook.where == "controller" else run.host,
                 )
             chronicle.warn(told)
+
+    async def run_after(self, point: Point, course: Course) -> bool:
+        """Run hooks that change nothing about who has the guest: what fails is a warning. Tell whether any ran now.
+
+        Raises:
+            Fenced: Another controller has the guest.
+        """
+        begun = self._begun.pop(point, None)
+        if begun is not None:
+            return await begun
+        if not self.at(point) or point in self.ran:
+            return False
+        return await self._run_after(point, course)
+
+    async def _run_after(self, point: Point, course: Course) -> bool:
+        try:
+            await self.run(point, course)
+        except Fenced:
+            raise
+        except QmpMigrateError as error:
+            course.chronicle.warn(f"the {point} hooks: {error}")
+        return True
+
+    def begin(self, point: Point, course: Course) -> None:
+        """Let the hooks of a point run on beside what comes next; `run_after` waits for them."""
+        if self.at(point) and point not in self.ran and point not in self._begun:
+            task = asyncio.create_task(self._run_after(point, course))
+            self._begun[point] = task
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def describe(run: HookRun) -> str:

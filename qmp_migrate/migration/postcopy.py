@@ -21,6 +21,7 @@ from typing import Final
 from qmp_migrate.errors import MigrationFailed, MonitorError, QmpCommandFailed, QmpMigrateError
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Source
+from qmp_migrate.migration.hooks import Point
 from qmp_migrate.migration.side import Observation, Side
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
@@ -138,6 +139,8 @@ async def continue_destination(course: Course) -> None:
         course.chronicle.event("switchover", blackout_ms=course.copying.timeline.blackout_ms)
     with course.chronicle.tolerate("the guest's network addresses were not announced"):
         await qmp.announce(destination, *course.request.announce)
+    # Beside what follows: a connection that is lost just now must not wait for a switch to be told.
+    course.hooks.begin(Point.AFTER_COMMIT, course)
 
 
 async def pause(course: Course) -> str:

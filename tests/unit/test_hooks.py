@@ -6,14 +6,17 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from qmp_migrate.errors import ConfigError
+from qmp_migrate.errors import ConfigError, MigrationFailed
 from qmp_migrate.hosts import HostAddress, make_host
-from qmp_migrate.migration.hooks import GRACE_S, SSH_S, HookRun, Hooks, Point, describe, run_here, run_there
+from qmp_migrate.migration.hooks import GRACE_S, SSH_S, Hook, HookRun, Hooks, Point, describe, run_here, run_there
 from qmp_migrate.migration.journal import Entry
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.settings import parse
 
 HOOKS = """
@@ -164,3 +167,49 @@ def test_announcements_are_settings() -> None:
         id="m",
     )
     assert list(again.announce) == [50, 1000, 9, 100]
+
+
+class Told:
+    """What a hook needs of a course."""
+
+    def __init__(self, *, postcopy: bool) -> None:
+        self.postcopy = postcopy
+        self.request = MigrationRequest("web1", "b", "a")
+        self.source = self.destination = SimpleNamespace(name="a", migration_address="h", fenced=False)
+        self.warnings: list[str] = []
+        self.intents: list[str] = []
+        result = MigrationResult("m1", "web1", "a", "b", "live")
+        self.chronicle = SimpleNamespace(
+            phase=Phase.COPYING,
+            result=result,
+            intent=self._intent,
+            event=lambda *_a, **_k: None,
+            warn=self.warnings.append,
+        )
+
+    async def _intent(self, _act: str, *, at: str) -> None:
+        self.intents.append(at)
+
+
+def required(at: Point) -> Hooks:
+    return Hooks((Hook(at, "controller", ("/bin/false",), 5.0, required=True),))
+
+
+async def test_a_required_hook_takes_the_guest_back_as_long_as_there_is_a_way_back() -> None:
+    course: Any = Told(postcopy=False)
+    with pytest.raises(MigrationFailed, match="ended with status 1") as caught:
+        await required(Point.PRE_SWITCHOVER).run(Point.PRE_SWITCHOVER, course)
+    assert caught.value.safe_at_source
+    course = Told(postcopy=True)
+    await required(Point.PRE_SWITCHOVER).run(Point.PRE_SWITCHOVER, course)
+    assert len(course.warnings) == 1, "after the commit nothing can"
+
+
+async def test_hooks_that_run_beside_are_waited_for_and_run_once() -> None:
+    course: Any = Told(postcopy=True)
+    hooks = Hooks((Hook(Point.AFTER_COMMIT, "controller", sh("sleep 0.2; echo late"), 5.0),))
+    hooks.begin(Point.AFTER_COMMIT, course)
+    assert await hooks.run_after(Point.AFTER_COMMIT, course)
+    assert not await hooks.run_after(Point.AFTER_COMMIT, course)
+    assert [run["output"] for run in course.chronicle.result.hooks] == ["late\n"]
+    assert course.intents == ["after-commit"]
