@@ -255,6 +255,18 @@ def test_what_needs_the_pause_gets_it_at_the_source_only() -> None:
         assert "pause-before-switchover" not in profile.destination.capabilities
 
 
+def test_what_the_link_carries_in_the_blackout_is_told_where_qemu_can_be_told() -> None:
+    name, wanted = "avail-switchover-bandwidth", asked(switchover_bandwidth_bytes_per_s=125_000_000)
+    old, there = qemu("7.2.22", "a"), qemu("11.1.3", "b")
+    knows = replace(there, host="a", parameters=there.parameters | {name})
+    profile = negotiate(wanted, knows, there, memory_bytes=4 * GIB)
+    assert (profile.source.parameters[name], profile.warnings) == (125_000_000, ())
+    assert name not in profile.destination.parameters
+    profile = negotiate(wanted, old, there, memory_bytes=4 * GIB)
+    assert name not in profile.source.parameters
+    assert "takes the rate limit" in profile.warnings[0].text
+
+
 def test_throttling_has_to_be_known_beforehand() -> None:
     ends = qemu("7.2.22", "a"), qemu("11.1.3", "b")
     profile = negotiate(asked(), *ends, memory_bytes=GIB, may_throttle=True)
