@@ -7,12 +7,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 MIB: Final = 1 << 20
 
-LINK_MIB_S: Final = 50
+LINK_MIB_S: Final = 60
 """The link, MiB per second: less than two cores without KVM can do, so that it is the link that limits."""
 
-MEMORY_KIB: Final = 256 * 1024
-WS_MIB: Final = 144
-"""Working set. Of a full copy at 0.8 of the link the guest dirties this much, so it does not run out of pages to dirty."""
+MEMORY_KIB: Final = 224 * 1024
+WS_MIB: Final = 112
+"""Working set: what the guest dirties while one full copy is sent at 0.8 of the link, so it does not run out of pages."""
 
 BOUND_S: Final = 60.0
 """A migration that has not ended by then is cancelled and told as still going."""

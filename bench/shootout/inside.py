@@ -20,7 +20,7 @@ _WALL: Final = re.compile(rb"QM W (\d+) (\d+) (\d+) #([0-9a-f]{4})\n")
 _DAY_S: Final = 86400
 _NS: Final = 1_000_000_000
 PAGES_PER_MIB: Final = 256
-BEFORE_NS: Final = 2 * _NS
+BEFORE_NS: Final = 1_500_000_000
 """The pace before the move is taken over so much of the guest's time."""
 
 LATE_LINES: Final = 6

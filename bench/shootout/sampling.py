@@ -39,7 +39,7 @@ CANCEL_S: Final = 60.0
 JUDGE_S: Final = 45.0
 DISCARD_S: Final = 60.0
 LOOK_EVERY_S: Final = 0.1
-PACE_NS: Final = 2_000_000_000
+PACE_NS: Final = 1_500_000_000
 """So long, by its own clock, a guest works before it is moved."""
 
 
@@ -51,6 +51,7 @@ class Take:
         arena, scenario, contender: What is measured where.
         guest: The guest of this sample alone.
         sample: What is known so far.
+        began, ended: Length of the guest's log when its move began and when it had ended.
     """
 
     arena: Arena
@@ -58,6 +59,8 @@ class Take:
     contender: Contender
     guest: Guest
     sample: Sample
+    began: int = 0
+    ended: int = 0
 
     @classmethod
     def of(
@@ -117,7 +120,7 @@ class Take:
 
     async def forecast(self) -> None:
         """Ask the product what it expects, where that is wanted; the guest is at work already."""
-        if not self.contender.forecast:
+        if not self.contender.forecast or self.sample.round > 1:
             return
         try:
             report, _plan = await self.arena.controller.forecast(self.request)
@@ -131,25 +134,24 @@ class Take:
         sample, (source, destination) = self.sample, self.directories
         self.arena.recorder.begin()
         sample.load1 = round(os.getloadavg()[0], 2)
-        begin = _length([source])
+        self.began = _length([source])
         try:
             async with Watch.over(source / SOCKET, destination / SOCKET) as seen:
                 began = time.monotonic()
                 await self._by_raw(seen) if self.contender.by_raw else await self._by_controller(seen)
                 sample.wall_ms = round((time.monotonic() - began) * 1000, 1)
-                end = _length([source, destination])
+                self.ended = _length([source, destination])
                 if sample.outcome == "completed":
                     await seen.seen_running()
             self._take_in(seen)
-            if sample.outcome != "not available":
-                await self._ask_guest(begin, end)
         except (MoveFailed, QmpFailed, OSError, TimeoutError) as error:
             sample.outcome, sample.reason = "failed", str(error) or repr(error)
 
     async def judge(self) -> None:
-        """Wait for the oracle's verdict where the guest was moved, and remove the guest."""
+        """Listen to what the guest says, wait for the oracle's verdict, and remove the guest."""
         try:
             if self.sample.outcome in {"completed", "gave up", "still going"}:
+                await self._ask_guest()
                 await self._verdict()
         finally:
             async with asyncio.timeout(DISCARD_S):
@@ -211,7 +213,7 @@ class Take:
             sample.bytes = sample.curve[-1].transferred_bytes
             sample.passes = sample.passes or sample.curve[-1].pass_number
 
-    async def _ask_guest(self, begin: int, end: int) -> None:
+    async def _ask_guest(self) -> None:
         """Wait until the guest has looked at its wall clock once more, and take in what it says."""
         source, destination = self.directories
         looked: inside.Inside | None = None
@@ -219,8 +221,8 @@ class Take:
             async with asyncio.timeout(JUDGE_S):
                 while True:
                     log, handover = _logs(source, destination)
-                    if inside.walls_after(log, end) >= 1:
-                        looked = inside.look(log, begin=begin, end=end, handover=handover)
+                    if inside.walls_after(log, self.ended) >= 1:
+                        looked = inside.look(log, begin=self.began, end=self.ended, handover=handover)
                         break
                     await asyncio.sleep(LOOK_EVERY_S)
         self.sample.inside = looked
