@@ -41,13 +41,13 @@ ROUND_TLS: Final = (1, 2)
 def main() -> int:
     """Run it; returns the exit code. A goal that is missed is no failure."""
     options = _options()
+    os.chdir(ROOT)  # the images are found from here, wherever it is started
+    if options.read is not None:
+        return report.again(json.loads(options.read.read_text()), options.output, _console(), options.markdown)
     reason = link.missing()
     if reason is not None:
         print(f"error: no limited link: {reason}", file=sys.stderr)
         return 1
-    os.chdir(ROOT)  # the images are found from here, wherever it is started
-    if options.read is not None:
-        return report.again(json.loads(options.read.read_text()), options.output, _console())
     link.enter(sys.argv[1:])
     try:
         return asyncio.run(_main(options))
@@ -70,12 +70,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", metavar="NAME", choices=names, help="only these")
     parser.add_argument("--qemu", type=Path, metavar="FILE", help="another QEMU")
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: tell FILE again")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --read: write the tables as Markdown, too")
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench-policies.json", metavar="FILE")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
     options.output = options.output.absolute()
     options.read = options.read.absolute() if options.read else None
+    options.markdown = options.markdown.absolute() if options.markdown else None
     return options
 
 

@@ -15,6 +15,7 @@ from bench.environment import QUIET_LOAD
 from bench.shootout import page
 from bench.shootout.field import ALL, BOUND_S, LINK_MIB_S, Scenario
 from bench.shootout.goals import Goal, judge
+from bench.shootout.markdown import markdown
 from bench.shootout.samples import Sample
 from bench.shootout.summary import Row, Summary
 from bench.summary import Spread
@@ -88,11 +89,13 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content) + "\n")
 
 
-def again(content: Mapping[str, Any], output: Path, console: Console) -> int:
+def again(content: Mapping[str, Any], output: Path, console: Console, tables: Path | None) -> int:
     """Tell a document that was measured before; goals and page are made anew. Returns the exit code."""
     samples = [Sample.of(told) for told in content["samples"]]
     fresh = {**content, "goals": [asdict(goal) for goal in judge(Summary(samples), content["tls_mib_s"])]}
     output.with_suffix(".html").write_text(page.html(fresh), "utf-8")
+    if tables is not None:
+        tables.write_text(markdown(fresh), "utf-8")
     show(console, fresh)
     return 0
 

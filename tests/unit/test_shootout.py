@@ -17,6 +17,7 @@ from bench.shootout import drawing, goals, link, page, report
 from bench.shootout.__main__ import Run
 from bench.shootout.field import ALL, CONTENDERS, MODES, OTHERS, OURS, POLICIES, RAW, Contender
 from bench.shootout.inside import Inside
+from bench.shootout.markdown import markdown
 from bench.shootout.samples import Outcome, Point, Sample
 from bench.shootout.summary import Summary
 from bench.shootout.watch import Seen, course
@@ -318,6 +319,13 @@ def test_the_tables_name_everybody() -> None:
     told = written.getvalue()
     for word in ("nova", "still going", "gave up", "NOT SURVIVED", "not measured: what: why", "--policy <x> & co"):
         assert word in told
+
+
+def test_the_documentation_s_tables_have_everybody_once() -> None:
+    told = markdown(document())
+    assert told.count("| default | completed | 4.0 | 40 |") == 1
+    assert "| ganeti | not available |  |" in told
+    assert "| raw QEMU | completed | 400 | 2.00 |" in told
 
 
 def test_scales_and_ticks() -> None:
