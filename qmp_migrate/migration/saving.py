@@ -74,6 +74,7 @@ class Saving(SaveEnding):
             failure = error
         ended = await asyncio.shield(self.settle_and_end(failure))
         if cancelled is not None and ended is not None:
+            self.tell(ended.message)
             raise cancelled
         return ended
 

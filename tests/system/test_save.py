@@ -142,7 +142,7 @@ def test_a_state_is_not_restored_twice_nor_over_changed_disks_nor_damaged(lab: L
 
 
 CRASH = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from qmp_migrate import Controller, load_settings
 from qmp_migrate.migration.operations import Operations
@@ -152,7 +152,9 @@ enter = Operations.enter
 
 async def dies(self, id, entered, **data):
     await enter(self, id, entered, **data)
-    if entered == step:
+    if entered == step and os.environ.get("HOW") == "interrupt":
+        signal.raise_signal(signal.SIGINT)
+    elif entered == step:
         os._exit(9)
 
 Operations.enter = dies
@@ -175,6 +177,12 @@ def test_a_controller_that_is_killed_leaves_a_guest_or_a_file_never_neither(lab:
         assert died.returncode == 9, died.stderr
 
     with lab.guest(ready=False, firmware_only=True) as guest, state_of(guest) as file:
+        words = [sys.executable, "-c", CRASH, str(lab.settings), "save", guest.name, str(file), "writing"]
+        env = os.environ | {"HOW": "interrupt"}
+        cancelled = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env)
+        assert "KeyboardInterrupt" in cancelled.stderr
+        assert lab.cli("recover", "--json").doc["operations"] == [], "Ctrl-C: settled by the controller itself"
+        assert lab.cli("vm", "show", guest.name, "--json").doc["state"] == "running"
         for step in ("stopping", "writing", "sealed"):
             crash("save", guest, file, step)
             (settled,) = lab.cli("recover", "--json").doc["operations"]
