@@ -60,6 +60,19 @@ awk -v wanted="$2" '
 """
 
 
+# $1 pid  $2... threads. Clock ticks per second, then those that each thread has run.
+_RAN: Final = """
+pid=$1
+shift
+getconf CLK_TCK
+for thread do
+    IFS= read -r stat <"/proc/$pid/task/$thread/stat" || exit 1
+    set -f; set -- ${stat##*) }; set +f
+    echo "$(( ${12} + ${13} ))"
+done
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """What earlier migrations between the two hosts were like.
@@ -179,10 +192,13 @@ async def _measure_guest(
     virtual = bool(isinstance(kvm, Mapping) and kvm.get("enabled"))
     present = await _present(source, plan.ram_bytes, warnings)
     dirtied: list[Dirtied] = []
+    busy = 1.0
     if plan.running:
         if plan.ram_bytes < LEAST_BLOCK:
             warnings.append("what a guest of less than 128 MiB dirties cannot be measured: taken as nothing")
+        ran_before = await _ran(source)
         dirtied = await dirty_rate.measure(monitor, plan.ram_bytes, kvm=virtual)
+        busy = busiest(ran_before, await _ran(source))
         bulk_s = present / min(link.bytes_per_s, request.bandwidth_bytes_per_s or link.bytes_per_s)
         longer_s = min(LONGEST_MEASURE_S, round(bulk_s))
         if _curve(dirtied, present).working_set is None and longer_s >= 1.5 * dirtied[-1].seconds:
@@ -203,10 +219,36 @@ async def _measure_guest(
         dirty=dirty,
         running=plan.running,
         one_pass=plan.one_pass,
+        busy=busy,
         sync_ms_per_gib=SLOW_SYNC_MS_PER_GIB if slow else SYNC_MS_PER_GIB,
         disk_bytes=await _disk_bytes(source, warnings) if request.copy_storage else 0,
     )
     return guest, dirtied
+
+
+async def _ran(source: Side) -> tuple[float, list[float]]:
+    """Return the time, and how long each vCPU has run so far, seconds; nothing where nobody can see that."""
+    assert source.process is not None
+    try:
+        vcpus = await (await source.attach()).execute("query-cpus-fast")
+        threads = [str(int(vcpu["thread-id"])) for vcpu in vcpus]
+        done = await source.host.script(_RAN, [str(source.process.pid), *threads])
+        ticks, *ran = (int(line) for line in done.text.splitlines())
+        return time.monotonic(), [one / ticks for one in ran]
+    except (MonitorError, RemoteError, KeyError, TypeError, ValueError):
+        return time.monotonic(), []
+
+
+def busiest(before: tuple[float, list[float]], after: tuple[float, list[float]]) -> float:
+    """Return the part of the time in which the busiest vCPU ran; 1 where nobody knows. Pure.
+
+    Args:
+        before: The time, and what each had run, seconds.
+        after: The same, later.
+    """
+    passed = after[0] - before[0]
+    ran = [late - early for early, late in zip(before[1], after[1], strict=False)]
+    return min(1.0, max(0.01, max(ran) / passed)) if ran and passed > 0 else 1.0
 
 
 def _steady(dirtied: Sequence[Dirtied]) -> list[tuple[float, float]]:

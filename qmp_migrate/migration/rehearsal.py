@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from qmp_migrate.migration.convergence import LAST_KINDS, Sample, Step
+from qmp_migrate.migration.convergence import LAST_KINDS, NOTHING, Sample, Step
 from qmp_migrate.migration.dirtying import DirtyCurve
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.vm.units import about_size
@@ -55,6 +55,7 @@ class Workload:
         one_pass: See `Copying.one_pass`.
         sync_ms_per_gib: How long it stands still when QEMU reads the dirty bitmap, for each GiB that it finds dirty.
         disk_bytes: What is copied of its disks before its memory.
+        busy: The part of the time in which its busiest vCPU runs; more than 0.
     """
 
     ram_bytes: int
@@ -64,6 +65,7 @@ class Workload:
     one_pass: bool = False
     sync_ms_per_gib: float = 0.0
     disk_bytes: int = 0
+    busy: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,29 +195,27 @@ class _Run:
 
     def dirtied(self, milliseconds: float) -> float:
         """What the guest dirties meanwhile, as bytes on the wire."""
-        size = self.guest.dirty.scaled(1 - self.throttle / 100).dirtied(milliseconds / 1000)
+        # Who leaves the processor idle now and then catches up on what a throttle has taken.
+        share = min(1.0, (1 - self.throttle / 100) / self.guest.busy) if self.throttle else 1.0
+        size = self.guest.dirty.scaled(share).dirtied(milliseconds / 1000)
         return min(size, self.guest.ram_bytes) * PAGE_OVERHEAD
 
     def play(self) -> Forecast:
         guest = self.guest
         self._send(guest.disk_bytes)
+        begun_ms = self.elapsed_ms
         self.elapsed_ms += self._sync_ms(guest.ram_bytes)  # at first all of it is dirty
         zeros = guest.ram_bytes - guest.present_bytes
-        zeros_ms = zeros * 1000 / ZERO_PAGES_BYTES_PER_S
+        self.elapsed_ms += zeros * 1000 / ZERO_PAGES_BYTES_PER_S
         bulk = guest.present_bytes * PAGE_OVERHEAD + zeros * ZERO_PAGE_SHARE
-        self.elapsed_ms += zeros_ms
-        bulk_ms = self._send(bulk) + zeros_ms
-        if not guest.running:
-            return self._ended("completes", "the guest is paused: it dirties nothing", 0.0)
-        if self.request.mode == "offline":
+        if not guest.running or self.request.mode == "offline":
+            self._send(bulk)
             self.passes += 2  # as QEMU counts: the bitmap is read before and after the last bytes
-            return self._ended(
-                "completes", "the guest stands still meanwhile", bulk_ms + self._still_ms(guest.ram_bytes)
-            )
-        remaining = self.dirtied(bulk_ms)
-        if self.request.mode == "postcopy":
-            return self._postcopy(remaining, "the guest goes on at the destination after the first pass")
-        return self._passes(remaining, bulk_ms)
+            if not guest.running:
+                return self._ended("completes", "the guest is paused: it dirties nothing", 0.0)
+            blackout = self.elapsed_ms - begun_ms + self.link.handover_ms
+            return self._ended("completes", "the guest stands still meanwhile", blackout)
+        return self._passes(bulk)
 
     def _send(self, size: float) -> float:
         took_ms = size * 1000 / self.bandwidth
@@ -231,33 +231,43 @@ class _Run:
         """Reading the bitmap, where so many bytes are found dirty."""
         return SYNC_MS + self.guest.sync_ms_per_gib * found / 2**30
 
-    def _passes(self, remaining: float, bulk_ms: float) -> Forecast:
-        """Go on from the end of pass 1, in which `remaining` was dirtied."""
-        while self.elapsed_ms < LONGEST_MS and self.looks < LOOKS:
+    def _passes(self, remaining: float) -> Forecast:
+        """Pass after pass, the first one with all that is there."""
+        bulk_ms = remaining * 1000 / self.bandwidth
+        step = self._look(self.guest.ram_bytes, begins=True)  # as QEMU counts: zeros are left to send, too
+        while step.kind not in LAST_KINDS:
+            begun_ms = self.elapsed_ms
+            remaining, step = self._send_a_pass(remaining)
+            if step.kind in LAST_KINDS:
+                break
+            remaining = self._left_after(remaining, self.elapsed_ms - begun_ms)
             self.passes += 1
             self.elapsed_ms += self._sync_ms(remaining)
             self._throttle_down(remaining)
+            if self.request.mode == "postcopy":
+                return self._postcopy(remaining, "the guest goes on at the destination after the first pass")
             if self._fits(remaining):
                 return self._switch(remaining, self._why(bulk_ms))
             if self.guest.one_pass:
                 return self._ended("gives-up", self._why_one_pass(remaining), 0.0)
+            if self.elapsed_ms > LONGEST_MS or self.looks > LOOKS:
+                return self._ended("endless", self._why(bulk_ms), 0.0)
             step = self._look(remaining, begins=True)
+        return self._last(step, remaining)
+
+    def _send_a_pass(self, remaining: float) -> tuple[float, Step]:
+        """Send until the rest would fit, and let the policy look meanwhile; return the rest, and what it said last."""
+        step = NOTHING
+        while not self._fits(remaining) and self.looks <= LOOKS:
+            sends = self._until_next_look(remaining)
+            self._send(sends)
+            remaining -= sends
+            if self.rules.interval_ms is None or self._fits(remaining):
+                break
+            step = self._look(remaining, begins=False)
             if step.kind in LAST_KINDS:
-                return self._last(step, remaining)
-            begun_ms = self.elapsed_ms
-            while not self._fits(remaining):
-                sends = self._until_next_look(remaining)
-                self._send(sends)
-                remaining -= sends
-                if self.rules.interval_ms is None or self._fits(remaining):
-                    break
-                step = self._look(remaining, begins=False)
-                if step.kind in LAST_KINDS:
-                    return self._last(step, remaining)
-                if self.looks >= LOOKS:
-                    break
-            remaining = self._left_after(remaining, self.elapsed_ms - begun_ms)
-        return self._ended("endless", self._why(bulk_ms), 0.0)
+                break
+        return remaining, step
 
     def _throttle_down(self, dirtied: float) -> None:
         """Do what QEMU does about the vCPUs when it reads the bitmap."""

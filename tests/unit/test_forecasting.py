@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qmp_migrate.migration import forecasting
-from qmp_migrate.migration.forecasting import Earlier, earlier_migrations, link_from, remembered, terms
+from qmp_migrate.migration.forecasting import Earlier, busiest, earlier_migrations, link_from, remembered, terms
 from qmp_migrate.migration.journal import Journal, MigrationRecord
 from qmp_migrate.migration.link_probe import Probed
 from qmp_migrate.migration.phases import Phase
@@ -73,6 +73,13 @@ def test_the_probe_tells_of_the_link_and_the_journal_of_the_controller() -> None
     assert link_from(None, Earlier(1, 5.0, 777.0)).bytes_per_s == 5.0
     with pytest.raises(ValueError, match="neither"):
         link_from(None, None)
+
+
+def test_how_busy_the_busiest_vcpu_is() -> None:
+    assert busiest((10.0, [1.0, 5.0]), (14.0, [2.0, 8.0])) == 0.75
+    assert busiest((10.0, [1.0]), (14.0, [9.0])) == 1.0
+    assert busiest((10.0, []), (14.0, [])) == 1.0, "nobody knows"
+    assert busiest((10.0, [1.0]), (14.0, [1.0])) == 0.01
 
 
 async def test_a_forecast_counts_for_the_same_wish_and_for_an_hour(tmp_path: Path) -> None:
