@@ -37,7 +37,7 @@ def test_an_idle_guest_is_sent_once() -> None:
     assert forecast.passes == 3
     assert forecast.total_ms == pytest.approx(10_250, rel=0.02)
     assert forecast.transferred_bytes == pytest.approx(GIB, rel=0.01)
-    assert forecast.blackout_ms < 20
+    assert forecast.blackout_ms < 45
     assert forecast.why == "it dirties next to nothing"
 
 
