@@ -33,7 +33,6 @@ from qmp_migrate.migration.side import Side
 from qmp_migrate.migration.watchdog import DiskWatchdog
 from qmp_migrate.migration.wiring import Wires
 from qmp_migrate.qemu import encryption, images, storage
-from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.images import Target
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.qemu.storage import Mirror
@@ -41,9 +40,6 @@ from qmp_migrate.qemu.storage import Mirror
 POLL_S: Final = 0.25
 WATCH_S: Final = 1.0
 """How often the copies are looked at while they are made, and while they are in step and memory is copied."""
-
-ANSWER_S: Final = 2.0
-"""A QEMU that does not answer for so long may wait for a connection that is dead."""
 
 REACH_S: Final = 5.0
 
@@ -331,10 +327,7 @@ class Mirroring:
             return []
         try:
             monitor = await self.source.attach()
-            try:
-                await qmp.run_status(monitor, timeout=ANSWER_S)
-            except MonitorTimeout:
-                await self.cut()
+            await self.cut()
             for copy in self.copies:
                 await storage.abort(monitor, self.job(copy), node=self.node(copy))
                 await storage.disconnect(monitor, self.node(copy))

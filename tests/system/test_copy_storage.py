@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +18,8 @@ from typing import Any
 import pytest
 
 from qmp_migrate.rig.disk_journal import check_journal
-from tests.support.lab import Guest, Lab
+from tests.support.lab import Guest, Lab, interrupt
+from tests.system.test_migrate import assert_untouched, wait_for_phase
 
 BUSY = "qm.rate=4 qm.ws=8 qm.tick=10 qm.disk=/dev/vda"
 MIB = 1 << 20
@@ -43,43 +49,206 @@ class Disks:
         finally:
             raw.unlink()
 
+    def assert_nothing_lost(self, host: str, image: Path) -> None:
+        """The guest goes on where it is now, writes there, and has every record that it was told is on its disk."""
+        before = len(self.guest.verdict(host).journal)
+        self.guest.wait(host, lambda v: len(v.journal) > before + 5)
+        self.guest.wait_survived(host)
+        acknowledged = self.guest.verdict(host).journal
+        replay = check_journal(self.content(image), acknowledged)
+        assert not replay.lost, (replay, len(acknowledged))
+
     def left(self) -> list[str]:
         """What is there at the destination."""
         return sorted(path.name for path in self.there.rglob("*")) if self.there.exists() else []
 
 
-def disk(path: Path, image_format: str = "raw", size: str = "16MiB") -> str:
-    return f'[[disk]]\npath = "{path}"\nformat = "{image_format}"\nsize = "{size}"\n'
-
-
 @contextmanager
-def with_disks(lab: Lab, *names: str, append: str = BUSY, **keys: Any) -> Iterator[Disks]:
-    """Start a guest with images of these names (the suffix says the format) and wait until it has written some records."""
+def with_disks(
+    lab: Lab,
+    *names: str,
+    content: int = 0,
+    small: int = 0,
+    chain: str = "",
+    media: Path | None = None,
+    watchdog: dict[str, str] | None = None,
+    extra: str = "",
+) -> Iterator[Disks]:
+    """Start a guest with images in one directory, and wait until it has written some records.
+
+    Args:
+        lab: Where.
+        names: Of its images, 32 MiB each; the suffix says the format.
+        content: MiB at the end of each raw image that cannot be a hole.
+        small: MiB of a file system of its own at the destination; 0: no limit.
+        chain: Name of an image on top of the first one, which the guest gets instead.
+        media: A medium that is made.
+        watchdog: Settings.
+        extra: More of the spec.
+    """
     here, there = lab.files / "disks-a", lab.files / "disks-b"
     here.mkdir()
-    extra = "".join(disk(here / name, "qcow2" if name.endswith("qcow2") else "raw") for name in names)
-    maps = {"hosts_a": {"path_map": {str(there): str(here)}}, "hosts_b": {"path_map": {str(here): str(there)}}}
-    config = lab.config(**maps)
-    try:
-        with lab.guest(append=append, extra=extra + keys.pop("extra", ""), **keys) as guest:
-            guest.wait("a", lambda v: len(v.journal) > 3)
-            yield Disks(lab, guest, here, there, config)
-    finally:
-        config.unlink()
-        shutil.rmtree(here)
-        shutil.rmtree(there, ignore_errors=True)
+    for name in names:
+        image_format = "qcow2" if name.endswith("qcow2") else "raw"
+        subprocess.run(["qemu-img", "create", "-q", "-f", image_format, here / name, "32M"], check=True)
+        if content:
+            with (here / name).open("r+b") as image:
+                image.seek((32 - content) * MIB)
+                image.write(os.urandom(content * MIB))
+    disks = list(names)
+    if chain:
+        words = ["-f", "qcow2", "-b", names[0], "-F", "qcow2", here / chain]
+        subprocess.run(["qemu-img", "create", "-q", *words], check=True)
+        disks = [chain]
+    if media is not None:
+        media.write_bytes(os.urandom(MIB) + bytes(MIB))
+    spec = "".join(
+        f'[[disk]]\npath = "{here / name}"\nformat = "{"qcow2" if name.endswith("qcow2") else "raw"}"\n'
+        for name in disks
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, here)
+        stack.callback(shutil.rmtree, there, ignore_errors=True)
+        if small:
+            there.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small}m", "qmp-migrate-storage", there], check=True)
+            stack.callback(subprocess.run, ["umount", there], check=True)
+            there = there / "images"
+        maps = {"hosts_a": {"path_map": {str(there): str(here)}}, "hosts_b": {"path_map": {str(here): str(there)}}}
+        config = lab.config(**maps, **({"watchdog": watchdog} if watchdog else {}))
+        stack.callback(config.unlink)
+        guest = stack.enter_context(lab.guest(append=BUSY, extra=extra + spec))
+        guest.wait("a", lambda v: len(v.journal) > 3)
+        yield Disks(lab, guest, here, there, config)
 
 
-@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
-def test_a_guest_and_its_disks_move_and_every_record_is_there(lab: Lab, image_format: str) -> None:
-    with with_disks(lab, f"one.{image_format}", "two.qcow2") as d:
-        result = d.migrate("--to", "b", "--copy-storage", "full")
+def ask(guest: Guest, host: str, command: str, **arguments: Any) -> Any:
+    """Ask the guest's QEMU something, on its monitor."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(guest.directory(host) / "qmp.sock"))
+        stream = sock.makefile("rw")
+        stream.readline()
+        for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+            stream.write(json.dumps(message))
+            stream.flush()
+            while "event" in (reply := json.loads(stream.readline())):
+                pass
+        return reply["return"]
+
+
+def assert_guest_and_hosts_as_before(d: Disks) -> None:
+    """The guest runs on at the source with its own disks, and nothing of a copy is anywhere."""
+    assert_untouched(d.guest)
+    acknowledged = d.guest.verdict("a").journal
+    d.guest.wait("a", lambda v: len(v.journal) > len(acknowledged) + 5)
+    assert not d.there.exists(), d.left()
+    assert ask(d.guest, "a", "query-block-jobs") == ask(d.guest, "a", "query-jobs") == []
+    nodes = ask(d.guest, "a", "query-named-block-nodes")
+    assert {node["drv"] for node in nodes} <= {"raw", "qcow2", "file"}, nodes
+    objects = ask(d.guest, "a", "qom-list", path="/objects")
+    assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
+
+
+def begin(d: Disks, phase: str, *words: str) -> subprocess.Popen[str]:
+    """Begin a slow move with all disks, and return once it has come to a phase."""
+    process = d.lab.popen(
+        "migrate", d.guest.name, "--to", "b", "--copy-storage", "full", "--json", *words, config=d.config
+    )
+    wait_for_phase(d.lab, d.guest, phase)
+    return process
+
+
+def ended(process: subprocess.Popen[str], code: int) -> Any:
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
+    return json.loads(out)
+
+
+@pytest.mark.parametrize(("name", "source_images"), [("one.raw", "rename"), ("one.qcow2", "remove")])
+def test_a_guest_and_its_disks_move_and_every_record_is_there(lab: Lab, name: str, source_images: str) -> None:
+    with with_disks(lab, name, "two.qcow2") as d:
+        result = d.migrate("--to", "b", "--copy-storage", "full", "--source-images", source_images)
         assert (result["outcome"], result["owner"], result["error"]) == ("completed", "destination", None)
-        before = len(d.guest.verdict("b").journal)
-        verdict = d.guest.wait("b", lambda v: len(v.journal) > before + 5 or bool(v.corruption))
-        assert not verdict.corruption
-        d.guest.wait_survived("b")
-        image = d.there / f"one.{image_format}"
-        acknowledged = d.guest.verdict("b").journal
-        assert not check_journal(d.content(image), acknowledged).lost
-        assert d.left() == [image.name, "two.qcow2"]
+        assert (result["encrypted"], result["warnings"]) == (True, [])
+        assert result["disk_bytes"] > 0
+        d.assert_nothing_lost("b", d.there / name)
+        assert d.left() == [name, "two.qcow2"]
+        assert (d.there / name).stat().st_blocks * 512 < 10 * MIB, "sparse stays sparse"
+        kept = [f"{n}.migrated-{result['id']}" for n in (name, "two.qcow2")] if source_images == "rename" else []
+        assert sorted(path.name for path in d.here.iterdir()) == kept
+        objects = ask(d.guest, "b", "qom-list", path="/objects")
+        assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
+
+
+def test_a_cancel_while_disks_are_copied_leaves_nothing(lab: Lab) -> None:
+    with with_disks(lab, "one.raw", content=8) as d:
+        process = begin(d, "disks-mirroring", "--bandwidth", "1MiB")
+        interrupt(process)
+        result = ended(process, 6)
+        assert (result["outcome"], result["owner"]) == ("cancelled", "source")
+        assert_guest_and_hosts_as_before(d)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_gets_full_over_there_is_not_seen_by_the_guest(lab: Lab) -> None:
+    with with_disks(lab, "one.raw", content=8, small=20) as d:
+        process = begin(d, "disks-mirroring", "--bandwidth", "2MiB")
+        with (d.there.parent / "full").open("wb") as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(MIB))
+                filler.flush()
+        result = ended(process, 4)
+        assert (result["outcome"], result["owner"]) == ("rolled_back", "source")
+        assert result["error"]["code"] == "disk_copy_failed"
+        assert "No space left" in result["error"]["message"]
+        assert_guest_and_hosts_as_before(d)
+
+
+def test_a_destination_that_freezes_and_one_that_dies_are_not_seen_by_the_guest(lab: Lab) -> None:
+    with with_disks(lab, "one.raw", watchdog={"stall": "3s", "connect": "3s"}) as d:
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            process = begin(d, "copying", "--bandwidth", "2MiB")
+            there = d.guest.pid("b")
+            assert there is not None
+            os.kill(there, number)
+            result = ended(process, 4)
+            assert (result["outcome"], result["owner"]) == ("rolled_back", "source"), result
+            assert_guest_and_hosts_as_before(d)
+
+
+@pytest.mark.parametrize("phase", ["disks-mirroring", "copying"])
+def test_a_controller_that_dies_is_recovered_from(lab: Lab, phase: str) -> None:
+    with with_disks(lab, "one.raw", content=8 if phase == "disks-mirroring" else 0) as d:
+        process = begin(d, phase, "--bandwidth", "2MiB" if phase == "disks-mirroring" else "20MiB")
+        process.kill()
+        process.communicate()
+        [result] = lab.cli("recover", "--json", config=d.config).doc["migrations"]
+        if phase == "disks-mirroring":
+            assert (result["outcome"], result["owner"]) == ("rolled_back", "source")
+            assert_guest_and_hosts_as_before(d)
+        else:
+            assert (result["outcome"], result["owner"], result["warnings"]) == ("completed", "destination", []), result
+            d.assert_nothing_lost("b", d.there / "one.raw")
+            assert d.left() == ["one.raw"]
+
+
+def test_only_the_top_of_a_chain_and_a_medium_that_is_missing(lab: Lab) -> None:
+    iso = lab.files / "disks-a/cd.iso"
+    cdrom = f'args = ["-drive", "file={iso},if=ide,media=cdrom,format=raw,readonly=on"]\n'
+    with with_disks(lab, "base.qcow2", chain="top.qcow2", media=iso, extra=cdrom) as d:
+        refused = d.migrate("--to", "b", "--copy-storage", "top", code=3)
+        assert "base.qcow2 is not on b" in refused["error"]["message"]
+        d.there.mkdir()
+        shutil.copy(d.here / "base.qcow2", d.there / "base.qcow2")
+        result = d.migrate("--to", "b", "--copy-storage", "top")
+        assert result["outcome"] == "completed"
+        d.assert_nothing_lost("b", d.there / "top.qcow2")
+        assert (d.there / "cd.iso").read_bytes() == (d.here / "cd.iso").read_bytes()
+        assert d.left() == ["base.qcow2", "cd.iso", "top.qcow2"]
+        # Back again: the old image is in the way until somebody has looked at it.
+        refused = d.migrate("--to", "a", "--copy-storage", "top", code=3)
+        assert "nothing is written over" in refused["error"]["message"]
+        (d.here / "top.qcow2").unlink()
+        assert d.migrate("--to", "a", "--copy-storage", "top", "--mode", "offline")["outcome"] == "completed"
+        d.assert_nothing_lost("a", d.here / "top.qcow2")
