@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from decision_table import decision_table
 from phase_graph import phase_graph
+from policy_table import policy_table
 
 from qmp_migrate import errors
 
@@ -133,6 +134,7 @@ def pages() -> dict[str, str]:
         "decisions.md": decision_table(MADE),
         "errors.md": error_table(),
         "commands.md": command_table(),
+        "policies.md": policy_table(MADE),
     }
 
 
