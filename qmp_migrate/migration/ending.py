@@ -39,7 +39,7 @@ CONNECT_AGAIN_S: Final = 5.0
 """How long cleaning up after the hand-over is tried, with what pause, and how long connecting again may take each time."""
 
 AFTER_WATCHDOG_S: Final = 2.0
-"""A switchover that the watchdog has given up was waited for already."""
+"""What the watchdog has given up was waited for already."""
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ async def back(
     course.chronicle.lenient = True  # whatever the journal can take, the guest must be brought to a proven state
     if goal is Goal.BACK:
         await course.chronicle.turn_back()
-    waited = error.code == "switchover_stuck"
+    waited = error.code in {"switchover_stuck", "stalled"}
     if settled is None:
         settled = await rollback.settle(course, goal=goal, patience_s=AFTER_WATCHDOG_S if waited else None)
     match settled.action:

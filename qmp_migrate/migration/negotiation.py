@@ -307,8 +307,8 @@ def _postcopy(table: _Table, request: MigrationRequest, *, multifd: bool) -> boo
         hint = f"as root on {side.host}: sysctl vm.unprivileged_userfaultfd=1 (or let QEMU run as root there)"
     elif multifd:
         # 7.2 takes both without a word and loses memory, 8.1 to 10.0 refuse it. 11.1.3 takes it, says completed and
-        # running, and guests (without KVM) did not move any more: with zlib 6 of 8, with zstd 9 of 21, uncompressed over
-        # TLS 3 of 29; over one channel none of 14.
+        # running, and guests (without KVM) did not move any more: with zlib 6 of 8, with zstd 9 of 21, uncompressed 4
+        # of 47; over one channel none of 17.
         text = "post-copy goes over one channel only: with several, guests were dead after it, although newer QEMUs take it"
         hint = "leave --compress out" if request.channels == 1 else "leave --channels out"
     if not text:

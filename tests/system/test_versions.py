@@ -53,6 +53,7 @@ def skip_what_is_missing() -> None:
             pytest.skip(why_missing(version))
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_guest_goes_through_all_pairs_of_versions(lab: Lab, way: str) -> None:
     skip_what_is_missing()
