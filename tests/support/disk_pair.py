@@ -25,12 +25,13 @@ COPIES = (
 )
 
 
-@dataclass
-class DiskPair(QemuPair):
-    """See the module.
+IMAGE_SCRIPTS = frozenset({image_files._MAKE, image_files._REMOVE, image_files._KEEP, image_files._PUT_AWAY})
+
+
+class Disks:
+    """What the QEMUs of a pair do with disks, and what their hosts do with files.
 
     Attributes:
-        later: The source can put a mirror in step later (8.2 and up).
         jobs: Of the source: status, error.
         nodes: Of both QEMUs, beside the guest's own.
         serves: The destination's NBD server runs, and wants a key.
@@ -40,18 +41,18 @@ class DiskPair(QemuPair):
         breaks: The copies fail from here on: a disk is full over there.
     """
 
-    later: bool = False
-    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    nodes: dict[str, set[str]] = field(default_factory=lambda: {"a": set(), "b": set()})
-    serves: bool = False
-    exports: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-    put_away: list[str] = field(default_factory=list)
-    breaks: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        source, destination = self.source, self.destination
+    def __init__(self, pair: QemuPair, *, later: bool = False) -> None:
+        """Teach a pair to carry disks; `later`: its source can put a mirror in step later (8.2 and up)."""
+        self.pair, self.later = pair, later
+        self.source, self.destination, self.wrong = pair.source, pair.destination, pair.wrong
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.nodes: dict[str, set[str]] = {"a": set(), "b": set()}
+        self.serves = False
+        self.exports: set[str] = set()
+        self.files: set[str] = set()
+        self.put_away: list[str] = []
+        self.breaks = False
+        source, destination = pair.source, pair.destination
         for name, qemu in (("a", source), ("b", destination)):
             qemu.on("blockdev-add", lambda arguments, name=name: self._add(name, arguments))
             qemu.on("blockdev-del", lambda arguments, name=name: self._del(name, arguments))
@@ -189,12 +190,26 @@ class DiskPair(QemuPair):
 
     # -- what the hosts do --------------------------------------------------------------------------------------------
 
-    def side(self, name: str) -> Side:
-        qemu = self.source if name == "a" else self.destination
-        process = ProcessId(17, 1234, "boot") if name == "a" else None
-        host = DiskHost(name, qemu)
-        host.pair = self
-        return Side(host, HostSettings(address=f"192.0.2.{ord(name)}"), "web1", process=process)
+    def script(self, source: str, args: Sequence[str]) -> str | None:
+        """Do a script on image files; return what it did, None where it is about something else."""
+        match source:
+            case image_files._MAKE:
+                self.files |= {*args[1::3], *(f"{path}.copying" for path in args[1::3])}
+                return "making images"
+            case image_files._REMOVE:
+                if self.destination.alive:
+                    self.wrong.append("images are removed under a QEMU")
+                self.files -= {name for path in args[1:] for name in (path, f"{path}.copying")}
+                return "removing images"
+            case image_files._KEEP:
+                self.files -= {f"{path}.copying" for path in args[1:]}
+                return "keeping images"
+            case image_files._PUT_AWAY:
+                if self.source.alive:
+                    self.wrong.append("images are put away under a QEMU")
+                self.put_away.append(args[2])
+                return "putting images away"
+        return None
 
     @property
     def left(self) -> list[str]:
@@ -202,25 +217,48 @@ class DiskPair(QemuPair):
         here = [*self.jobs, *self.nodes["a"], *(name for name in self.source.objects if name.endswith("nbd"))]
         return sorted(here) + sorted(self.files)
 
+    def untruths(self, owner: str) -> list[str]:
+        """Return what is not as it should be at the end, where the guest is that side's."""
+        found = []
+        if owner == "source":
+            if self.left:
+                found.append(f"left of the copies: {self.left}")
+            if self.put_away:
+                found.append("put away: the guest's own images")
+        if owner == "destination":
+            if self.files != {copy.path for copy in COPIES}:
+                found.append(f"files: {self.files}")
+            if set(self.put_away) != {"/a/one.raw"}:
+                found.append(f"put away: {self.put_away}")
+        return found
+
+
+@dataclass
+class DiskPair(QemuPair):
+    """A pair that carries disks."""
+
+    later: bool = False
+    disks: Disks = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.disks = Disks(self, later=self.later)
+
+    def side(self, name: str) -> Side:
+        qemu = self.source if name == "a" else self.destination
+        process = ProcessId(17, 1234, "boot") if name == "a" else None
+        host = DiskHost(name, qemu)
+        host.disks = self.disks
+        return Side(host, HostSettings(address=f"192.0.2.{ord(name)}"), "web1", process=process)
+
 
 class DiskHost(PairHost):
-    """A host of the pair: its scripts for image files are done on `DiskPair.files`."""
+    """A host of the pair: its scripts for image files are done on `Disks.files`."""
 
-    pair: DiskPair
+    disks: Disks
 
     async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
-        pair = self.pair
-        match source:
-            case image_files._MAKE:
-                pair.files |= {*args[1::3], *(f"{path}.copying" for path in args[1::3])}
-            case image_files._REMOVE:
-                assert not pair.destination.alive, "files are removed under a QEMU"
-                pair.files -= {name for path in args[1:] for name in (path, f"{path}.copying")}
-            case image_files._KEEP:
-                pair.files -= {f"{path}.copying" for path in args[1:]}
-            case image_files._PUT_AWAY:
-                assert not pair.source.alive, "images are put away under a QEMU"
-                pair.put_away.append(args[2])
+        self.disks.script(source, args)
         return Completed(0, b"", b"")
 
 

@@ -21,13 +21,14 @@ from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.hosts.process_scripts import COMMAND_LINE, DISCARD
-from qmp_migrate.migration import copying, locks, postcopy, recovery, release, rollback, wiring
+from qmp_migrate.migration import copying, locks, mirroring, postcopy, recovery, release, rollback, wiring
 from qmp_migrate.migration import engine as engine_module
 from qmp_migrate.migration import side as side_module
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings
+from tests.support.disk_pair import IMAGE_SCRIPTS, Disks
 from tests.support.qemu_pair import PairHost, QemuPair, _Qemu
 
 ARGV: Final = ("/usr/bin/qemu-system-x86_64", "-name", "web1", "-S", "-incoming", "defer")
@@ -139,11 +140,19 @@ class MortalPair(QemuPair):
     Attributes:
         files: What of the guest is on which host.
         epoch: The guest's, on both hosts.
+        carries: Its disks are carried along.
     """
 
     files: dict[str, set[str]] = field(default_factory=lambda: {"a": {"directory"}, "b": set()})
     epoch: int = 0
+    carries: bool = False
+    disks: Disks | None = None
     qemu_class = MortalQemu
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.carries:
+            self.disks = Disks(self)
 
     def side_of(self, name: str, life: Life, *, known: bool) -> Side:
         """Return a side as a controller sees it.
@@ -184,6 +193,10 @@ class MortalHost(PairHost):
             wiring._REMOVE_KEYS: "removing keys",
             DISCARD: "cleaning up",
         }
+        if self.pair.disks is not None and source in IMAGE_SCRIPTS:
+            with self.life.effect(f"image files on {self.name}"):
+                self.pair.disks.script(source, args)
+            return Completed(0, b"", b"")
         if source not in words:
             self.life.lives()
             return Completed(0, self._told(source), b"")
@@ -256,6 +269,7 @@ def in_place_of_real_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_module, "is_alive", is_alive)
     monkeypatch.setattr(side_module, "kill", kill)
     monkeypatch.setattr(release, "wait_gone", wait_gone)
+    monkeypatch.setattr(mirroring, "POLL_S", 0.005)
     monkeypatch.setattr(engine_module, "CANCEL_POLL_S", 60.0)
     monkeypatch.setattr(copying, "STOPPED_POLL_S", 0.2)
     monkeypatch.setattr(rollback, "PATIENCE_S", 5.0)

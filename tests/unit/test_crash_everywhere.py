@@ -27,6 +27,7 @@ from qmp_migrate.migration.recovery import BEFORE_LAUNCH, Wish, recover
 from qmp_migrate.migration.reporter import Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
 from tests.support import mortal
+from tests.support.disk_pair import COPIES
 from tests.support.mortal import ARGV, SOURCE, Died, Life, MortalJournal, MortalPair
 from tests.support.qemu_words import V7_2
 from tests.support.transports import agreed
@@ -61,6 +62,7 @@ class Kind:
         back: Whoever recovers is told to go back.
         later: The QEMUs have gone as far as they go by themselves before anybody recovers.
         then: The QEMU that dies as well before anybody recovers.
+        disks: Its disks are carried along.
     """
 
     guarded: bool = False
@@ -71,6 +73,7 @@ class Kind:
     back: bool = False
     later: bool = False
     then: Literal["", "source", "destination"] = ""
+    disks: bool = False
 
 
 class Case:
@@ -79,10 +82,22 @@ class Case:
     def __init__(self, kind: Kind, journal: Journal) -> None:
         self.kind = kind
         self.journal = journal
-        self.request = MigrationRequest("web1", "b", "a", guarded=kind.guarded, mode=kind.mode)
+        self.request = MigrationRequest(
+            "web1",
+            "b",
+            "a",
+            guarded=kind.guarded,
+            mode=kind.mode,
+            copy_storage="full" if kind.disks else None,
+            source_images="rename",
+        )
         self.cancel = asyncio.Event()
         self.pair = MortalPair(
-            running=kind.running, busy=kind.mode == "postcopy", cuts=kind.cuts, on_becoming=self._on_becoming
+            running=kind.running,
+            busy=kind.mode == "postcopy",
+            cuts=kind.cuts,
+            on_becoming=self._on_becoming,
+            carries=kind.disks,
         )
         self.story: list[str] = []
         self.and_a_qemu = False
@@ -105,6 +120,8 @@ class Case:
                 "bandwidth_bytes_per_s": 0,
                 "encrypt": True,
                 "guarded": request.guarded,
+                "copy_storage": request.copy_storage,
+                "source_images": request.source_images,
                 "running": self.kind.running,
                 "source_process": SOURCE.words,
             },
@@ -114,6 +131,7 @@ class Case:
         chronicle = Chronicle(request, MortalJournal(self.journal, life), Reporters(), result)
         source, destination = self.pair.side_of("a", life, known=True), self.pair.side_of("b", life, known=False)
         course = Course(request, source, destination, chronicle, running=self.kind.running, profile=agreed(request))
+        course.copies = COPIES if self.kind.disks else ()
         try:
             await Engine(course, ARGV, self.cancel).run()
         except Died as death:
@@ -206,6 +224,8 @@ class Case:
         claim("the directory of the guest is gone", "directory" in pair.files["b" if name == "a" else "a"])
         claim("parameters are left", owning.parameters == V7_2.parameters and not owning.objects)
         claim("capabilities are left", not any(owning.capabilities.values()))
+        if pair.disks is not None:
+            found += pair.disks.untruths(str(owner))
         return [f"{found} {self.story} {result.get('warnings')}"] if found else []
 
 
@@ -260,6 +280,8 @@ KINDS = [
     pytest.param(Kind(mode="postcopy"), id="post-copy"),
     pytest.param(Kind(mode="postcopy", cuts=2, later=True), id="post-copy, interrupted, recovered later"),
     pytest.param(Kind(mode="postcopy", later=True, back=True), id="post-copy, recovered backwards, later"),
+    pytest.param(Kind(disks=True, later=True), id="disks, recovered later"),
+    pytest.param(Kind(disks=True, mode="offline", back=True), id="disks, offline, recovered backwards"),
     pytest.param(Kind(cancelled="active"), id="cancelled"),
     pytest.param(Kind(cancelled="pre-switchover", guarded=True), id="guarded, cancelled"),
     pytest.param(Kind(cancelled="completed"), id="cancelled in the last moment"),
@@ -270,6 +292,7 @@ AND_A_QEMU = [
     pytest.param(Kind(then="destination", guarded=True, later=True), id="the destination, guarded"),
     pytest.param(Kind(then="destination", running=False, later=True), id="the destination of a paused guest"),
     pytest.param(Kind(then="destination", mode="offline"), id="the destination, offline"),
+    pytest.param(Kind(then="destination", disks=True, later=True), id="the destination, disks"),
 ]
 
 
@@ -285,7 +308,9 @@ async def test_and_where_a_qemu_dies_with_it_nobody_is_told_a_lie(
     kind: Kind, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollback, "PATIENCE_S", 2.0)  # what nobody can prove is waited for in vain
-    deaths = await all_deaths(Kind(guarded=kind.guarded, running=kind.running, mode=kind.mode), journal)
+    deaths = await all_deaths(
+        Kind(guarded=kind.guarded, running=kind.running, mode=kind.mode, disks=kind.disks), journal
+    )
     await all_of(kind, journal, deaths if DEEP else deaths[::4])
 
 

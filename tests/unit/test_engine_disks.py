@@ -76,17 +76,7 @@ async def migrate(
 
 def untruths(pair: DiskPair, engine: Engine) -> list[str]:
     """Return what is not as it should be at the end, disks included."""
-    found = lies(pair, engine)
-    owner = engine.course.chronicle.result.owner
-    if owner == "source" and pair.left:
-        found.append(f"left of the copies: {pair.left}")
-    if owner == "source" and pair.put_away:
-        found.append("the guest's own images were put away")
-    if owner == "destination" and pair.files != {copy.path for copy in COPIES}:
-        found.append(f"files: {pair.files}")
-    if owner == "destination" and pair.put_away != ["/a/one.raw"]:
-        found.append(f"put away: {pair.put_away}")
-    return found
+    return lies(pair, engine) + pair.disks.untruths(engine.course.chronicle.result.owner)
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["7.2", "8.2"])
@@ -189,7 +179,7 @@ async def test_a_full_disk_over_there_ends_it_at_once(journal: Journal, when: st
         pair.busy = when == "migrate"
 
         def on_command(_before: int) -> None:
-            pair.breaks = pair.breaks or ("a", when) in pair.commands
+            pair.disks.breaks = pair.disks.breaks or ("a", when) in pair.commands
 
         pair.on_command = on_command
         engine = await migrate(pair, journal)
@@ -205,10 +195,10 @@ async def test_a_destination_that_may_have_run_keeps_its_images(journal: Journal
         request = MigrationRequest("web1", "b", "a", copy_storage="full")
         chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live"))
         course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=True, copies=COPIES)
-        pair.files = {"/b/one.raw"}
+        pair.disks.files = {"/b/one.raw"}
         [line] = await carrying.take_back(course, never_ran=False)
         assert "may have run" in line
-        assert pair.files == {"/b/one.raw"}
+        assert pair.disks.files == {"/b/one.raw"}
 
 
 async def test_whatever_cannot_be_written_down_is_not_done(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,5 +213,5 @@ async def test_whatever_cannot_be_written_down_is_not_done(journal: Journal, mon
     async with DiskPair() as pair:
         engine = await migrate(pair, journal)
         assert isinstance(engine.error, Exception)
-        assert pair.files == set()
+        assert pair.disks.files == set()
         assert engine.course.chronicle.result.owner == "source"
