@@ -194,9 +194,7 @@ async def finish(course: Course) -> QmpMigrateError | None:
     """
     chronicle, destination = course.chronicle, course.destination
     _take_timeline(course)
-    if await course.hooks.run_after(Point.AFTER_COMMIT, course):  # they may have swallowed the first announcement
-        with chronicle.tolerate("the guest's network addresses were not announced again"):
-            await qmp.announce(await destination.attach(), *course.request.announce)
+    await after_commit(course)
     if not course.source.fenced and await _alive(course.source):
         with chronicle.tolerate("the source's last numbers are missing"):
             await release.take_numbers(
@@ -219,6 +217,13 @@ async def finish(course: Course) -> QmpMigrateError | None:
     await course.hooks.run_after(Point.DONE, course)
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+async def after_commit(course: Course) -> None:
+    """Run the hooks for a guest that runs at its destination now, once."""
+    if await course.hooks.run_after(Point.AFTER_COMMIT, course):  # they may have swallowed the first announcement
+        with course.chronicle.tolerate("the guest's network addresses were not announced again"):
+            await qmp.announce(await course.destination.attach(), *course.request.announce)
 
 
 async def _ended_there(course: Course) -> MigrationFailed:

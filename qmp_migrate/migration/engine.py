@@ -422,13 +422,17 @@ class Engine:
         course = self.course
         if course.chronicle.phase is not Phase.POSTCOPY:  # another controller died while it wrote that down
             await course.chronicle.enter(Phase.POSTCOPY)
-        refusing = asyncio.create_task(self._refuse_cancels())
+        tasks = [asyncio.create_task(self._refuse_cancels())]
         try:
             await postcopy.hand_over(course)
+            if course.continued:  # it runs there: its network is to follow, before its memory does
+                tasks.append(asyncio.create_task(ending.after_commit(course)))
             settled = await rollback.settle(course, goal=Goal.FORWARD)
+            await asyncio.gather(*tasks[1:])
         finally:
-            refusing.cancel()
-            await asyncio.gather(refusing, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if settled.action is not Action.RELEASE_SOURCE:
             self._settled_as = settled
             raise MigrationFailed(

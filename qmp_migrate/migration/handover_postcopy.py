@@ -25,7 +25,7 @@ BOTH: Final = "the guest's memory is on both hosts"
 def decide(source: Source, destination: Destination, facts: Facts) -> Decision | None:
     """Return what to do where one of the two is in post-copy, or may be about to; None: this is not so."""
     if source not in AT_SOURCE and destination not in AT_DESTINATION:
-        return _may_begin(source, destination, facts) if facts.postcopy else None
+        return _may_begin(source, destination, facts) if facts.postcopy and not facts.split_brain else None
     if facts.split_brain:
         return Decision(A.PARK, "both copies have run: a person must say which one is the guest")
     match source:
@@ -53,7 +53,11 @@ def _wait_or_park(facts: Facts, why: str) -> Decision:
 
 def _may_begin(source: Source, destination: Destination, facts: Facts) -> Decision | None:
     """Post-copy was asked for, and neither QEMU says that it has begun."""
-    if source is S.COPIES and destination not in {D.INCOMING, D.RUNS}:
+    if source is S.COPIES and destination is D.INCOMING and facts.patience:
+        return Decision(A.WAIT, "memory is being copied, and post-copy begins soon")
+    if source is S.COPIES and destination is not D.RUNS:
+        if destination is D.ABSENT and facts.surely_never_ran and not facts.patience:
+            return Decision(A.CANCEL_SOURCE, "the destination is gone and never ran: the source has the whole guest")
         # QEMU begins when it gets to it; a cancel that comes after that would destroy the guest on 7.2.
         return _wait_or_park(facts, "post-copy was asked for and may begin at any moment: a cancel could come too late")
     if source in {S.RUNS, S.STOPPED, S.HALTED} and destination is not D.RUNS and not facts.surely_never_ran:

@@ -160,6 +160,13 @@ async def _settle(
         destination_before=dict(wired.get("destination_parameters", {})) if wired else {},
     )
     carrying.found(course, entries)
+    known = course.wires.source
+    if course.held_by_others and known is not None and known.capabilities.get("postcopy-ram"):
+        # Whoever had the guest meanwhile may have asked for it; the next recovery must know that, too.
+        await course.chronicle.journal.intent(
+            record.id, "start-postcopy", reason="another controller may have begun it"
+        )
+        course.postcopy = True
     course.wires.port = int((_last(entries, "intent", "migrate") or {}).get("port", 0))
     back = wish.back or record.cancel_requested or record.phase in GOING_BACK
     if (not back or course.postcopy) and record.phase in ADOPTED and not course.split_brain:

@@ -114,6 +114,20 @@ def _cases() -> list[Case]:
     # -- monitors -------------------------------------------------------------------------------------------------
     add("second-client-destination", ("launch",), _SOURCE, 4)
 
+    # -- offline, post-copy ---------------------------------------------------------------------------------------
+    add("kill-source", ("offline", "turning", "postcopy"), _NONE, 1)
+    add("kill-destination", ("offline",), _SOURCE, 4)
+    add("kill-destination", ("turning", "postcopy"), _NONE, 1)
+    add("kill-controller", ("offline", "turning", "postcopy"), _DESTINATION)
+    add("freeze-controller", ("offline", "turning", "postcopy"), _DESTINATION, 0)
+    add("kill-controller-and-destination", ("offline",), _SOURCE)
+    add("kill-controller-and-destination", ("postcopy",), _NONE)
+    for fault in ("link-down", "link-black-hole", "link-reset"):
+        add(fault, ("offline",), _SOURCE, 4)
+        add(fault, ("postcopy",), _DESTINATION, 0)  # over a new connection, by another address where need be
+    add("control-ab-blink", ("offline",), _EITHER, 0, 4, 5)
+    add("control-ab-blink", ("turning", "postcopy"), _DESTINATION, 0, 5)
+
     for case in STATIC:
         assert case.name not in found, case.name
         found[case.name] = case

@@ -35,6 +35,8 @@ class Phase:
 _COPIES: Final = ("running", "inmigrate")
 _HANDED_OVER: Final = ("postmigrate", "running")
 
+_POSTCOPY: Final = ("--mode", "postcopy", "--bandwidth", "12MiB", "--downtime-limit", "10ms")
+
 PHASES: Final = (
     Phase("preflight", ("preflight",), "the guest was found and is being looked at", states=("running", "")),
     Phase("launch", ("launched",), "the destination's QEMU is up, the journal does not know it yet", states=_COPIES),
@@ -63,8 +65,25 @@ PHASES: Final = (
     Phase("unacknowledged", ("after:cont@b",), "cont was sent, its answer is not taken in yet", states=_HANDED_OVER),
     Phase("running", ("phase:running-at-destination",), "the destination runs, the source exists", states=_HANDED_OVER),
     Phase("release", ("before:quit@a",), "the source is about to be ended", states=_HANDED_OVER),
+    # Those of other modes.
+    Phase(
+        "offline",
+        ("pass:1",),
+        "the guest stands still, its memory travels",
+        ("--mode", "offline", "--bandwidth", "16MiB"),
+        states=("paused", "inmigrate"),
+    ),
+    Phase("turning", ("before:cont@b",), "post-copy has begun, the destination waits for cont", _POSTCOPY, BUSY),
+    Phase(
+        "postcopy",
+        ("after:announce-self@b",),
+        "the guest runs at the destination, memory follows",
+        _POSTCOPY,
+        BUSY,
+        states=("finish-migrate", "running"),
+    ),
 )
-"""In the order in which a migration goes through them."""
+"""In the order in which a migration goes through them; then those of other modes."""
 
 BY_NAME: Final = {phase.name: phase for phase in PHASES}
 

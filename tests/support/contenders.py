@@ -88,12 +88,18 @@ def claim(world: World, number: int) -> World:
     # Who raised it without writing it here: another controller, or one that died right then. Nobody knows what it did.
     risen = controller.before > journal.epoch and world.variant.bug is not Bug.RISE_IGNORED
     armed, committed = journal.armed or risen, journal.committed and not risen
+    postcopy = journal.postcopy or (
+        risen and world.variant.postcopy
+    )  # the capability is on: they may have asked for it
     if world.variant.bug is Bug.JOURNAL_READ_EARLY:
         armed, committed = controller.armed, controller.committed
-    claimed = controller._replace(before=None, armed=armed, committed=committed, others=risen)
+    claimed = controller._replace(before=None, armed=armed, postcopy=postcopy, committed=committed, others=risen)
     # That it had risen is written down with it: the next start of this controller must know as well.
     noted = risen and world.variant.bug is not Bug.RISE_FORGOTTEN
-    written = journal._replace(epoch=controller.epoch, armed=journal.armed or noted, committed=committed)
+    turned = journal.postcopy or (noted and postcopy)
+    written = journal._replace(
+        epoch=controller.epoch, armed=journal.armed or noted, postcopy=turned, committed=committed
+    )
     return world.with_controller(number, claimed).with_journal(number, written)
 
 
@@ -162,19 +168,28 @@ def by_its_own_plan(world: World, number: int) -> Iterator[tuple[str, World]]:
         return
     if controller.knows and not controller.armed:
         yield f"{who} writes the commit", _armed(world, number)
-    if controller.goal is Goal.FORWARD and not controller.sent:
+    if controller.goal is Goal.FORWARD and not controller.sent and not controller.postcopy:
         yield f"{who} turns back", world.with_controller(number, controller._replace(goal=Goal.BACK))
-    if controller.knows and controller.armed and not controller.sent and controller.goal is Goal.BACK:
+    if controller.knows and controller.armed and not controller.sent and _goes_back(controller):
         journal = world.journal_of(number)
         if journal.epoch == controller.epoch or world.variant.bug is Bug.JOURNAL_UNFENCED:
             world = world.with_journal(number, journal._replace(armed=False))
             yield f"{who} writes that it was no commit", world.with_controller(number, controller._replace(armed=False))
-    if world.variant.postcopy and controller.knows and controller.goal is Goal.FORWARD and not controller.sent:
-        begun = _armed(world, number)
-        begun = begun.with_controller(number, begun.controllers[number]._replace(sent=True))
+    starts = world.variant.postcopy and controller.knows and controller.goal is Goal.FORWARD and not controller.sent
+    if starts and not controller.postcopy:
+        # What was written for an ordinary end that seemed near is taken back: this one writes it anew before `cont`.
+        journal = world.journal_of(number)
+        begun = world
+        if journal.epoch == controller.epoch:
+            begun = begun.with_journal(number, journal._replace(postcopy=True, armed=False))
+        else:
+            return  # fenced: it writes nothing, and asks for nothing
+        begun = begun.with_controller(number, controller._replace(postcopy=True, armed=False))
         yield f"{who} starts post-copy", _send(begun, number, "postcopy")
-    if controller.sent and world.src == "postcopy" and world.dst == "waiting" and answers(world, number, B):
-        yield f"{who} continues the destination in post-copy", _send(world, number, Action.COMMIT)
+
+
+def _goes_back(controller: Controller) -> bool:
+    return controller.goal is Goal.BACK and not controller.postcopy
 
 
 def _looks_at_source(world: World, number: int) -> Iterator[tuple[str, World]]:
@@ -217,12 +232,13 @@ def facts(world: World, number: int, *, patience: bool) -> Facts:
     """Return what a controller knows beside what it sees, and what that proves."""
     controller, move = world.controllers[number], world.controllers[number].move
     proven = move is not None and move.source is not None and not controller.others
-    proven = proven and handover.proves_never_ran(move.source, move.status)
+    proven = proven and handover.proves_never_ran(move.source, move.status, postcopy=controller.postcopy)
     return Facts(
         may_have_run=controller.armed,
         never_ran=proven or (controller.knows and not controller.sent),
         source_completed=controller.heard or controller.committed,
         was_running=not world.variant.paused,
+        postcopy=controller.postcopy and world.variant.bug is not Bug.POSTCOPY_FORGOTTEN,
         patience=patience,
         yanked=controller.yanked,
     )
@@ -269,7 +285,7 @@ def act(world: World, number: int, action: Action) -> World:
         return _with_move(world, number, None) if parked_for_now else give_up(world, number)
     if action is Action.WAIT:
         return _with_move(world, number, None)
-    if action is Action.COMMIT:
+    if action in {Action.COMMIT, Action.CONTINUE_DESTINATION}:
         if world.variant.paused:
             return _send(_committed(_armed(world, number), number), number, Action.RELEASE_SOURCE)
         late = world.variant.bug is Bug.ARMED_TOO_LATE

@@ -59,6 +59,7 @@ class Bug(StrEnum):
     JOURNAL_READ_EARLY = "the journal is read before the locks are taken"
     JOURNAL_UNFENCED = "an old controller may take back what the journal says"
     RISE_IGNORED = "a controller trusts its journal although another one had the guest since"
+    POSTCOPY_FORGOTTEN = "that post-copy was asked for is not known once another controller takes over"
     RISE_FORGOTTEN = "that another one had the guest since is known, but not written down with the new epoch"
 
 
@@ -99,11 +100,13 @@ class Journal(NamedTuple):
 
     Attributes:
         armed: The destination may have run.
+        postcopy: Post-copy may have been asked for.
         committed: It was seen to run.
         epoch: The newest one that its controller had.
     """
 
     armed: bool = False
+    postcopy: bool = False
     committed: bool = False
     epoch: int = 1
 
@@ -123,7 +126,7 @@ class Command(NamedTuple):
 
     @property
     def host(self) -> int:
-        return B if self.act in {Action.KILL_DESTINATION, Action.COMMIT} else A
+        return B if self.act in {Action.KILL_DESTINATION, Action.COMMIT, Action.CONTINUE_DESTINATION} else A
 
 
 class Move(NamedTuple):
@@ -146,7 +149,7 @@ class Controller(NamedTuple):
         before: The highest epoch it found there; None: it has not raised it yet, or has claimed the guest in its journal.
         cut: It cannot reach this host.
         knows: It has been there from the beginning.
-        armed, committed: What it has read in its journal, or written.
+        armed, postcopy, committed: What it has read in its journal, or written.
         sent: It has sent `cont`.
         others: It has found that another controller had the guest since.
         heard: It has heard the source say ``completed``.
@@ -162,6 +165,7 @@ class Controller(NamedTuple):
     goal: Goal = Goal.FORWARD
     knows: bool = False
     armed: bool = False
+    postcopy: bool = False
     committed: bool = False
     sent: bool = False
     others: bool = False
@@ -175,7 +179,7 @@ class World(NamedTuple):
     """Everything there is.
 
     Attributes:
-        late: The source will go on in post-copy when it leaves pre-switchover.
+        late: Post-copy was asked for: the source begins with it when it gets to it, or when it leaves pre-switchover.
         flight: What was sent and has not arrived.
         ran: The destination has run the guest.
         stale: The source has run the guest on after the destination had loaded it.
@@ -208,8 +212,10 @@ class World(NamedTuple):
     @property
     def guest_exists(self) -> bool:
         """There is a copy that may be run, or in post-copy two halves of one."""
-        if self.src in FROM_AFAR or self.dst in IN_POSTCOPY:
-            return self.src in FROM_AFAR and self.dst in IN_POSTCOPY
+        if self.src in FROM_AFAR:
+            return self.dst != "dead"
+        if self.dst in IN_POSTCOPY:
+            return self.src == "completed"
         return (self.dst in {"loaded", "running", "halted"} and not self.stale) or (self.src != "dead" and not self.ran)
 
     def seen_source(self, status: str) -> Source:
@@ -243,7 +249,9 @@ class World(NamedTuple):
         arrives = self.stream in {"flows", "answers lost"}
         match self.src, self.dst:
             case "copying", "incoming" if arrives:
-                if self.variant.guarded:
+                if self.late and not self.variant.guarded:
+                    yield "the source turns to post-copy", self._replace(src="postcopy")
+                elif self.variant.guarded:
                     yield "the source waits at pre-switchover", self._replace(src="holding")
                 else:
                     yield "the source stops", self._replace(src="switching")
@@ -259,9 +267,15 @@ class World(NamedTuple):
                 yield "the destination ends: nobody sends", self._replace(dst="dead")
             case (("copying" | "switching" | "postcopy"), "dead") if self.stream != "silent":
                 yield "the source notices", self.breaks()
-            case "postcopy", "postcopy" if self.stream == "flows":
-                yield "the last page has arrived", self._replace(src="completed", dst="running")
-            case (("dead" | "interrupted"), "postcopy"):
+            case "postcopy", "incoming" if arrives:
+                yield "the destination has the devices", self._replace(dst="waiting")
+            case "postcopy", "postcopy" if arrives:
+                yield "the last page has arrived", self._replace(dst="running")
+            case "postcopy", "waiting" if arrives and self.variant.paused:
+                yield "the last page has arrived", self._replace(dst="loaded")
+            case "postcopy", ("running" | "halted" | "loaded") if self.stream == "flows":
+                yield "the source is completed", self._replace(src="completed")
+            case (("dead" | "interrupted"), ("postcopy" | "waiting")):
                 yield "the destination waits for a page", self._replace(dst="stuck")
 
     def breaks(self) -> World:
@@ -275,6 +289,10 @@ class World(NamedTuple):
             yield "the source dies", self._replace(src="dead", deaths=self.deaths + 1)
         if self.dst != "dead":
             yield "the destination dies", self._replace(dst="dead", deaths=self.deaths + 1)
+        if self.src == "copying" and self.late and not self.variant.guarded:
+            yield "it is done before it turns", self._replace(src="switching", late=False)
+        if self.src == "postcopy" and self.dst == "waiting" and self.stream == "flows":
+            yield "the last page comes before `cont`", self._replace(dst="loaded")
         if self.dst == "running":
             yield "the guest powers off", self._replace(dst="halted", deaths=self.deaths + 1)
         if self.stream == "flows":
@@ -331,8 +349,10 @@ class World(NamedTuple):
 
     def _act(self, act: Action | Literal["postcopy"]) -> World:
         """Return the world after something was done to whatever is there by now."""
-        forbidden = {Action.CANCEL_SOURCE, Action.YANK_SOURCE, Action.RESUME_SOURCE, Action.RELEASE_SOURCE}
-        if self.src in FROM_AFAR and act in {*forbidden, Action.KILL_DESTINATION}:
+        forbidden = {Action.CANCEL_SOURCE, Action.YANK_SOURCE, Action.RESUME_SOURCE, Action.KILL_DESTINATION}
+        if self.dst not in {"running", "halted"}:
+            forbidden.add(Action.RELEASE_SOURCE)
+        if self.src in FROM_AFAR and act in forbidden:
             return self._replace(wrong=(*self.wrong, f"`{act}` in post-copy"))
         match act:
             case Action.CANCEL_SOURCE if self.src in {"copying", "holding"}:
@@ -343,24 +363,28 @@ class World(NamedTuple):
                 return self._replace(stream="broken")
             case Action.CONTINUE_SOURCE if self.src == "holding":
                 if self.late:
-                    return self._replace(src="postcopy", dst="waiting" if self.dst == "incoming" else self.dst)
+                    return self._replace(src="interrupted" if self.stream == "broken" else "postcopy")
                 return self._replace(src="failing" if self.stream == "broken" else "switching")
             case Action.RESUME_SOURCE if self.src == "completed":
                 return self._replace(src="resumed", stale=self.dst == "loaded").checked()
             case Action.KILL_DESTINATION:
                 return self._replace(dst="dead")
-            case Action.RELEASE_SOURCE:
+            case Action.RELEASE_SOURCE | Action.END_SOURCE:
                 return self._replace(src="dead")
-            case Action.COMMIT if self.dst == "incoming":
+            case Action.COMMIT | Action.CONTINUE_DESTINATION if self.dst == "incoming":
                 return self._replace(wrong=(*self.wrong, "`cont` to a destination that still loads"))
-            case Action.COMMIT if self.dst == "loaded":
+            case Action.COMMIT | Action.CONTINUE_DESTINATION if self.dst == "loaded":
                 return self._replace(dst="running", ran=True).checked()
-            case Action.COMMIT if self.dst == "waiting":
+            case Action.COMMIT | Action.CONTINUE_DESTINATION if self.dst == "waiting":
                 return self._replace(dst="postcopy", ran=True).checked()
-            case "postcopy" if self.src == "copying" and self.dst == "incoming" and self.stream == "flows":
-                if self.variant.guarded:
-                    return self._replace(src="holding", late=True)
-                return self._replace(src="postcopy", dst="waiting")
+            case Action.COMMIT | Action.CONTINUE_DESTINATION if self.dst == "stuck":
+                return self._replace(ran=True).checked()
+            case Action.PAUSE_POSTCOPY if self.src == "postcopy":
+                return self._replace(src="interrupted", stream="broken")
+            case Action.RECOVER_POSTCOPY if self.src == "interrupted" and self.dst in IN_POSTCOPY:
+                return self._replace(src="postcopy", dst="postcopy" if self.ran else "waiting", stream="flows")
+            case "postcopy" if self.src == "copying":
+                return self._replace(late=True)
         return self
 
     # -- hosts ----------------------------------------------------------------------------------------------------

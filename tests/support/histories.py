@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from qmp_migrate.migration.handover import Action, Goal
 from tests.support import contenders
-from tests.support.contested import FROM_AFAR, IN_POSTCOPY, World
+from tests.support.contested import World
 
 
 class Broken(AssertionError):
@@ -230,15 +230,23 @@ def source_stuck_and_destination_may_have_run(end: World) -> bool:
     return contenders.hangs(end) and may_have_run(end)
 
 
-def memory_on_both_hosts(end: World) -> bool:
-    """Post-copy was interrupted, or waits for its controller: nothing may be cancelled, resumed or ended."""
-    return end.src in FROM_AFAR or end.dst in IN_POSTCOPY
+def source_gave_up_in_post_copy_and_destination_may_have_run(end: World) -> bool:
+    """From 8.2 on, a source whose last answer is lost at the end of post-copy runs on, although the destination has run."""
+    asked = any(controller.alive and controller.postcopy for controller in end.controllers)
+    return asked and end.src == "runs-on" and may_have_run(end)
+
+
+def post_copy_was_asked_for_and_nothing_moves(end: World) -> bool:
+    """The guest runs at the source; when the stream goes on it turns, so a cancel could come too late."""
+    asked = any(controller.alive and controller.postcopy for controller in end.controllers)
+    return asked and end.src == "copying" and end.stream == "silent"
 
 
 REASONS: Final[list[Callable[[World], bool]]] = [
     nobody_heard_it_complete,
     destination_lost_after_it_may_have_run,
     source_stuck_and_destination_may_have_run,
-    memory_on_both_hosts,
+    source_gave_up_in_post_copy_and_destination_may_have_run,
+    post_copy_was_asked_for_and_nothing_moves,
 ]
 """Why a person may be asked; everything else must end with an owner."""
