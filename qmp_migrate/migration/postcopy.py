@@ -178,7 +178,10 @@ async def recover(course: Course, tried: int) -> str:
     port = await _listen_again(course.destination, destination, listen)
     await source.execute("migrate", {"uri": qmp.uri(address, port), "resume": True})
     reached = await _connected(source)
-    course.chronicle.event("step", reason=f"post-copy: a new connection to {address} port {port}: {reached}")
+    step = f"post-copy: a new connection to {address} port {port}: {reached}"
+    course.chronicle.event("step", reason=step)
+    if course.copying is not None:
+        course.copying.steps.append(step)
     return f"{address} port {port}: {reached}"
 
 
