@@ -65,7 +65,10 @@ PHASES: Final = (
     Phase("unacknowledged", ("after:cont@b",), "cont was sent, its answer is not taken in yet", states=_HANDED_OVER),
     Phase("running", ("phase:running-at-destination",), "the destination runs, the source exists", states=_HANDED_OVER),
     Phase("release", ("before:quit@a",), "the source is about to be ended", states=_HANDED_OVER),
-    # Those of other modes.
+)
+"""In the order in which a live migration goes through them."""
+
+OTHER_MODES: Final = (
     Phase(
         "offline",
         ("pass:1",),
@@ -83,9 +86,9 @@ PHASES: Final = (
         states=("finish-migrate", "running"),
     ),
 )
-"""In the order in which a migration goes through them; then those of other modes."""
+"""Of the modes offline and post-copy. `tests/system/test_modes` has the most important of their cases."""
 
-BY_NAME: Final = {phase.name: phase for phase in PHASES}
+BY_NAME: Final = {phase.name: phase for phase in (*PHASES, *OTHER_MODES)}
 
 
 def span(first: str, last: str) -> tuple[str, ...]:
