@@ -57,7 +57,11 @@ class _Qemu(FakeQemu):
     def _numbers(self) -> dict[str, Any]:
         if self.status == "none":
             return {}
-        return (COMPLETED_10_0 if self is self.pair.source else LISTENING) | {"status": self.status}
+        if self is not self.pair.source:
+            return LISTENING | {"status": self.status}
+        passes = 1 if self.status == "active" and not self.pair.busy else COMPLETED_10_0["ram"]["dirty-sync-count"]
+        ram = COMPLETED_10_0["ram"] | {"dirty-sync-count": passes}
+        return COMPLETED_10_0 | {"status": self.status, "ram": ram}
 
     def becomes(self, status: str) -> None:
         self.status = status
