@@ -16,4 +16,5 @@ QEMU's own clock. Nothing here fails because a number is bad: it is measured and
 Files: `scenarios` (what is moved), `guest`, `qmp`, `observer` (what is the same for all), `raw`, `command`, `library` (with
 `library_worker`), `virsh` (with `libvirt_lab`), `fleet` (the rig they share), `sampling` (one measurement), and, pure,
 `samples`, `stages`, `cpu`, `summary`, `targets`; `report` and `environment` tell it.
+`forecasts` stands alone: how wrong forecasts are (``python -m bench.forecasts``).
 """

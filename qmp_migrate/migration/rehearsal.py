@@ -275,14 +275,15 @@ class _Run:
             return
         sent, self.period_ms, self.period_sent = self.sent - self.period_sent, self.elapsed_ms, self.sent
         auto = self.rules.auto_converge
-        if not auto:
+        self.high += dirtied * 100 > sent * (auto["throttle-trigger-threshold"] if auto else 1)
+        if self.high < 2:  # every second time
+            return
+        self.high = 0
+        if auto:
+            more = auto["cpu-throttle-increment"] if self.throttle else auto["cpu-throttle-initial"]
+            self.throttle = min(auto["max-cpu-throttle"], self.throttle + more)
+        else:
             self.throttle = self.asked_throttle
-        elif dirtied * 100 > sent * auto["throttle-trigger-threshold"]:
-            self.high += 1
-            if self.high >= 2:
-                self.high = 0
-                more = auto["cpu-throttle-increment"] if self.throttle else auto["cpu-throttle-initial"]
-                self.throttle = min(auto["max-cpu-throttle"], self.throttle + more)
 
     def _until_next_look(self, remaining: float) -> float:
         """Return the bytes that are sent until QEMU sees that the rest would fit, or the policy looks again."""
