@@ -41,6 +41,11 @@ def decide(source: Source, destination: Destination, facts: Facts) -> Decision |
             if facts.patience:
                 return Decision(A.WAIT, "the source is gone; the destination may have all of the memory in a moment")
             return Decision(A.KILL_DESTINATION, "the source is gone, and with it memory that the destination lacks")
+        case S.HANGS if destination is D.INTERRUPTED and facts.postcopy and not facts.patience and not facts.yanked:
+            # As in the TLS handshake of a new connection that leads into a black hole: nothing is on it that could be lost.
+            return Decision(
+                A.YANK_SOURCE, "the source hangs in a connection that leads nowhere: without it, it answers"
+            )
         case S.RUNS | S.STOPPED | S.HALTED:
             return _source_is_out_of_it(source, destination, facts)
         case _:

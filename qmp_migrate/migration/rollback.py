@@ -84,6 +84,7 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
         await _prove_ours(course)  # also ends what is left of a lost connection, which would keep the monitors busy
         of_source, of_destination, source_state, destination_state = await look(source, destination)
         waited = time.monotonic() - begun
+        yanked = yanked and source_state is not Source.INTERRUPTED  # it has helped: it may again
         patient = waited < patience
         if in_postcopy := source_state in AT_SOURCE or destination_state in AT_DESTINATION:
             begun = time.monotonic()  # it takes as long as it takes, as long as it goes on
@@ -121,7 +122,8 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
                         course.request.id, action.value, source=str(of_source), destination=str(of_destination)
                     )
                 outcome = await _act(action, course, tried)
-                tried += action is Action.RECOVER_POSTCOPY
+                # A way on which nothing moved is not the first that is tried again.
+                tried += action is Action.RECOVER_POSTCOPY or (action is Action.PAUSE_POSTCOPY and not tried)
                 yanked = yanked or action is Action.YANK_SOURCE
                 course.chronicle.did(action.value, outcome=outcome)
                 if action is Action.SPLIT_BRAIN:
@@ -179,7 +181,7 @@ async def _act(action: Action, course: Course, tried: int) -> str:
             case Action.PAUSE_POSTCOPY:
                 return await postcopy.pause(course)
             case Action.RECOVER_POSTCOPY:
-                if tried:
+                if tried > 1:
                     await asyncio.sleep(postcopy.RECOVER_PAUSE_S)
                 return await postcopy.recover(course, tried)
             case Action.SPLIT_BRAIN:

@@ -233,7 +233,7 @@ def source_stuck_and_destination_may_have_run(end: World) -> bool:
 def source_gave_up_in_post_copy_and_destination_may_have_run(end: World) -> bool:
     """From 8.2 on, a source whose last answer is lost at the end of post-copy runs on, although the destination has run."""
     asked = any(controller.alive and controller.postcopy for controller in end.controllers)
-    return asked and end.src == "runs-on" and may_have_run(end)
+    return asked and end.src in {"runs-on", "resumed"} and may_have_run(end)
 
 
 def post_copy_was_asked_for_and_nothing_moves(end: World) -> bool:

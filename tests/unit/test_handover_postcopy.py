@@ -135,6 +135,18 @@ def test_a_source_that_is_resumed_has_never_handed_the_guest_over() -> None:
     )
 
 
+def test_a_source_that_hangs_is_freed_only_where_its_connection_is_lost_already() -> None:
+    check(
+        "yank",
+        lambda c: (
+            c.action is A.YANK_SOURCE
+            and not c.facts.surely_never_ran
+            and c.destination is not D.INCOMING
+            and not (c.source is S.HANGS and c.destination is D.INTERRUPTED and c.facts.postcopy)
+        ),
+    )
+
+
 def test_silence_leads_to_nothing() -> None:
     check(
         "acted on what is unknown",
