@@ -67,7 +67,17 @@ def test_there_and_back_again_with_every_tick_and_every_acknowledged_disk_record
 def test_the_downtime_limit_starts_low_and_is_raised_only_by_need(lab: Lab) -> None:
     with lab.guest(append="qm.rate=60 qm.ws=64 qm.tick=10") as guest:
         result = lab.cli(
-            "migrate", guest.name, "--to", "b", "--downtime-limit", "2s", "--bandwidth", "80MiB", "--json"
+            "migrate",
+            guest.name,
+            "--to",
+            "b",
+            "--policy",
+            "gentle",
+            "--downtime-limit",
+            "2s",
+            "--bandwidth",
+            "80MiB",
+            "--json",
         ).doc
         assert result["outcome"] == "completed"
         for step in result["steps"]:
