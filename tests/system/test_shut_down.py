@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qmp_migrate import Controller, load_settings
 from tests.support.lab import Guest, Lab, qemus, wait_for
 
 
@@ -36,8 +38,24 @@ def ended(lab: Lab, name: str = "") -> Iterator[tuple[Guest, Path, Path, Path]]:
 
 
 def state(lab: Lab, guest: Guest) -> list[tuple[str, str]]:
-    listed = lab.cli("vm", "list", "--json").doc["guests"]
-    return [(found["host"], found["state"]) for found in listed if found["name"] == guest.name]
+    async def work() -> list[tuple[str, str]]:
+        async with Controller.open(load_settings(lab.settings)) as controller:
+            listed, _ = await controller.list_guests()
+            return [(found.host, found.state) for found in listed if found.name == guest.name]
+
+    return asyncio.run(work())
+
+
+def settle(config: Path, guest: Guest) -> str:
+    """Settle what was left; return who has the guest. In this process: starting one costs more than the work."""
+
+    async def work() -> str:
+        async with Controller.open(load_settings(config)) as controller:
+            (left,) = await controller.unsettled_operations(vm=guest.name)
+            result, _error = await controller.recover_operation(left)
+            return str(result.owner)
+
+    return asyncio.run(work())
 
 
 def content(image: Path) -> bytes:
@@ -99,19 +117,14 @@ asyncio.run(main())
 
 def test_a_controller_that_is_killed_leaves_the_definition_at_one_place(lab: Lab) -> None:
     with ended(lab, "-crash") as (guest, image, copy, config):
-        for step in ("copying", "staging", "handing-over", "installed"):
+        for step in ("copying", "staging", "handing-over"):
             words = [sys.executable, "-c", CRASH, str(config), guest.name, step]
             died = subprocess.run(words, capture_output=True, text=True, timeout=60)
             assert died.returncode == 9, died.stderr
             assert len(state(lab, guest)) == 1
-            (settled,) = lab.cli("recover", "--json", config=config).doc["operations"]
-            forward = step in {"handing-over", "installed"}
-            assert settled["owner"] == ("destination" if forward else "source"), step
+            forward = step == "handing-over"
+            assert settle(config, guest) == ("destination" if forward else "source"), step
             assert state(lab, guest) == [("b" if forward else "a", "ended")]
             assert copy.exists() is forward
             assert image.exists(), "kept"
             assert len(list(copy.parent.iterdir())) == forward
-            if step == "handing-over":  # back again, for the next
-                image.unlink()
-                lab.cli("migrate", guest.name, "--to", "a", "--copy-storage", "full", config=config)
-                copy.unlink()
