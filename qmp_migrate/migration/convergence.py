@@ -39,7 +39,7 @@ __all__ = [
     "next_step",
 ]
 
-START_MS: Final = 10
+START_MS: Final = 20
 """First ``downtime-limit``, milliseconds; the user's own where that is smaller."""
 
 PATIENCE: Final = 0.1
@@ -47,6 +47,12 @@ PATIENCE: Final = 0.1
 
 FALLING: Final = 0.9
 """A share of what is carried that is dirtied, below which the next pass begins with less than this one, noise or not."""
+
+SMALL_MS: Final = 30
+"""A blackout as short as this is not waited for to become shorter: passes of a few ms take longer than they save."""
+
+HOVERING: Final = 2
+"""Passes that fit into the limit, yet QEMU does not stop the guest: it takes a window with little to send for a slow link."""
 
 NEAR_BEST: Final = 1.04
 """A pass within this of the best of the last `WINDOW` is a moment to act: it will hardly get better (KubeVirt VEP 248)."""
@@ -78,7 +84,7 @@ LEAST_PERCENT: Final = 5
 HOPELESS: Final = 1.05
 """A guest that would dirty more than this share under all the throttle that is allowed is not slowed down for nothing."""
 
-BY_TIME: Final = 0.9
+BY_TIME: Final = 0.8
 """A time limit is kept with this much of it: what the guest will dirty until then is an estimate."""
 
 
@@ -142,7 +148,7 @@ def _it_fits(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> S
             reversed(beginnings(samples)),
         )
     )
-    if len(run) < WINDOW:
+    if len(run) < HOVERING:
         return NOTHING
     why = f"pass {now.pass_number} begins with {_size(now.remaining_bytes)}, and QEMU does not stop the guest"
     if now.limit_ms < allowed.downtime_ms:
@@ -160,9 +166,9 @@ def _would_fit(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) ->
     fits = allowed.downtime_ms * outlook.in_blackout / 1000
     run = list(itertools.takewhile(lambda sample: sample.remaining_bytes <= fits, reversed(passes)))
     patience_ms = PATIENCE * run[-1].elapsed_ms - (now.elapsed_ms - run[-1].elapsed_ms)
-    if outlook.share <= FALLING and outlook.pass_ms <= patience_ms:
+    if _falls(passes, outlook) and outlook.need_ms > SMALL_MS and outlook.pass_ms <= patience_ms:
         return NOTHING  # the next pass will begin with less
-    if len(run) < WINDOW or patience_ms > 0:
+    if outlook.need_ms > SMALL_MS and (len(run) < WINDOW or patience_ms > 0):
         best = min(sample.remaining_bytes for sample in passes[-WINDOW:])
         if now.remaining_bytes > NEAR_BEST * best:
             return NOTHING
@@ -174,6 +180,12 @@ def _would_fit(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) ->
         f"pass {now.pass_number} begins with {_size(now.remaining_bytes)}, which takes {_time(outlook.need_ms)} and does "
         "not get less soon",
     )
+
+
+def _falls(passes: Sequence[Sample], outlook: Outlook) -> bool:
+    """Tell whether each pass begins with less than the one before, by the last one or, as one may be a burst, by two."""
+    two = passes[-3:]
+    return outlook.share <= FALLING or (len(two) == 3 and two[2].remaining_bytes <= FALLING**2 * two[0].remaining_bytes)
 
 
 def _raise(now: Sample, limit_ms: int, allowed: Allowed, why: str) -> Step:
@@ -190,7 +202,7 @@ def _climb(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Ste
     if outlook.copies <= min(allowed.copies, allowed.hurry_copies):
         return NOTHING
     why, converges = _why(now, outlook), outlook.copies <= allowed.copies
-    if converges or _can_wait(now, outlook, allowed):
+    if converges or _can_wait(outlook, allowed):
         step = _bandwidth(now, outlook, allowed, why) or _throttle(samples, outlook, allowed, why)
         if step is not None:
             return step
@@ -199,13 +211,11 @@ def _climb(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Ste
     return _last_rung(samples, outlook, allowed, why)
 
 
-def _can_wait(now: Sample, outlook: Outlook, allowed: Allowed) -> bool:
+def _can_wait(outlook: Outlook, allowed: Allowed) -> bool:
     """Tell whether one more pass, and then the rest at once, still ends in time; where there is no "at once", always."""
     if not (allowed.postcopy or allowed.stop):
         return True
     share = max(1.0, outlook.share)
-    if 0 < now.asked_throttle_percent <= now.throttle_percent:  # what has been measured so far was partly without
-        share = outlook.share * (1 - now.throttle_percent / 100)
     whole_ms = outlook.elapsed_ms + outlook.pass_ms + min(outlook.copy_ms, outlook.pass_ms * share)
     return whole_ms <= BY_TIME * allowed.last_copies * outlook.copy_ms
 

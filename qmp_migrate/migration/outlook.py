@@ -33,18 +33,16 @@ class Outlook:
     """What the passes so far tell.
 
     Attributes:
-        remaining: What is left to send, bytes.
         bandwidth: What travels, bytes per second; `in_blackout`: while the guest stands still.
         dirty: What the guest dirties, bytes per second, over the last passes; pages dirtied twice count once.
         pass_ms: What sending the rest takes while the guest runs.
         need_ms: The blackout if the guest were stopped now.
         least_ms: The same of the best pass so far, the bulk pass apart.
         rest_ms: Until what is left fits into the limit that is allowed, if it goes on like this; infinite if it never does.
-        copy_ms: What one copy of all memory takes at this bandwidth.
+        copy_ms: What one copy of all memory takes at this bandwidth (zero pages take next to nothing).
         elapsed_ms: So far, under this rate limit.
     """
 
-    remaining: int
     bandwidth: float
     in_blackout: float
     dirty: float
@@ -59,10 +57,6 @@ class Outlook:
     def share(self) -> float:
         """What is dirtied over what is carried: from 1 on, copying alone never ends."""
         return self.dirty / self.bandwidth
-
-    def until_ms(self, limit_ms: float) -> float:
-        """Return how long it takes until what is left fits into a limit, if it goes on like this."""
-        return _rest_s(self.remaining, limit_ms * self.in_blackout / 1000, self.bandwidth, self.dirty) * 1000
 
     @property
     def saturated(self) -> bool:
@@ -98,7 +92,6 @@ def look(samples: Sequence[Sample], allowed: Allowed) -> Outlook | None:
     counted = [sample.remaining_bytes for sample in passes if sample.pass_number > 1]
     fits = allowed.downtime_ms * in_blackout / 1000
     return Outlook(
-        remaining=now.remaining_bytes,
         bandwidth=bandwidth,
         in_blackout=in_blackout,
         dirty=dirty,
@@ -106,9 +99,23 @@ def look(samples: Sequence[Sample], allowed: Allowed) -> Outlook | None:
         need_ms=now.remaining_bytes * 1000 / in_blackout,
         least_ms=min(counted) * 1000 / in_blackout,
         rest_ms=_rest_s(now.remaining_bytes, fits, bandwidth, dirty) * 1000,
-        copy_ms=now.total_bytes * 1000 / bandwidth,
+        copy_ms=_copy_ms(passes, bandwidth),
         elapsed_ms=now.elapsed_ms - _since_ms(passes),
     )
+
+
+def _copy_ms(passes: Sequence[Sample], bandwidth: float) -> float:
+    """Return what one full copy takes: what the first pass did take, where that was seen under this rate limit."""
+    first, last = passes[0], passes[-1]
+    if (
+        first.pass_number == 1
+        and len(passes) > 1
+        and passes[1].pass_number == 2
+        and first.max_bandwidth_bytes_per_s == last.max_bandwidth_bytes_per_s
+        and passes[1].elapsed_ms > first.elapsed_ms
+    ):
+        return float(passes[1].elapsed_ms)
+    return last.total_bytes * 1000 / bandwidth
 
 
 def _since_ms(passes: Sequence[Sample]) -> int:

@@ -93,8 +93,8 @@ def followed(allowed: Allowed, seen: list[Sample]) -> list[tuple[Sample, Step]]:
 
 @given(allowed=st.integers(1, MAX_DOWNTIME_MS))
 def test_it_starts_low(allowed: int) -> None:
-    assert first_limit_ms(allowed) == min(10, allowed)
-    assert START_MS == 10
+    assert first_limit_ms(allowed) == min(20, allowed)
+    assert START_MS == 20
 
 
 def test_where_there_must_be_no_second_pass_it_starts_with_all_that_is_allowed() -> None:
@@ -196,7 +196,7 @@ def test_gentle_leaves_the_guest_alone(guest: Guest) -> None:
 
 def test_an_idle_guest_needs_no_step() -> None:
     ended = migrate(Guest(ram=4096 * MIB, link=GBIT, dirty=MIB, working_set=4 * MIB))
-    assert (ended.how, ended.limit_ms, ended.steps) == ("switched", 10, [])
+    assert (ended.how, ended.limit_ms, ended.steps) == ("switched", 20, [])
 
 
 def test_a_guest_that_needs_a_longer_pause_gets_just_that() -> None:
@@ -274,9 +274,9 @@ def test_time_that_is_up_takes_the_last_rung_that_is_allowed() -> None:
 
 def test_a_qemu_that_does_not_stop_although_it_fits_is_allowed_more() -> None:
     allowed = Allowed(300)
-    samples = [Sample(n, MIB, GBIT, 30, 1000 + n * 100, 0, 1024 * MIB) for n in range(2, 5)]
+    samples = [Sample(2, MIB, GBIT, 30, 1200, 0, 1024 * MIB)]
     assert next_step(samples, allowed) == NOTHING
-    samples.append(Sample(5, MIB, GBIT, 30, 1500, 0, 1024 * MIB))
+    samples.append(Sample(3, MIB, GBIT, 30, 1500, 0, 1024 * MIB))
     assert next_step(samples, allowed).limit_ms == 60
 
 
@@ -305,7 +305,7 @@ def test_default_is_no_slower_than_the_best_of_the_others_and_pauses_shorter_tha
     assert ours.most_throttle <= 50
     assert ours.total_ms <= min(other.total_ms for other in others if other.how == "switched") + 50
     # Whose passes happen to end with next to nothing left are as short: below this it is devices and `cont`, and luck.
-    assert ours.blackout_ms < max(15.0, min(other.blackout_ms for other in others))
+    assert ours.blackout_ms < max(30.0, min(other.blackout_ms for other in others))
 
 
 @pytest.mark.parametrize("postcopy", [False, True])

@@ -54,14 +54,14 @@ def wired(**wanted: Any) -> dict[str, int]:
 
 
 def test_ours_start_low_and_hold_the_throttle_ready() -> None:
-    assert wired() == {"max-bandwidth": 0, "downtime-limit": 10, **ARMED_THROTTLE}
-    assert wired(policy="gentle", bandwidth_bytes_per_s=MIB) == {"max-bandwidth": MIB, "downtime-limit": 10}
+    assert wired() == {"max-bandwidth": 0, "downtime-limit": 20, **ARMED_THROTTLE}
+    assert wired(policy="gentle", bandwidth_bytes_per_s=MIB) == {"max-bandwidth": MIB, "downtime-limit": 20}
     assert wired(policy="gentle", max_throttle_percent=30) == {
         "max-bandwidth": 0,
-        "downtime-limit": 10,
+        "downtime-limit": 20,
         **ARMED_THROTTLE,
     }
-    assert wired(max_throttle_percent=0) == {"max-bandwidth": 0, "downtime-limit": 10}
+    assert wired(max_throttle_percent=0) == {"max-bandwidth": 0, "downtime-limit": 20}
     assert wired(downtime_limit_ms=1)["downtime-limit"] == 1
 
 
@@ -123,7 +123,7 @@ async def test_a_step_that_qemu_refuses_is_told_and_the_copying_goes_on(rig: Rig
     for number in (1, 2, 3):
         await rig.numbers(active(number, 5 * MIB))
     assert "not done" in copying.steps[0]
-    assert copying.steering.limit_ms == 10
+    assert copying.steering.limit_ms == 20
     rig.says(rig.source, "completed")
     rig.says(rig.destination, "completed")
     await rig.end()
@@ -169,7 +169,7 @@ async def driven(rig: Rig, journal: Journal, *, phase: Phase = Phase.COPYING, **
     """A migration that is being copied by this process."""
     copying = await rig.start(**wanted)
     copying.steering.can_throttle = True
-    now = {"downtime-limit": 10, "max-bandwidth": 0, "max-cpu-throttle": 1}
+    now = {"downtime-limit": 20, "max-bandwidth": 0, "max-cpu-throttle": 1}
     rig.source.on("migrate-set-parameters", lambda arguments: now.update(arguments) or {})
     rig.source.on("query-migrate-parameters", lambda _: now)
     await journal.enter("m1", phase)
@@ -197,7 +197,7 @@ async def test_another_process_retunes_it_and_is_told_what_is_in_force(rig: Rig,
         course, journal, bandwidth_bytes_per_s=50 * MIB, downtime_limit_ms=900, max_throttle_percent=40, policy="finish"
     )
     assert in_force == {
-        "downtime-limit": 10,  # more only when a pass shows the need
+        "downtime-limit": 20,  # more only when a pass shows the need
         "max-bandwidth": 50 * MIB,
         "max-cpu-throttle": 40,
         "allowed-downtime-limit": 900,
