@@ -5,9 +5,11 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests run side by side: each worker has a lab of its own, and much of a test is waiting. WORKERS=0: one after the other.
+# Side by side where tests wait for states: each worker has a lab of its own. Component tests measure time limits, and are
+# run one after the other. WORKERS=0: all of them.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 
@@ -43,14 +45,15 @@ demo: venv images ## Show one live migration end to end, with proof that the gue
 .PHONY: test
 test: venv images check ## Run everything that CI runs: lint, types, unit, component and system tests
 	@contrib/qemus.sh --try
-	@$(PYTEST) tests/component tests/system
+	@$(PYTEST) tests/component
+	@$(PYTEST) $(SIDE_BY_SIDE) tests/system
 
 .PHONY: check
 check: venv ## Lint, types and unit tests (under a minute)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(PYTEST) tests/unit
+	@$(PYTEST) $(SIDE_BY_SIDE) tests/unit
 
 .PHONY: bench
 bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out, and .html)
