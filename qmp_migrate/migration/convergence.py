@@ -7,7 +7,7 @@ and never down, each rung only as far as the user allows:
 
 1. more bandwidth, where it is we who limit it;
 2. a longer downtime limit, to the measured need and no further, at a moment when little is left;
-3. a slower guest (``cpu-throttle``, or ``vcpu-dirty-limit`` with a KVM dirty ring), as much as the dirty rate asks for;
+3. a slower guest (``cpu-throttle``), as much as the measured dirty rate asks for;
 4. post-copy; 5. stop the guest and copy the rest;
 6. give up, soon, and say with figures what would have worked.
 
@@ -177,8 +177,7 @@ def _would_fit(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) ->
         now,
         limit,
         allowed,
-        f"pass {now.pass_number} begins with {_size(now.remaining_bytes)}, which takes {_time(outlook.need_ms)} and does "
-        "not get less soon",
+        f"pass {now.pass_number} begins with {_size(now.remaining_bytes)} ({_time(outlook.need_ms)})",
     )
 
 

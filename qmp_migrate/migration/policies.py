@@ -194,7 +194,7 @@ def wants_postcopy(request: MigrationRequest) -> bool:
 
 
 def wants_throttle(request: MigrationRequest) -> bool:
-    """Tell whether the guest may be slowed down: then QEMU's ``auto-converge`` (or ``dirty-limit``) is set at the source."""
+    """Tell whether the guest may be slowed down: then QEMU's ``auto-converge`` is set at the source."""
     policy = find(request.policy)
     if policy.of is not None:
         return policy.auto_converge is not None
