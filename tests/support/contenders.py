@@ -238,6 +238,7 @@ def facts(world: World, number: int, *, patience: bool) -> Facts:
         never_ran=proven or (controller.knows and not controller.sent),
         source_completed=controller.heard or controller.committed,
         was_running=not world.variant.paused,
+        stopped_by_us=world.variant.stopped,
         postcopy=controller.postcopy and world.variant.bug is not Bug.POSTCOPY_FORGOTTEN,
         patience=patience,
         yanked=controller.yanked,

@@ -23,7 +23,8 @@ from tests.support import two_qemus
 A, B = 0, 1  # the source's host and the destination's
 
 Src = Literal[
-    "copying", "holding", "switching", "failing", "runs-on", "completed", "resumed", "postcopy", "interrupted", "dead"
+    *("copying", "holding", "switching", "failing", "runs-on", "runs-again", "completed", "resumed"),
+    *("postcopy", "interrupted", "dead"),
 ]
 Dst = Literal["incoming", "loaded", "running", "halted", "waiting", "postcopy", "stuck", "dead"]
 Stream = Literal["flows", "answers lost", "silent", "broken"]
@@ -71,6 +72,7 @@ class Variant(NamedTuple):
         postcopy: The controller may switch to post-copy.
         shared: Both controllers write into one journal; else each into its own.
         paused: The guest was paused when it began.
+        stopped: We have stopped it so that its memory can travel: where it fails, it does not run on by itself.
         bug: The seeded one.
     """
 
@@ -78,6 +80,7 @@ class Variant(NamedTuple):
     postcopy: bool = False
     shared: bool = True
     paused: bool = False
+    stopped: bool = False
     bug: Bug | None = None
 
 
@@ -207,7 +210,8 @@ class World(NamedTuple):
 
     @property
     def source_runs(self) -> bool:
-        return self.src in {"copying", "runs-on", "resumed"} and not self.variant.paused
+        by_itself = {"copying", "runs-on"} if not self.variant.stopped else set()
+        return self.src in {"runs-again", "resumed", *by_itself} and not self.variant.paused
 
     @property
     def guest_exists(self) -> bool:
@@ -221,7 +225,8 @@ class World(NamedTuple):
     def seen_source(self, status: str) -> Source:
         """Return the source as it is sorted after ``query-migrate`` has said `status` and ``query-status`` is asked."""
         run_state = SOURCE_WORDS[self.src][0]
-        if run_state == "running" and self.variant.paused:
+        stands = self.variant.paused or (self.variant.stopped and self.src in {"copying", "runs-on"})
+        if run_state == "running" and stands:
             run_state = "paused"
         return handover.classify_source(alive=True, run_state=run_state, status=status)
 
@@ -260,8 +265,9 @@ class World(NamedTuple):
             case "switching", "loaded" if self.stream == "flows":
                 yield "the source is completed", self._replace(src="completed")
             case "failing", _:
-                yield "the source runs on", self._replace(src="runs-on", stale=self.dst == "loaded").checked()
-            case (("dead" | "runs-on"), "incoming"):
+                stale = self.dst == "loaded" and not self.variant.stopped
+                yield "the source runs on", self._replace(src="runs-on", stale=stale).checked()
+            case (("dead" | "runs-on" | "runs-again"), "incoming"):
                 yield "the destination ends: nobody sends", self._replace(dst="dead")
             case _, "incoming" if self.stream == "broken":
                 yield "the destination ends: nobody sends", self._replace(dst="dead")
@@ -365,6 +371,8 @@ class World(NamedTuple):
                 if self.late:
                     return self._replace(src="interrupted" if self.stream == "broken" else "postcopy")
                 return self._replace(src="failing" if self.stream == "broken" else "switching")
+            case Action.RESUME_SOURCE if self.src == "runs-on" and self.variant.stopped:
+                return self._replace(src="runs-again", stale=self.dst == "loaded").checked()
             case Action.RESUME_SOURCE if self.src == "completed":
                 return self._replace(src="resumed", stale=self.dst == "loaded").checked()
             case Action.KILL_DESTINATION:

@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source
 
-Src = Literal["copying", "holding", "switching", "failing", "runs-on", "completed", "resumed", "dead"]
+Src = Literal["copying", "holding", "switching", "failing", "runs-on", "runs-again", "completed", "resumed", "dead"]
 Dst = Literal["incoming", "loaded", "running", "halted", "dead"]
 
 SOURCE_WORDS: Final[dict[Src, tuple[str, str]]] = {
@@ -26,6 +26,7 @@ SOURCE_WORDS: Final[dict[Src, tuple[str, str]]] = {
     "switching": ("finish-migrate", "device"),
     "failing": ("finish-migrate", "failed"),  # for an instant, before it resumes by itself
     "runs-on": ("running", "failed"),
+    "runs-again": ("running", "failed"),
     "completed": ("postmigrate", "completed"),
     "resumed": ("running", "completed"),
 }
@@ -60,6 +61,7 @@ class World(NamedTuple):
     """Everything there is.
 
     Attributes:
+        stopped: We have stopped the guest so that its memory can travel: where it fails, it does not run on by itself.
         flows: The stream between the two works.
         armed: The journal says that the destination may have run.
         sent: This controller has sent ``cont``; forgotten when it is started anew.
@@ -73,6 +75,7 @@ class World(NamedTuple):
 
     src: Src = "copying"
     dst: Dst = "incoming"
+    stopped: bool = False
     flows: bool = True
     armed: bool = False
     sent: bool = False
@@ -85,7 +88,14 @@ class World(NamedTuple):
 
     @property
     def source_runs(self) -> bool:
-        return self.src in {"copying", "runs-on", "resumed"}
+        by_itself = {"copying", "runs-on"} if not self.stopped else set()
+        return self.src in {"runs-again", "resumed", *by_itself}
+
+    @property
+    def run_state(self) -> str:
+        """What ``query-status`` says at the source."""
+        stands = self.stopped and self.src in {"copying", "runs-on"}
+        return "paused" if stands else SOURCE_WORDS[self.src][0]  # type: ignore[index]  # of a dead one nobody asks
 
     @property
     def guest_exists(self) -> bool:
@@ -98,6 +108,7 @@ class World(NamedTuple):
             may_have_run=self.armed,
             never_ran=self.knows and not self.sent,
             source_completed=self.seen_completed,
+            stopped_by_us=self.stopped,
             patience=patience,
         )
 
@@ -120,8 +131,11 @@ class World(NamedTuple):
             case "switching", "loaded" if self.flows:
                 yield "the source is completed", self._replace(src="completed")
             case "failing", _:
-                yield "the source runs on", self._replace(src="runs-on", stale=self.dst == "loaded")
-            case (("dead" | "runs-on"), "incoming"):
+                yield (
+                    "the source runs on",
+                    self._replace(src="runs-on", stale=self.dst == "loaded" and not self.stopped),
+                )
+            case (("dead" | "runs-on" | "runs-again"), "incoming"):
                 yield "the destination ends: nobody sends", self._replace(dst="dead")
             case (("copying" | "switching"), "dead") if self.flows:
                 yield "the source notices", self._stream_breaks()
@@ -163,7 +177,7 @@ class World(NamedTuple):
             if self.src == "dead":
                 yield "looks at the source: gone", self._sorted(None, None, alive=False)
             else:
-                run_state = SOURCE_WORDS[self.src][0]
+                run_state = self.run_state
                 yield f"looks at the source: {run_state}", self._replace(move=Move(run_state=run_state))
         elif move.source is None:
             yield from self._no_answer()
@@ -198,8 +212,7 @@ class World(NamedTuple):
             return handover.classify_source(alive=False, run_state=None, status=None)
         if self.src == "switching" and not self.flows:
             return handover.classify_source(alive=True, run_state=None, status=None)
-        run_state, status = SOURCE_WORDS[self.src]
-        return handover.classify_source(alive=True, run_state=run_state, status=status)
+        return handover.classify_source(alive=True, run_state=self.run_state, status=SOURCE_WORDS[self.src][1])
 
     def destination(self) -> Destination:
         """Return what a look at the destination gives, if it answers."""
@@ -217,6 +230,8 @@ class World(NamedTuple):
                 return self._stream_breaks()
             case Action.CONTINUE_SOURCE if self.src == "holding":
                 return self._replace(src="switching")
+            case Action.RESUME_SOURCE if self.src == "runs-on" and self.stopped:
+                return self._replace(src="runs-again", stale=self.dst == "loaded")
             case Action.RESUME_SOURCE if self.src == "completed":
                 return self._replace(src="resumed", stale=self.dst == "loaded")
             case Action.KILL_DESTINATION:

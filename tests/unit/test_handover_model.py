@@ -26,6 +26,8 @@ VARIANTS = [
     pytest.param(Variant(guarded=True), id="guarded"),
     pytest.param(Variant(guarded=True, shared=False), id="guarded, two journals"),
     pytest.param(Variant(guarded=True, paused=True), id="paused guest"),
+    pytest.param(Variant(stopped=True), id="stopped by us"),
+    pytest.param(Variant(stopped=True, guarded=True, shared=False), id="stopped by us, guarded, two journals"),
     pytest.param(Variant(postcopy=True), id="post-copy"),
     pytest.param(Variant(postcopy=True, guarded=True, shared=False), id="post-copy, guarded, two journals"),
     pytest.param(Variant(postcopy=True, paused=True), id="post-copy, paused guest"),
