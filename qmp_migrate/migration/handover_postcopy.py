@@ -83,7 +83,7 @@ def _goes_on(destination: Destination, facts: Facts) -> Decision:
                 return Decision(A.WAIT, f"{BOTH}; the source will notice that the connection is lost")
             return Decision(A.PAUSE_POSTCOPY, f"{BOTH}; the source does not notice that the connection is lost")
         case _:
-            return _whole_or_gone(destination, facts)
+            return _whole_or_gone(S.POSTCOPY, destination, facts)
 
 
 def _interrupted(destination: Destination, facts: Facts) -> Decision:
@@ -91,14 +91,19 @@ def _interrupted(destination: Destination, facts: Facts) -> Decision:
         if facts.patience:
             return Decision(A.RECOVER_POSTCOPY, f"{BOTH}, and the connection is lost: a new one is needed")
         return Decision(A.PARK, f"{BOTH}, and no new connection could be made")
-    return _whole_or_gone(destination, facts)
+    return _whole_or_gone(S.INTERRUPTED, destination, facts)
 
 
-def _whole_or_gone(destination: Destination, facts: Facts) -> Decision:
+def _whole_or_gone(source: Source, destination: Destination, facts: Facts) -> Decision:
     """The source is in post-copy; the destination is not, or cannot be asked."""
     match destination:
-        case D.ABSENT:
+        case D.ABSENT if source is S.INTERRUPTED:
             return Decision(A.END_SOURCE, "the destination is gone, and with it memory that exists nowhere else")
+        case D.ABSENT if facts.patience:
+            # It may have sent the last page just now, and be completed at the next look.
+            return Decision(A.WAIT, "the destination is gone; the source is about to notice")
+        case D.ABSENT:
+            return Decision(A.PAUSE_POSTCOPY, "the destination is gone; the source does not notice")
         case D.RUNS | D.HALTED:
             if facts.patience:
                 return Decision(A.WAIT, "the destination has all of the guest; the source is about to hear of it")

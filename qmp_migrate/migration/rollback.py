@@ -111,7 +111,7 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
             case Action.PARK | Action.WAIT:
                 pass
             case action:
-                if action is Action.KILL_DESTINATION:
+                if action in {Action.KILL_DESTINATION, Action.RESUME_SOURCE}:
                     await course.disarm()
                 if in_postcopy and action in {Action.END_SOURCE, Action.KILL_DESTINATION}:
                     gone = destination if action is Action.END_SOURCE else source

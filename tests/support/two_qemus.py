@@ -17,8 +17,11 @@ from typing import Final, Literal, NamedTuple
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source
 
-Src = Literal["copying", "holding", "switching", "failing", "runs-on", "runs-again", "completed", "resumed", "dead"]
-Dst = Literal["incoming", "loaded", "running", "halted", "dead"]
+Src = Literal[
+    *("copying", "holding", "switching", "failing", "runs-on", "runs-again", "completed", "resumed"),
+    *("postcopy", "interrupted", "dead"),
+]
+Dst = Literal["incoming", "loaded", "running", "halted", "waiting", "postcopy", "stuck", "dead"]
 
 SOURCE_WORDS: Final[dict[Src, tuple[str, str]]] = {
     "copying": ("running", "active"),
@@ -29,6 +32,8 @@ SOURCE_WORDS: Final[dict[Src, tuple[str, str]]] = {
     "runs-again": ("running", "failed"),
     "completed": ("postmigrate", "completed"),
     "resumed": ("running", "completed"),
+    "postcopy": ("finish-migrate", "postcopy-active"),
+    "interrupted": ("finish-migrate", "postcopy-paused"),
 }
 """What ``query-status`` and ``query-migrate`` say."""
 
@@ -37,7 +42,13 @@ DESTINATION_WORDS: Final[dict[Dst, tuple[str, str]]] = {
     "loaded": ("paused", "completed"),
     "running": ("running", "completed"),
     "halted": ("shutdown", "completed"),
+    "waiting": ("paused", "postcopy-active"),  # its device state is there; it waits for `cont`
+    "postcopy": ("running", "postcopy-active"),
+    "stuck": ("running", "postcopy-paused"),  # says that it runs; its vCPU waits for a page that does not come
 }
+
+FROM_AFAR: Final = {"postcopy", "interrupted"}
+IN_POSTCOPY: Final = {"waiting", "postcopy", "stuck"}
 
 FINAL: Final = {
     Action.FINISHED_AT_SOURCE,
@@ -62,6 +73,9 @@ class World(NamedTuple):
 
     Attributes:
         stopped: We have stopped the guest so that its memory can travel: where it fails, it does not run on by itself.
+        may_turn: The controller may ask for post-copy.
+        asked: It has, or was about to; this is in the journal.
+        turning: The source has been told.
         flows: The stream between the two works.
         armed: The journal says that the destination may have run.
         sent: This controller has sent ``cont``; forgotten when it is started anew.
@@ -76,6 +90,9 @@ class World(NamedTuple):
     src: Src = "copying"
     dst: Dst = "incoming"
     stopped: bool = False
+    may_turn: bool = False
+    asked: bool = False
+    turning: bool = False
     flows: bool = True
     armed: bool = False
     sent: bool = False
@@ -100,6 +117,10 @@ class World(NamedTuple):
     @property
     def guest_exists(self) -> bool:
         """Some QEMU holds a copy of the guest that may be run: the newest one."""
+        if self.src in FROM_AFAR:
+            return self.dst != "dead"
+        if self.dst in IN_POSTCOPY:
+            return self.src == "completed"
         at_destination = self.dst in {"loaded", "running", "halted"} and not self.stale
         return at_destination or (self.src != "dead" and not self.ran)
 
@@ -109,6 +130,7 @@ class World(NamedTuple):
             never_ran=self.knows and not self.sent,
             source_completed=self.seen_completed,
             stopped_by_us=self.stopped,
+            postcopy=self.asked,
             patience=patience,
         )
 
@@ -123,6 +145,16 @@ class World(NamedTuple):
     def by_itself(self) -> Iterator[tuple[str, World]]:
         """Yield what happens sooner or later if nothing goes wrong any more."""
         match self.src, self.dst:
+            case "copying", "incoming" if self.flows and self.turning:
+                yield "the source turns to post-copy", self._replace(src="postcopy")
+            case "postcopy", "incoming" if self.flows:
+                yield "the destination has the devices", self._replace(dst="waiting")
+            case "postcopy", "postcopy" if self.flows:
+                yield "the last page has arrived", self._replace(dst="running")
+            case "postcopy", ("running" | "halted" | "loaded") if self.flows:
+                yield "the source is completed", self._replace(src="completed")
+            case (("dead" | "interrupted"), ("postcopy" | "waiting")):
+                yield "the destination waits for a page", self._replace(dst="stuck")
             case "copying", "incoming" if self.flows:
                 yield "the source stops", self._replace(src="switching")
                 yield "the source waits at pre-switchover", self._replace(src="holding")
@@ -137,12 +169,14 @@ class World(NamedTuple):
                 )
             case (("dead" | "runs-on" | "runs-again"), "incoming"):
                 yield "the destination ends: nobody sends", self._replace(dst="dead")
-            case (("copying" | "switching"), "dead") if self.flows:
+            case (("copying" | "switching" | "postcopy"), "dead") if self.flows:
                 yield "the source notices", self._stream_breaks()
         if self.on_its_way:
             arrived = self._replace(on_its_way=False)
             if self.dst == "loaded":
                 arrived = arrived._replace(dst="running", ran=True)
+            elif self.dst in IN_POSTCOPY:
+                arrived = arrived._replace(dst="stuck" if self.dst == "stuck" else "postcopy", ran=True)
             yield "`cont` arrives", arrived
 
     def _faults(self) -> Iterator[tuple[str, World]]:
@@ -152,20 +186,28 @@ class World(NamedTuple):
             yield "the destination dies", self._replace(dst="dead")
         if self.dst == "running":
             yield "the guest powers off", self._replace(dst="halted")
-        if self.flows and self.src in {"copying", "holding", "switching"}:
+        if self.flows and self.src in {"copying", "holding", "switching", "postcopy"}:
             yield "the stream goes silent", self._replace(flows=False)
-        if self.src in {"copying", "switching"}:
+        if self.src == "copying" and self.turning and self.flows:
+            yield "it is done before it turns", self._replace(src="switching", turning=False)
+        if self.src == "postcopy" and self.dst == "waiting" and self.flows:
+            yield "the last page comes before `cont`", self._replace(dst="loaded")
+        if self.src in {"copying", "switching", "postcopy"}:
             yield "the stream breaks", self._stream_breaks()
         if self.on_its_way:
             yield "`cont` is lost", self._replace(on_its_way=False)
         if self.knows or self.move is not None:
             yield "the controller is started anew", self._replace(knows=False, seen_completed=False, move=None)
-        if not self.armed and self.knows and self.src in {"copying", "holding", "switching"}:
+        if self.may_turn and self.knows and not self.asked and not self.sent and self.move is None:
+            told = self._replace(asked=True, armed=False)
+            yield "post-copy is asked for, and that is lost", told
+            yield "post-copy is asked for", told._replace(turning=self.src == "copying")
+        if not self.armed and self.knows and self.src in {"copying", "holding", "switching", "postcopy"}:
             yield "the journal is armed", self._replace(armed=True)
 
     def _stream_breaks(self) -> World:
         """Break the connection: the source gives up and runs on, the destination as well unless it has everything."""
-        after: dict[Src, Src] = {"copying": "runs-on", "switching": "failing"}
+        after: dict[Src, Src] = {"copying": "runs-on", "switching": "failing", "postcopy": "interrupted"}
         return self._replace(src=after.get(self.src, self.src), flows=False)
 
     # -- the controller ---------------------------------------------------------------------------------------------
@@ -236,10 +278,14 @@ class World(NamedTuple):
                 return self._replace(src="resumed", stale=self.dst == "loaded")
             case Action.KILL_DESTINATION:
                 return self._replace(dst="dead", on_its_way=False)
-            case Action.COMMIT:
+            case Action.COMMIT | Action.CONTINUE_DESTINATION:
                 return self._replace(armed=True, sent=True, on_its_way=True)
-            case Action.RELEASE_SOURCE:
+            case Action.RELEASE_SOURCE | Action.END_SOURCE:
                 return self._replace(src="dead")
+            case Action.PAUSE_POSTCOPY if self.src == "postcopy":
+                return self._replace(src="interrupted", flows=False)
+            case Action.RECOVER_POSTCOPY if self.src == "interrupted" and self.dst in IN_POSTCOPY:
+                return self._replace(src="postcopy", dst="postcopy" if self.ran else "waiting", flows=True)
         return self
 
 
@@ -284,7 +330,9 @@ def settle(world: World, goal: Goal) -> tuple[World, Decision]:
     for turn in range(40):
         while step := next(world.by_itself(), None):
             world = step[1]
-        decision = handover.decide(world.source(), world.destination(), world.facts(patience=turn < 3), goal)
+        # A new connection is tried for its own time.
+        patience = turn < 3 or (world.src == "interrupted" and turn < 20)
+        decision = handover.decide(world.source(), world.destination(), world.facts(patience=patience), goal)
         if decision.action in FINAL and (decision.action is not Action.PARK or turn > 3):
             return world.act(decision.action), decision
         world = world.act(decision.action)

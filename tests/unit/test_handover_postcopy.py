@@ -67,7 +67,7 @@ def test_a_source_in_post_copy_ends_only_where_the_destination_has_all_or_is_gon
     )
     check(
         "ended without proof that the destination is gone",
-        lambda c: c.action is A.END_SOURCE and not (c.source in AT_SOURCE and c.destination is D.ABSENT),
+        lambda c: c.action is A.END_SOURCE and not (c.source is S.INTERRUPTED and c.destination is D.ABSENT),
     )
 
 
