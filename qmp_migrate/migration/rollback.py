@@ -83,6 +83,9 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
     while True:
         await _prove_ours(course)  # also ends what is left of a lost connection, which would keep the monitors busy
         of_source, of_destination, source_state, destination_state = await look(source, destination)
+        if source_state is Source.HOLDS and course.disks_behind:
+            goal = Goal.BACK  # nobody has proven here that its disks are whole over there: it is not let go on
+            await _not_yet_in_postcopy(course)
         waited = time.monotonic() - begun
         yanked = yanked and source_state is not Source.INTERRUPTED  # it has helped: it may again
         patient = waited < patience
@@ -93,8 +96,6 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
         proven = handover.proves_never_ran(source_state, of_source.status, postcopy=course.postcopy)
         if not course.held_by_others and proven:
             facts = replace(facts, never_ran=True)
-        if source_state is Source.HOLDS and course.disks_behind:
-            goal = Goal.BACK  # nobody has proven here that its disks are whole over there: it is not let go on
         decision = handover.decide(source_state, destination_state, facts, goal)
         settled = Settled(decision.action, of_source, of_destination, source_state, destination_state, decision.reason)
         match decision.action:
@@ -135,6 +136,20 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
         await asyncio.sleep(LOOK_AGAIN_S)
         if in_postcopy and decision.action is not Action.CONTINUE_DESTINATION:
             await asyncio.sleep(POSTCOPY_LOOK_S)
+
+
+async def _not_yet_in_postcopy(course: Course) -> None:
+    """Take post-copy back that was asked for: the source stands before it, and only ``migrate-continue`` leads into it.
+
+    QEMU has stopped the guest for it; 7.2 leaves it so after a cancel: it is told to run again, as one that we have stopped.
+    """
+    if course.postcopy:
+        if course.running:
+            course.stopped_by_us = True
+            with contextlib.suppress(JournalError):
+                await course.will_stop("stopped by QEMU for post-copy, which has not begun")
+        await course.no_postcopy()
+        await course.chronicle.turn_back()
 
 
 async def _prove_ours(course: Course) -> None:

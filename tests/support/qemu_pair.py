@@ -259,6 +259,11 @@ class QemuPair:
     async def _postcopy(self) -> None:
         """In the order of 7.2: the source says so, and stops the guest then."""
         source, destination = self.source, self.destination
+        if source.capabilities["pause-before-switchover"]:
+            source.goes("finish-migrate")
+            self._stood_still = True  # a cancel here leaves it in `postmigrate`
+            source.becomes("pre-switchover")
+            await self._let_go.wait()
         source.becomes("postcopy-active")
         source.goes("finish-migrate")
         destination.becomes("postcopy-active")

@@ -190,6 +190,25 @@ async def test_a_full_disk_over_there_ends_it_at_once(journal: Journal, when: st
         assert "/b/one.raw" in engine.error.message
 
 
+@pytest.mark.parametrize("mode", ["live", "offline", "postcopy"])
+async def test_a_disk_that_is_not_proven_whole_in_the_pause_takes_everything_back(journal: Journal, mode: Mode) -> None:
+    """Also where post-copy was asked for: its point of no return lies behind the pause then."""
+    async with DiskPair() as pair:
+        pair.busy = mode == "postcopy"
+
+        def on_becoming(_qemu: object, status: str) -> None:
+            pair.disks.breaks = pair.disks.breaks or status == "pre-switchover"
+
+        pair.on_becoming = on_becoming
+        engine = await migrate(pair, journal, mode=mode)
+        assert untruths(pair, engine) == []
+        assert engine.error is not None
+        assert engine.error.code == "disk_copy_failed"
+        assert ("a", "migrate-continue") not in pair.commands
+        assert pair.source.running
+        assert not pair.ran
+
+
 async def test_a_destination_that_may_have_run_keeps_its_images(journal: Journal) -> None:
     async with DiskPair() as pair:
         request = MigrationRequest("web1", "b", "a", copy_storage="full")
