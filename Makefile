@@ -5,8 +5,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# Side by side where tests wait for states: each worker has a lab of its own. Component tests measure time limits, and are
-# run one after the other. WORKERS=0: all of them.
+# System tests wait for states and run side by side, each worker in a lab of its own. The others measure time limits, and are
+# run one after the other. WORKERS=0: these, too.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
@@ -53,7 +53,7 @@ check: venv ## Lint, types and unit tests (under a minute)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(PYTEST) $(SIDE_BY_SIDE) tests/unit
+	@$(PYTEST) tests/unit
 
 .PHONY: bench
 bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out, and .html)
