@@ -108,7 +108,7 @@ def test_postcopy_ends_however_busy_the_guest_is(lab: Lab) -> None:
 @contextlib.contextmanager
 def turned(lab: Lab, guest: Guest, config: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Begin to move a guest to ``b``, slowly, and wait until it runs there in post-copy."""
-    words = ("--mode", "postcopy", "--bandwidth", "8MiB", "--downtime-limit", "10ms", "--json")
+    words = ("--mode", "postcopy", "--bandwidth", "12MiB", "--downtime-limit", "10ms", "--json")
     process = lab.popen("migrate", guest.name, "--to", "b", *words, config=config)
     assert process.stderr is not None
     for line in process.stderr:
@@ -145,10 +145,13 @@ def cut(lab: Lab) -> Iterator[tuple[Cable, Path]]:
         yield cable, lab.config(hosts_b=keys)
 
 
-def test_a_cancel_is_refused_once_post_copy_has_begun(lab: Lab) -> None:
-    with lab.guest(**BUSY) as guest, turned(lab, guest) as process:
+def test_a_cancel_is_refused_once_post_copy_has_begun(lab: Lab, cut: tuple[Cable, Path]) -> None:
+    cable, config = cut
+    with lab.guest(**BUSY) as guest, turned(lab, guest, config) as process:
+        cable.hold()  # it lasts for as long as it takes to ask
         assert "there is no way back" in lab.cli("cancel", latest(lab, guest), code=2).err
         interrupt(process)
+        cable.up()
         code, result = ended(process)
         assert (code, result["outcome"], result["owner"]) == (0, "completed", "destination")
         assert any("the cancel is refused" in warning for warning in result["warnings"]), result["warnings"]
@@ -164,10 +167,13 @@ def test_a_network_that_is_cut_in_post_copy_is_gone_round(lab: Lab, cut: tuple[C
         guest.wait_survived("b")
 
 
-def test_another_controller_follows_it_to_its_end(lab: Lab) -> None:
-    with lab.guest(**BUSY) as guest, turned(lab, guest) as process:
+def test_another_controller_follows_it_to_its_end(lab: Lab, cut: tuple[Cable, Path]) -> None:
+    cable, config = cut
+    with lab.guest(**BUSY) as guest, turned(lab, guest, config) as process:
+        cable.hold()
         process.kill()
         process.wait()
+        cable.up()
         [result] = lab.cli("recover", latest(lab, guest), "--json").doc["migrations"]
         assert (result["outcome"], result["owner"]) == ("completed", "destination"), result
         guest.wait_survived("b")
