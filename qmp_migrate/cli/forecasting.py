@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from qmp_migrate.cli import moving, tuning
+from qmp_migrate.cli.bare import Moving
 from qmp_migrate.cli.context import Context, data, put, run, say
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(forecast)
+    app.command(cls=Moving)(forecast)
 
 
 def forecast(

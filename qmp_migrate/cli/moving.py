@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from qmp_migrate.cli import tuning
+from qmp_migrate.cli.bare import Moving
 from qmp_migrate.cli.context import Context, data, put, run, say, tell
 from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
@@ -50,7 +51,8 @@ Compress = Annotated[
 CopyStorage = Annotated[
     str | None,
     typer.Option(
-        metavar="HOW", help="Copy the disks, too: full (chains flattened), or top (over backing files that are there)."
+        metavar="[HOW]",
+        help="Copy the disks, too: full (the default; chains flattened), or top (over backing files that are there).",
     ),
 ]
 SourceImages = Annotated[
@@ -73,7 +75,7 @@ SOURCE_IMAGES: Final = ("keep", "rename", "remove")
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (check, migrate):
-        app.command()(command)
+        app.command(cls=Moving)(command)
 
 
 def check(
