@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qmp_migrate.cli import moving, tuning
+from qmp_migrate.cli import tuning, wish
 from qmp_migrate.cli.bare import Moving
 from qmp_migrate.cli.context import Context, data, put, run, say
 
@@ -22,12 +22,12 @@ def register(app: typer.Typer) -> None:
 
 def forecast(
     context: typer.Context,
-    vm: moving.Vm,
-    to: moving.To,
-    source: moving.From = None,
-    mode: moving.Mode = "live",
-    downtime_limit: moving.DowntimeLimit = None,
-    bandwidth: moving.Bandwidth = None,
+    vm: wish.Vm,
+    to: wish.To,
+    source: wish.From = None,
+    mode: wish.Mode = "live",
+    downtime_limit: wish.DowntimeLimit = None,
+    bandwidth: wish.Bandwidth = None,
     policy: tuning.Policy = None,
     allow_postcopy: tuning.AllowPostcopy = None,
     allow_stop: tuning.AllowStop = None,
@@ -35,13 +35,13 @@ def forecast(
     max_bandwidth: tuning.MaxBandwidth = None,
     switchover_bandwidth: tuning.SwitchoverBandwidth = None,
     timeout: tuning.Timeout = None,
-    channels: moving.Channels = 1,
-    compress: moving.Compress = None,
-    copy_storage: moving.CopyStorage = None,
-    source_images: moving.SourceImages = "keep",
-    no_encrypt: moving.NoEncrypt = False,
-    guarded: moving.Guarded = None,
-    json: moving.Json = False,
+    channels: wish.Channels = 1,
+    compress: wish.Compress = None,
+    copy_storage: wish.CopyStorage = None,
+    source_images: wish.SourceImages = "keep",
+    no_encrypt: wish.NoEncrypt = False,
+    guarded: wish.Guarded = None,
+    json: wish.Json = False,
 ) -> None:
     """Tell how a migration would go: time, bytes, blackout, whether it ends, and why.
 
@@ -53,28 +53,7 @@ def forecast(
 
         options: Context = context.obj
         settings = options.settings()
-        request = moving._request(
-            settings,
-            vm,
-            to,
-            source,
-            mode=mode,
-            downtime_limit=downtime_limit,
-            bandwidth=bandwidth,
-            policy=policy,
-            allow_postcopy=allow_postcopy,
-            allow_stop=allow_stop,
-            max_throttle=max_throttle,
-            max_bandwidth=max_bandwidth,
-            switchover_bandwidth=switchover_bandwidth,
-            timeout=timeout,
-            channels=channels,
-            compress=compress,
-            copy_storage=copy_storage,
-            source_images=source_images,
-            encrypt=not no_encrypt,
-            guarded=guarded,
-        )
+        request = wish.request_of(settings, context.params)
         async with Controller.open(settings) as controller:
             return await controller.forecast(request)
 

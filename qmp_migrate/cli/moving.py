@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from qmp_migrate.cli import tuning
+from qmp_migrate.cli import tuning, wish
 from qmp_migrate.cli.bare import Moving
 from qmp_migrate.cli.context import Context, data, put, run, say, tell
 from qmp_migrate.errors import PreflightRefused, QmpMigrateError
@@ -25,52 +25,6 @@ if TYPE_CHECKING:
 ONE_PRESS_S: Final = 1.0
 """Signals within this time are one press: `timeout`, shells and terminals may send a signal twice."""
 
-Vm = Annotated[str, typer.Argument(metavar="VM", help="The guest's name.")]
-To = Annotated[str, typer.Option("--to", metavar="HOST", help="Where it goes.")]
-From = Annotated[str | None, typer.Option("--from", metavar="HOST", help="Where it is, if two hosts have the name.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
-NoEncrypt = Annotated[bool, typer.Option("--no-encrypt", help="Send the guest's memory in the clear.")]
-Mode = Annotated[
-    str,
-    typer.Option(
-        metavar="MODE",
-        help="live: the guest runs while its memory is copied. postcopy: it goes on at the destination before all of its "
-        "memory is there. offline: it is suspended while its memory travels.",
-    ),
-]
-DowntimeLimit = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Longest pause allowed, for example 300ms (the default).")
-]
-Bandwidth = Annotated[
-    str | None, typer.Option(metavar="RATE", help="Rate limit, for example 1Gbit or 80MiB; default: none.")
-]
-Channels = Annotated[int, typer.Option(metavar="N", help="Connections that carry memory; more than one: multifd.")]
-Compress = Annotated[
-    str | None, typer.Option(metavar="METHOD", help="zstd or zlib (over several channels), or xbzrle.")
-]
-CopyStorage = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[HOW]",
-        help="Copy the disks, too: full (the default; chains flattened), or top (over backing files that are there).",
-    ),
-]
-SourceImages = Annotated[
-    str, typer.Option(metavar="WHAT", help="What becomes of copied images at the source: keep, rename or remove.")
-]
-Guarded = Annotated[
-    bool | None,
-    typer.Option(
-        "--guarded/--not-guarded",
-        help="Hand over only past a stop at which the source's agent takes the guest back if this program dies.",
-    ),
-]
-
-MODES: Final = ("live", "postcopy", "offline")
-COMPRESSIONS: Final = ("zstd", "zlib", "xbzrle")
-STORAGE_COPIES: Final = ("full", "top")
-SOURCE_IMAGES: Final = ("keep", "rename", "remove")
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -80,12 +34,12 @@ def register(app: typer.Typer) -> None:
 
 def check(
     context: typer.Context,
-    vm: Vm,
-    to: To,
-    source: From = None,
-    mode: Mode = "live",
-    downtime_limit: DowntimeLimit = None,
-    bandwidth: Bandwidth = None,
+    vm: wish.Vm,
+    to: wish.To,
+    source: wish.From = None,
+    mode: wish.Mode = "live",
+    downtime_limit: wish.DowntimeLimit = None,
+    bandwidth: wish.Bandwidth = None,
     policy: tuning.Policy = None,
     allow_postcopy: tuning.AllowPostcopy = None,
     allow_stop: tuning.AllowStop = None,
@@ -93,13 +47,13 @@ def check(
     max_bandwidth: tuning.MaxBandwidth = None,
     switchover_bandwidth: tuning.SwitchoverBandwidth = None,
     timeout: tuning.Timeout = None,
-    channels: Channels = 1,
-    compress: Compress = None,
-    copy_storage: CopyStorage = None,
-    source_images: SourceImages = "keep",
-    no_encrypt: NoEncrypt = False,
-    guarded: Guarded = None,
-    json: Json = False,
+    channels: wish.Channels = 1,
+    compress: wish.Compress = None,
+    copy_storage: wish.CopyStorage = None,
+    source_images: wish.SourceImages = "keep",
+    no_encrypt: wish.NoEncrypt = False,
+    guarded: wish.Guarded = None,
+    json: wish.Json = False,
 ) -> None:
     """Tell whether a guest can be moved to a host, in the way that the options say. Changes nothing."""
 
@@ -108,28 +62,7 @@ def check(
 
         options: Context = context.obj
         settings = options.settings()
-        request = _request(
-            settings,
-            vm,
-            to,
-            source,
-            mode=mode,
-            downtime_limit=downtime_limit,
-            bandwidth=bandwidth,
-            policy=policy,
-            allow_postcopy=allow_postcopy,
-            allow_stop=allow_stop,
-            max_throttle=max_throttle,
-            max_bandwidth=max_bandwidth,
-            switchover_bandwidth=switchover_bandwidth,
-            timeout=timeout,
-            channels=channels,
-            compress=compress,
-            copy_storage=copy_storage,
-            source_images=source_images,
-            encrypt=not no_encrypt,
-            guarded=guarded,
-        )
+        request = wish.request_of(settings, context.params)
         async with Controller.open(settings) as controller:
             return await controller.check(request)
 
@@ -144,12 +77,12 @@ def check(
 
 def migrate(
     context: typer.Context,
-    vm: Vm,
-    to: To,
-    source: From = None,
-    mode: Mode = "live",
-    downtime_limit: DowntimeLimit = None,
-    bandwidth: Bandwidth = None,
+    vm: wish.Vm,
+    to: wish.To,
+    source: wish.From = None,
+    mode: wish.Mode = "live",
+    downtime_limit: wish.DowntimeLimit = None,
+    bandwidth: wish.Bandwidth = None,
     policy: tuning.Policy = None,
     allow_postcopy: tuning.AllowPostcopy = None,
     allow_stop: tuning.AllowStop = None,
@@ -157,17 +90,17 @@ def migrate(
     max_bandwidth: tuning.MaxBandwidth = None,
     switchover_bandwidth: tuning.SwitchoverBandwidth = None,
     timeout: tuning.Timeout = None,
-    channels: Channels = 1,
-    compress: Compress = None,
-    copy_storage: CopyStorage = None,
-    source_images: SourceImages = "keep",
-    no_encrypt: NoEncrypt = False,
-    guarded: Guarded = None,
+    channels: wish.Channels = 1,
+    compress: wish.Compress = None,
+    copy_storage: wish.CopyStorage = None,
+    source_images: wish.SourceImages = "keep",
+    no_encrypt: wish.NoEncrypt = False,
+    guarded: wish.Guarded = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")] = False,
     forecast: Annotated[
         bool, typer.Option("--forecast", help="Measure first, and tell how it will go; see the command forecast.")
     ] = False,
-    json: Json = False,
+    json: wish.Json = False,
 ) -> None:
     """Move a running guest to another host.
 
@@ -176,28 +109,7 @@ def migrate(
     options: Context = context.obj
     try:
         settings = options.settings()
-        request = _request(
-            settings,
-            vm,
-            to,
-            source,
-            mode=mode,
-            downtime_limit=downtime_limit,
-            bandwidth=bandwidth,
-            policy=policy,
-            allow_postcopy=allow_postcopy,
-            allow_stop=allow_stop,
-            max_throttle=max_throttle,
-            max_bandwidth=max_bandwidth,
-            switchover_bandwidth=switchover_bandwidth,
-            timeout=timeout,
-            channels=channels,
-            compress=compress,
-            copy_storage=copy_storage,
-            source_images=source_images,
-            encrypt=not no_encrypt,
-            guarded=guarded,
-        )
+        request = wish.request_of(settings, context.params)
     except QmpMigrateError as error:
         _fail(error, None, json)
     if dry_run:
@@ -217,66 +129,6 @@ def migrate(
         put(result.to_dict())
     else:
         say().print(summary(result))
-
-
-def _request(
-    settings: Settings,
-    vm: str,
-    to: str,
-    source: str | None,
-    *,
-    mode: str,
-    downtime_limit: str | None,
-    bandwidth: str | None,
-    channels: int,
-    compress: str | None,
-    copy_storage: str | None,
-    source_images: str,
-    encrypt: bool,
-    guarded: bool | None,
-    **steering: Any,
-) -> MigrationRequest:
-    """Return what the options ask for.
-
-    Raises:
-        UsageError, InvalidQuantity, InvalidName: One of them asks for what does not exist.
-    """
-    from qmp_migrate.migration.request import MigrationRequest
-    from qmp_migrate.vm.units import parse_rate, parse_time_ms
-
-    rate = bandwidth if bandwidth is not None else settings.migration.bandwidth
-    wanted: dict[str, Any] = {
-        "mode": _one_of("--mode", mode, MODES),
-        "compress": _one_of("--compress", compress, COMPRESSIONS),
-        "copy_storage": _one_of("--copy-storage", copy_storage, STORAGE_COPIES),
-        "source_images": _one_of("--source-images", source_images, SOURCE_IMAGES),
-    }
-    return MigrationRequest(
-        vm,
-        to,
-        source,
-        downtime_limit_ms=parse_time_ms(downtime_limit or settings.migration.downtime_limit),
-        bandwidth_bytes_per_s=parse_rate(rate) if rate is not None else 0,
-        encrypt=encrypt,
-        guarded=settings.migration.guarded if guarded is None else guarded,
-        channels=channels,
-        limits=settings.watchdog.limits,
-        announce=settings.migration.announce,
-        **wanted,
-        **tuning.wanted(settings, **steering),
-    )
-
-
-def _one_of(flag: str, given: str | None, known: tuple[str, ...]) -> str | None:
-    if given is not None and given not in known:
-        from difflib import get_close_matches
-
-        from qmp_migrate.errors import UsageError
-
-        near = get_close_matches(given, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"{flag} {given} does not exist", hint=f"{hint}it is one of: {', '.join(known)}")
-    return given
 
 
 async def _migrate(settings: Settings, request: MigrationRequest, view: Any, *, forecast: bool) -> MigrationResult:
