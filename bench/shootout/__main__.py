@@ -23,7 +23,7 @@ from bench.fleet import ROOT
 from bench.guest import Machine, loses_writes
 from bench.shootout import link, page, report, tls
 from bench.shootout.arena import Arena
-from bench.shootout.field import ALL, CONTENDERS, LINK_MIB_S, MIB, Contender, Scenario
+from bench.shootout.field import AGAIN, ALL, CONTENDERS, LINK_MIB_S, MIB, Contender, Scenario
 from bench.shootout.samples import Sample
 from bench.shootout.sampling import Take
 from qmp_migrate.errors import QmpMigrateError
@@ -170,23 +170,24 @@ def _obey_signals() -> None:
 
 async def _rounds(run: Run, arena: Arena, machine: Machine, options: argparse.Namespace, scratch: Path) -> None:
     """Measure round by round, while there is time."""
-    wanted = [scenario for scenario in ALL if options.only is None or scenario.name in options.only]
     for number in range(1, options.repeats + 1):
         judging: asyncio.Task[None] | None = None
         if time.monotonic() > run.until:
             return
-        for scenario in wanted:
-            takes = [
-                (scenario, contender)
+        for scenario in ALL if number == 1 else AGAIN:
+            taking_part = [
+                contender
                 for contender in CONTENDERS[scenario.group]
-                if options.contenders is None or contender.name in options.contenders
+                if (options.contenders is None or contender.name in options.contenders)
+                and (options.only is None or scenario.name in options.only)
+                and run.worth_it(scenario, contender)
             ]
-            if not takes:
+            if not taking_part:
                 continue
             await _settle(judging)
             judging = None
             await _prepare(run, scenario, Path(machine.qemu), scratch)
-            for _, contender in takes:
+            for contender in taking_part:
                 if not run.worth_it(scenario, contender):
                     continue
                 take = Take.of(arena, scenario, contender, number, machine, f"s{len(run.samples)}")

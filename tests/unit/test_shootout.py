@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.contender import MoveFailed
 from bench.shootout import drawing, goals, link, page, report
 from bench.shootout.__main__ import Run
-from bench.shootout.field import ALL, CONTENDERS, MODES, OTHERS, OURS, POLICIES, RAW, Contender
+from bench.shootout.field import AGAIN, ALL, CONTENDERS, MODES, OTHERS, OURS, POLICIES, RAW, Contender
 from bench.shootout.inside import Inside
 from bench.shootout.markdown import markdown
 from bench.shootout.samples import Outcome, Point, Sample
@@ -100,6 +100,7 @@ def test_everybody_asks_for_something_that_the_product_knows() -> None:
 def test_the_ratios_are_those_that_were_asked_for() -> None:
     assert [scenario.ratio for scenario in POLICIES] == [0.1, 0.5, 0.8, 1.2]
     assert len({scenario.name for scenario in ALL}) == len(ALL)
+    assert [scenario.name for scenario in AGAIN] == ["0.8", "0.5", "1.2", "0.1", "modes", "throughput"]
 
 
 def test_the_working_set_does_not_run_out_at_the_hardest_that_converges() -> None:
