@@ -15,7 +15,7 @@ from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
 from qmp_migrate.migration import locks, restore_plan, save_plan, shut_down_plan
-from qmp_migrate.migration.engine import built_as
+from qmp_migrate.migration.built import built_as
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.moving import MODE
 from qmp_migrate.migration.operations import Operation, Operations

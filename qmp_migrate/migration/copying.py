@@ -23,7 +23,7 @@ from qmp_migrate.errors import (
     QmpCommandFailed,
     QmpMigrateError,
 )
-from qmp_migrate.migration import convergence
+from qmp_migrate.migration import copy_failures
 from qmp_migrate.migration.progress import ProgressMeter
 from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.migration.request import MigrationRequest
@@ -195,12 +195,7 @@ class Copying:
                         continue  # it has converged after all
                     raise item
                 elif item is None:
-                    raise MonitorLost(
-                        f"the {origin}'s monitor closed during the migration",
-                        hint=f"its QEMU was ended, or the connection to its host was cut: see dmesg and the guest's "
-                        f"qemu.log on {self._host(origin)}",
-                        host=self._host(origin),
-                    )
+                    raise copy_failures.monitor_closed(origin, self._host(origin))
                 else:
                     self._on_event(origin, item)
                 if self._ended is not None:
@@ -306,19 +301,7 @@ class Copying:
         why = self.last.error_desc
         with contextlib.suppress(MonitorError):
             why = (await qmp.query(source, timeout=REASON_S)).error_desc or why
-        if status == "cancelled":
-            return MigrationFailed(
-                "the migration was cancelled at the source, and not by this controller",
-                safe_at_source=True,
-                code="cancelled_elsewhere",
-                hint="the agent's guardian does so at pre-switchover when it has not heard of the controller for seconds",
-                host=self.source.name,
-            )
-        return MigrationFailed(
-            f"QEMU ended the migration: {status}" + (f": {why}" if why else ""),
-            safe_at_source=True,
-            host=self.source.name,
-        )
+        return copy_failures.given_up(status, why, self.source.name)
 
     def _host(self, origin: str) -> str:
         return self.source.name if origin == "source" else self.destination.name
@@ -375,12 +358,7 @@ class Copying:
         elif event.name == "MIGRATION" and event.data.get("status") == "completed":
             self.timeline.loaded = event.at
         elif event.name in {"RESUME", "SHUTDOWN"} and self.timeline.completed is None:
-            raise MigrationFailed(
-                f"the destination reports {event.name} before the source was completed",
-                safe_at_source=False,
-                code="unexpected_event",
-                host=self.destination.name,
-            )
+            raise copy_failures.too_early(event, self.destination.name)
 
     def _on_source_event(self, event: Event) -> None:
         match event.name:
@@ -404,24 +382,9 @@ class Copying:
             case "RESET":
                 self.timeline.resets += 1
             case "SHUTDOWN" if self.timeline.completed is None:
-                by_guest = bool(event.data.get("guest"))
-                raise MigrationFailed(
-                    "the guest powered itself off while it was being moved"
-                    if by_guest
-                    else f"the source QEMU was told to end ({event.data.get('reason', 'unknown')}) during the migration",
-                    safe_at_source=False,
-                    code="guest_shutdown" if by_guest else "source_ended",
-                    hint="start it again where you want it; nothing is left at the destination",
-                    host=self.source.name,
-                )
+                raise copy_failures.ended(event, self.source.name)
             case "GUEST_PANICKED":
-                raise MigrationFailed(
-                    "the guest panicked while it was being moved; it is left at the source as it is",
-                    safe_at_source=False,
-                    code="guest_panicked",
-                    hint="look at its serial log, dump it, or reset it there",
-                    host=self.source.name,
-                )
+                raise copy_failures.panicked(self.source.name)
 
     def _on_found(self, status: RunStatus) -> None:
         """Take in that the guest of an adopted migration has stopped already."""
@@ -501,17 +464,7 @@ class Copying:
             self.timeline.loaded = time.monotonic()
 
     def _second_pass(self) -> NotConverging:
-        ram = self.last.ram
-        need = ""
-        if ram and ram.throughput_bytes_per_s:
-            need_ms = convergence.needed_ms(ram.remaining, ram.throughput_bytes_per_s)
-            need = f" (about {need_ms} ms would have been enough)" if need_ms > self.steering.limit_ms else ""
-        return NotConverging(
-            "the guest dirtied more in the first pass than fits into the downtime limit of "
-            f"{self.steering.limit_ms} ms{need}, and this QEMU without KVM would lose what it writes in a second one",
-            hint="allow a longer pause (--downtime-limit), or run the guest under KVM or QEMU 9.0 or later",
-            host=self.source.name,
-        )
+        return copy_failures.second_pass(self.last.ram, self.steering.limit_ms, self.source.name)
 
     def _tell(self, reason: str) -> None:
         if self.steps[-1:] == [reason]:

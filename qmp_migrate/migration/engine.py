@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shlex
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
 from qmp_migrate.errors import (
-    CommandFailed,
     ConnectionLost,
     Fenced,
-    LaunchFailed,
     MigrationCancelled,
     MigrationFailed,
     MonitorLost,
@@ -28,8 +25,8 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     TransportError,
 )
-from qmp_migrate.hosts.process import command_line, identify, launch
-from qmp_migrate.migration import carrying, ending, locks, postcopy, rollback, wiring
+from qmp_migrate.hosts.process import identify, launch
+from qmp_migrate.migration import built, carrying, ending, locks, postcopy, rollback, wiring
 from qmp_migrate.migration.copying import CancelRequested, Copying
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Goal
@@ -184,7 +181,7 @@ class Engine:
         self._checkpoint()
         try:
             await asyncio.gather(
-                wiring.survey(course.source, course.destination, course.wires), self._see_what_was_built()
+                wiring.survey(course.source, course.destination, course.wires), built.see(course.destination, self.argv)
             )
             await course.chronicle.intent(
                 "wire",
@@ -207,22 +204,6 @@ class Engine:
         course.chronicle.did("wire", port=course.wires.port, encrypted=course.chronicle.result.encrypted)
         await course.chronicle.enter(Phase.WIRED)
         self._checkpoint()
-
-    async def _see_what_was_built(self) -> None:
-        """Compare: QEMU takes a guest into a machine with another CPU model or one device more without a word."""
-        side = self.course.destination
-        assert side.process is not None
-        try:
-            found = await command_line(side.host, side.process)
-        except CommandFailed as error:
-            raise MonitorLost("the destination QEMU has ended", host=side.name) from error
-        if not built_as(found, self.argv):
-            raise LaunchFailed(
-                "the destination QEMU runs with another command line than it was given",
-                stderr=" ".join(shlex.quote(word) for word in found),
-                hint="does the host's `qemu` setting name a wrapper that changes options? it must pass them on as they are",
-                host=side.name,
-            )
 
     async def _mirror_disks(self) -> None:
         course = self.course
@@ -479,22 +460,3 @@ class Engine:
         with course.chronicle.tolerate("the guest's network addresses were not announced again"):
             await qmp.announce(await course.destination.attach(), *course.request.announce)
         await course.chronicle.enter(Phase.RUNNING_AT_DESTINATION)
-
-
-OF_A_WRAPPER: Final = frozenset({"-L"})
-"""What a wrapper of QEMU may add in front: where its firmware is. The dynamic loader's options begin with two dashes."""
-
-
-def built_as(found: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Tell whether a process was started with a command line: as it is, or through a wrapper that passes it on.
-
-    Args:
-        found: The process's command line.
-        wanted: What was to be started; its first word is the program, which a wrapper replaces.
-    """
-    options = list(wanted[1:])
-    before = len(found) - len(options)
-    if before < 1 or list(found[before:]) != options:
-        return False
-    added = [word for word in found[1:before] if word.startswith("-") and not word.startswith("--")]
-    return set(added) <= OF_A_WRAPPER

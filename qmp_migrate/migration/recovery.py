@@ -21,9 +21,10 @@ from typing import Any, Final, Literal
 from qmp_migrate.errors import ConnectionLost, FileFailed, MigrationFailed, QmpMigrateError, UsageError
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
 from qmp_migrate.migration import carrying, ending, locks, rollback, wiring
+from qmp_migrate.migration.built import built_as
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
-from qmp_migrate.migration.engine import Engine, built_as
+from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.handover import Destination, Goal, Source
 from qmp_migrate.migration.hooks import Hooks
 from qmp_migrate.migration.journal import Entry, Journal, MigrationRecord, controller_lives

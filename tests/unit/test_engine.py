@@ -11,7 +11,7 @@ import pytest
 from blockbuster import BlockBuster
 
 from qmp_migrate.errors import JournalError, MigrationFailed, OutcomeUnknown
-from qmp_migrate.migration import copying, locks, release, rollback
+from qmp_migrate.migration import built, copying, locks, release, rollback
 from qmp_migrate.migration import engine as engine_module
 from qmp_migrate.migration import side as side_module
 from qmp_migrate.migration.chronicle import Chronicle
@@ -25,6 +25,7 @@ from qmp_migrate.migration.reporter import Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
 from qmp_migrate.qemu import timeouts
 from tests.support import qemu_pair
+from tests.support.by_turns import by_turns
 from tests.support.qemu_pair import Fault, QemuPair
 from tests.support.transports import agreed
 
@@ -38,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(locks, "take", take)
     monkeypatch.setattr(engine_module, "launch", qemu_pair.launch)
-    monkeypatch.setattr(engine_module, "command_line", qemu_pair.command_line)
+    monkeypatch.setattr(built, "command_line", qemu_pair.command_line)
     monkeypatch.setattr(side_module, "is_alive", qemu_pair.is_alive)
     monkeypatch.setattr(side_module, "kill", qemu_pair.kill)
     monkeypatch.setattr(release, "wait_gone", qemu_pair.wait_gone)
@@ -246,7 +247,7 @@ async def commands_of_one(journal: Journal, mode: Mode = "live") -> list[str]:
 async def test_whichever_command_fails_it_says_what_is_the_case(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, fault: Fault, mode: Mode
 ) -> None:
-    """One migration for each command, all at the same time."""
+    """One migration for each command, many at the same time."""
     if fault in {"unanswered", "answer lost"}:
         monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 1.0)
         monkeypatch.setattr(side_module, "OBSERVE_S", 1.0)
@@ -265,7 +266,7 @@ async def test_whichever_command_fails_it_says_what_is_the_case(
         # A question that is not done and one whose answer is lost are the same, and no question is refused.
         if not (command.startswith("query-") and fault in {"refused", "unanswered", "cut off"})
     ]
-    assert [found for found in await asyncio.gather(*map(one, numbers)) if found] == []
+    assert [found for found in await by_turns(one, numbers) if found] == []
 
 
 async def wherever_the_journal_fails(
@@ -325,7 +326,7 @@ async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journa
             engine = await migrate(pair, journal, cancel=cancel, mode=mode)
             return lies(pair, engine), engine.course.chronicle.result.outcome
 
-    ends = await asyncio.gather(*(one(number) for number in range(count)))
+    ends = await by_turns(one, range(count))
     assert [found for found, _ in ends if found] == []
     assert ends[0][1] == "cancelled"
     assert {outcome for _, outcome in ends} == {"cancelled", "completed"}  # once it is committed it is too late
@@ -370,4 +371,4 @@ async def test_and_a_paused_one_back_as_it_was(journal: Journal, monkeypatch: py
     ],
 )
 def test_a_destination_that_was_built_otherwise_is_noticed(found: list[str], right: bool) -> None:
-    assert engine_module.built_as(found, ["/usr/bin/qemu", "-S", "-cpu", "max"]) is right
+    assert built.built_as(found, ["/usr/bin/qemu", "-S", "-cpu", "max"]) is right

@@ -19,6 +19,7 @@ from qmp_migrate.migration.reporter import Progress, Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
 from qmp_migrate.qemu import timeouts
 from tests.support import qemu_pair
+from tests.support.by_turns import by_turns
 from tests.support.disk_pair import COPIES, DiskPair
 from tests.support.qemu_pair import Fault
 from tests.support.transports import agreed
@@ -130,7 +131,7 @@ async def commands_of_one(journal: Journal, *, later: bool) -> list[str]:
 async def test_whichever_command_fails_nothing_is_left_and_no_disk_is_behind(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    """One migration for each command, all at the same time; of two releases by turns."""
+    """One migration for each command, many at the same time; of two releases by turns."""
     later = get_args(Fault).index(fault) % 2 == 0
     if fault in {"unanswered", "answer lost"}:
         monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 1.0)
@@ -150,7 +151,7 @@ async def test_whichever_command_fails_nothing_is_left_and_no_disk_is_behind(
             )
 
     count = len(await commands_of_one(journal, later=later))
-    wrong = await asyncio.gather(*(one(number) for number in range(1, count + 1)))
+    wrong = await by_turns(one, range(1, count + 1))
     assert [text for texts in wrong for text in texts] == []
 
 
@@ -168,7 +169,7 @@ async def test_whenever_it_is_cancelled_nothing_is_left(journal: Journal) -> Non
             engine = await migrate(pair, journal, cancel=cancel)
             return untruths(pair, engine), engine.course.chronicle.result.outcome
 
-    ends = await asyncio.gather(*(one(number) for number in range(count)))
+    ends = await by_turns(one, range(count))
     assert [found for found, _ in ends if found] == []
     assert {outcome for _, outcome in ends} == {"cancelled", "completed"}
 

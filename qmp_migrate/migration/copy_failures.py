@@ -1,0 +1,93 @@
+"""How copying can end without the guest having moved, in words: what happened, where, and what to do. Pure."""
+
+from __future__ import annotations
+
+from qmp_migrate.errors import MigrationFailed, MonitorLost, NotConverging
+from qmp_migrate.migration import convergence
+from qmp_migrate.qemu.migration import RamInfo
+from qmp_migrate.qemu.monitor import Event
+
+
+def given_up(status: str, why: str | None, source: str) -> MigrationFailed:
+    """Return what is told where the source says ``failed`` or ``cancelled``.
+
+    Args:
+        status: Which.
+        why: QEMU's own reason, where it gives one.
+        source: The host.
+    """
+    if status == "cancelled":
+        return MigrationFailed(
+            "the migration was cancelled at the source, and not by this controller",
+            safe_at_source=True,
+            code="cancelled_elsewhere",
+            hint="the agent's guardian does so at pre-switchover when it has not heard of the controller for seconds",
+            host=source,
+        )
+    return MigrationFailed(
+        f"QEMU ended the migration: {status}" + (f": {why}" if why else ""), safe_at_source=True, host=source
+    )
+
+
+def monitor_closed(side: str, host: str) -> MonitorLost:
+    """Return what is told where a monitor's connection has ended; `side` is ``source`` or ``destination``."""
+    return MonitorLost(
+        f"the {side}'s monitor closed during the migration",
+        hint=f"its QEMU was ended, or the connection to its host was cut: see dmesg and the guest's qemu.log on {host}",
+        host=host,
+    )
+
+
+def too_early(event: Event, destination: str) -> MigrationFailed:
+    """Return what is told where the destination has begun to run, or has ended, before it should."""
+    return MigrationFailed(
+        f"the destination reports {event.name} before the source was completed",
+        safe_at_source=False,
+        code="unexpected_event",
+        host=destination,
+    )
+
+
+def ended(shutdown: Event, source: str) -> MigrationFailed:
+    """Return what is told where the guest powers itself off, or somebody ends its QEMU, on the way."""
+    by_guest = bool(shutdown.data.get("guest"))
+    return MigrationFailed(
+        "the guest powered itself off while it was being moved"
+        if by_guest
+        else f"the source QEMU was told to end ({shutdown.data.get('reason', 'unknown')}) during the migration",
+        safe_at_source=False,
+        code="guest_shutdown" if by_guest else "source_ended",
+        hint="start it again where you want it; nothing is left at the destination",
+        host=source,
+    )
+
+
+def panicked(source: str) -> MigrationFailed:
+    """Return what is told where the guest's kernel panics on the way."""
+    return MigrationFailed(
+        "the guest panicked while it was being moved; it is left at the source as it is",
+        safe_at_source=False,
+        code="guest_panicked",
+        hint="look at its serial log, dump it, or reset it there",
+        host=source,
+    )
+
+
+def second_pass(ram: RamInfo | None, limit_ms: int, source: str) -> NotConverging:
+    """Return what is told where a source that loses writes (`features.loses_writes`) would need a second pass.
+
+    Args:
+        ram: The latest numbers.
+        limit_ms: The downtime limit in force, milliseconds.
+        source: The host.
+    """
+    need = ""
+    if ram and ram.throughput_bytes_per_s:
+        need_ms = convergence.needed_ms(ram.remaining, ram.throughput_bytes_per_s)
+        need = f" (about {need_ms} ms would have been enough)" if need_ms > limit_ms else ""
+    return NotConverging(
+        f"the guest dirtied more in the first pass than fits into the downtime limit of {limit_ms} ms{need}, and this QEMU "
+        "without KVM would lose what it writes in a second one",
+        hint="allow a longer pause (--downtime-limit), or run the guest under KVM or QEMU 9.0 or later",
+        host=source,
+    )
