@@ -10,6 +10,8 @@ from qmp_migrate.cli.context import Context, data, put, run, say
 from qmp_migrate.cli.recovering import recover
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qmp_migrate.migration.journal import Entry, MigrationRecord
     from qmp_migrate.migration.operations import Operation
 
@@ -65,10 +67,10 @@ def status(
     """Show migrations that have not ended, and what settles those whose controller is gone."""
 
     async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
-        from qmp_migrate.migration.operations import Operations
+        from qmp_migrate.migration.operations import Operations, either
 
         if migration is not None:
-            return [await journal.get(migration)], []
+            return await either(journal, migration)
         return await journal.unsettled(), await Operations(journal).unsettled()
 
     records, operations = _with_journal(context, work, json=json)
@@ -79,8 +81,12 @@ def status(
         }
         put({"schema": "migrations/1", **found})
         return
-    _table(records)
+    if records or not operations:
+        _table(records)
     for operation in operations:
+        if operation.outcome is not None:
+            _table([], [operation])
+            continue
         ways = f"settle it with: qmp-migrate recover {operation.id}" if operation.left else "it is under way"
         say().print(f"{operation.kind} {operation.id} of {operation.vm} on {operation.host}: {operation.step}; {ways}")
 
@@ -91,35 +97,59 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20,
     json: Json = False,
 ) -> None:
-    """List past migrations, newest first."""
+    """List migrations, saves, restores and moves of shut-down guests, newest first."""
 
-    async def work(journal: Any) -> list[MigrationRecord]:
-        records: list[MigrationRecord] = await journal.migrations(vm=vm, limit=limit)
-        return records
+    async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
+        from qmp_migrate.migration.operations import Operations
 
-    records = _with_journal(context, work, json=json)
+        records = await journal.migrations(vm=vm, limit=limit)
+        operations = await Operations(journal).latest(vm=vm, limit=limit)
+        newest = sorted([one.started_at for one in [*records, *operations]], reverse=True)[:limit]
+        since = newest[-1] if newest else 0.0
+        return [one for one in records if one.started_at >= since], [o for o in operations if o.started_at >= since]
+
+    records, operations = _with_journal(context, work, json=json)
     if json:
-        put({"schema": "migrations/1", "migrations": [_record_document(record) for record in records]})
-    else:
-        _table(records)
+        found = {
+            "migrations": [_record_document(record) for record in records],
+            "operations": [_operation_document(operation) for operation in operations],
+        }
+        put({"schema": "migrations/1", **found})
+        return
+    _table(records, operations)
+    for operation in operations:
+        if operation.left:
+            _say_left(operation.id)
 
 
 def report(context: typer.Context, migration: Id, json: Json = False) -> None:
-    """Tell the whole story of one migration, from the journal."""
+    """Tell the whole story of one migration, save, restore or move, from the journal."""
 
-    async def work(journal: Any) -> tuple[MigrationRecord, list[Entry]]:
-        record = await journal.get(migration)
-        return record, await journal.entries(record.id)
+    async def work(journal: Any) -> tuple[MigrationRecord | Operation, list[Entry]]:
+        from qmp_migrate.migration.operations import either
 
-    record, entries = _with_journal(context, work, json=json)
+        records, operations = await either(journal, migration)
+        return (records[0], await journal.entries(records[0].id)) if records else (operations[0], [])
+
+    found, entries = _with_journal(context, work, json=json)
+    from qmp_migrate.migration.operations import Operation
+
+    if isinstance(found, Operation):
+        from qmp_migrate.cli.past import operation_story
+
+        if json:
+            put(_operation_document(found))
+        else:
+            data().print(operation_story(found))
+        return
     if json:
         from dataclasses import asdict
 
-        put({**_record_document(record), "entries": [asdict(entry) for entry in entries]})
+        put({**_record_document(found), "entries": [asdict(entry) for entry in entries]})
         return
-    from qmp_migrate.cli.render import story
+    from qmp_migrate.cli.past import story
 
-    data().print(story(record, entries))
+    data().print(story(found, entries))
 
 
 def _record_document(record: MigrationRecord) -> dict[str, Any]:
@@ -143,13 +173,27 @@ def _record_document(record: MigrationRecord) -> dict[str, Any]:
 
 
 def _operation_document(operation: Operation) -> dict[str, Any]:
-    names = ("id", "kind", "vm", "host", "step", "outcome", "started_at")
-    return {"schema": "operation/1", **{name: getattr(operation, name) for name in names}, "left": operation.left}
+    from qmp_migrate.cli.past import owner
+
+    names = ("id", "kind", "vm", "host", "step", "outcome", "started_at", "updated_at")
+    return {
+        "schema": "operation/1",
+        **{name: getattr(operation, name) for name in names},
+        "owner": owner(operation),
+        "left": operation.left,
+        "file": operation.data.get("path"),
+        "destination": operation.data.get("destination"),
+        "result": operation.data.get("result"),
+    }
 
 
-def _table(records: list[MigrationRecord]) -> None:
-    from qmp_migrate.cli.render import left_behind, migrations_table
+def _table(records: list[MigrationRecord], operations: Sequence[Operation] = ()) -> None:
+    from qmp_migrate.cli.past import left_behind, past_table
 
-    data().print(migrations_table(records))
+    data().print(past_table(records, operations))
     for record in left_behind(records):
-        say().print(f"[yellow]{record.id}:[/] no controller drives it; settle it with: qmp-migrate recover {record.id}")
+        _say_left(record.id)
+
+
+def _say_left(id: str) -> None:
+    say().print(f"[yellow]{id}:[/] no controller drives it; settle it with: qmp-migrate recover {id}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qmp_migrate.cli.context import Context, put, run, say, tell
-from qmp_migrate.errors import LockBusy, MigrationUnknown, OutcomeUnknown, QmpMigrateError, TransportError
+from qmp_migrate.errors import LockBusy, OutcomeUnknown, QmpMigrateError, TransportError
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller
@@ -88,14 +88,11 @@ async def _recover(options: Context, migration: str | None, wait: bool, wish: Wi
 
 async def _named(controller: Controller, id: str | None) -> tuple[list[MigrationRecord], list[Operation]]:
     """Return what is to be settled: the one that was named, or all that was left."""
+    from qmp_migrate.migration.operations import either
+
     if id is None:
         return await controller.unsettled(), await controller.unsettled_operations()
-    try:
-        return [await controller.journal.get(id)], []
-    except MigrationUnknown:
-        if id[:1] not in {"s", "r", "d"}:
-            raise
-        return [], [await controller.operations.get(id)]
+    return await either(controller.journal, id)
 
 
 async def _operation(controller: Controller, operation: Operation, wait: bool) -> tuple[dict[str, Any], int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -15,8 +14,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qmp_migrate.migration.journal import Entry, MigrationRecord, controller_lives
-from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.preflight import Check
 from qmp_migrate.migration.reporter import MigrationView, Progress
@@ -84,8 +81,9 @@ class ProgressView:
 
     def plan(self, plan: Plan) -> None:
         """Show what is about to happen."""
-        lines = sum(check.status == "ok" for check in plan.checks)
-        self.note(f"preflight: {lines} checks passed, {about_size(plan.ram_bytes)} of memory to move")
+        passed, failed = (sum(check.status == status for check in plan.checks) for status in ("ok", "fail"))
+        end = f"{failed} failed" if failed else f"{about_size(plan.ram_bytes)} of memory to move"
+        self.note(f"preflight: {passed} checks passed, {end}")
         for check in plan.checks:
             if check.status == "warn":
                 self.note(f"warning: {check.text}")
@@ -155,14 +153,21 @@ class RecoveryView:
 
 def _numbers(p: Progress) -> str:
     if p.status == "mirroring":
-        left = f"{duration(p.eta_ms)} left" if p.eta_ms is not None else "begins"
         disks = f"{about_size(p.disk_transferred_bytes)} of disks copied of {about_size(p.disk_total_bytes)}"
-        return f"{disks}, {about_size(p.throughput_bytes_per_s)}/s, {left}"
-    parts = [
-        f"{about_size(p.transferred_bytes)} sent of {about_size(p.total_bytes)}",
-        f"{about_size(p.throughput_bytes_per_s)}/s",
-        f"pass {p.pass_number}",
-    ]
+        parts = [disks]
+        if p.throughput_bytes_per_s:
+            parts.append(f"{about_size(p.throughput_bytes_per_s)}/s")
+        if p.eta_ms is not None:
+            parts.append(f"{duration(p.eta_ms)} left")
+        return ", ".join(parts)
+    parts = [f"{about_size(p.transferred_bytes)} sent of {about_size(p.total_bytes)}"]
+    if not p.throughput_bytes_per_s and p.pass_number <= 1:
+        # Nothing is measured yet: a rate of 0 and a blackout made of it would be wrong.
+        return parts[0]
+    parts += [f"{about_size(p.throughput_bytes_per_s)}/s", f"pass {p.pass_number}"]
+    if p.status.startswith("postcopy"):
+        # The guest runs at the destination: what it dirties is not sent any more, and its pause is over.
+        return ", ".join([*parts, *([f"{duration(p.eta_ms)} left"] if p.eta_ms is not None else [])])
     if p.dirty_bytes_per_s:
         parts.append(f"dirtied {about_size(p.dirty_bytes_per_s)}/s")
     if p.throttle_percent:
@@ -258,63 +263,3 @@ def check_lines(checks: Sequence[Check]) -> list[Text]:
     failed = sum(check.status == "fail" for check in checks)
     verdict = f"Preflight: {failed} blocker{'s' if failed != 1 else ''}." if failed else "Preflight: no blockers."
     return [*lines, Text(verdict, style="bold")]
-
-
-def left_behind(records: Sequence[MigrationRecord]) -> list[MigrationRecord]:
-    """Return those that no controller drives and that have not ended with one owner."""
-    return [
-        record
-        for record in records
-        if record.phase is Phase.PARKED or (record.outcome is None and controller_lives(record.controller) is False)
-    ]
-
-
-def migrations_table(records: Sequence[MigrationRecord]) -> RenderableType:
-    """Return migrations as a table."""
-    if not records:
-        return Text("no migrations")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("ID", "GUEST", "FROM", "TO", "PHASE", "OUTCOME", "OWNER", "STARTED", "TOTAL", "BLACKOUT"):
-        table.add_column(heading, justify="right" if heading in {"TOTAL", "BLACKOUT"} else "left", no_wrap=True)
-    for record in records:
-        result = record.result or {}
-        outcome = record.outcome or "under way"
-        if record.outcome is None and controller_lives(record.controller) is False:
-            outcome = "controller gone"
-        started = datetime.fromtimestamp(record.started_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(
-            record.id,
-            record.vm,
-            record.source,
-            record.destination,
-            record.phase.value,
-            outcome,
-            record.owner or "-",
-            started,
-            duration(result["total_ms"]) if result.get("total_ms") else "-",
-            f"{result['blackout_ms']:.1f} ms" if result.get("blackout_ms") else "-",
-        )
-    return table
-
-
-def story(record: MigrationRecord, entries: Sequence[Entry]) -> RenderableType:
-    """Return a migration's journal as a person reads it."""
-    lines: list[RenderableType] = [
-        Text(f"{record.id}: {record.vm} {record.source} -> {record.destination} ({record.mode})", style="bold")
-    ]
-    for entry in entries:
-        text = f"{(entry.at - record.started_at) * 1000:9.1f} ms  {entry.kind:<7} {entry.act}"
-        data = {key: value for key, value in entry.data.items() if key != "argv"}
-        if data:
-            text += "  " + " ".join(f"{key}={value}" for key, value in data.items())
-        lines.append(Text(text, style="bold" if entry.kind == "phase" else ""))
-    if record.outcome is None:
-        lines.append(Text("not ended", style="yellow"))
-    else:
-        lines.append(Text(f"outcome: {record.outcome}, owner: {record.owner}", style="bold"))
-        if (record.result or {}).get("forecast"):
-            lines.append(Text(f"forecast: {against((record.result or {})['forecast'])}"))
-        error = (record.result or {}).get("error")
-        if error:
-            lines.append(Text(f"error: {error['message']}"))
-    return Group(*lines)

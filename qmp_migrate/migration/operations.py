@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from qmp_migrate.errors import Fenced, MigrationUnknown
-from qmp_migrate.migration.journal import Journal, controller_lives, this_controller
+from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives, this_controller
 from qmp_migrate.migration.journal_tables import operations
 
 Kind = Literal["save", "restore", "move"]
@@ -118,7 +118,7 @@ class Operations:
         found = await self._select(operations.c.id.startswith(id, autoescape=True)) if id else []
         if len(found) != 1:
             what = "more than one operation begins" if found else "the journal has no operation that begins"
-            raise MigrationUnknown(f"{what} with {id!r}", hint="see: qmp-migrate status")
+            raise MigrationUnknown(f"{what} with {id!r}", hint="see: qmp-migrate history")
         return found[0]
 
     async def unsettled(self, *, vm: str | None = None) -> list[Operation]:
@@ -127,11 +127,34 @@ class Operations:
         return await self._select(open_ if vm is None else sa.and_(open_, operations.c.vm == vm))
 
     async def latest(self, *, vm: str | None = None, limit: int = 50) -> list[Operation]:
-        """Return the latest ones, oldest first."""
-        found = await self._select(operations.c.vm == vm if vm is not None else sa.true())
-        return found[-limit:]
+        """Return the latest ones, newest first."""
+        return await self._select(
+            operations.c.vm == vm if vm is not None else sa.true(), newest_first=True, limit=limit
+        )
 
-    async def _select(self, condition: sa.ColumnElement[bool]) -> list[Operation]:
-        statement = sa.select(operations).where(condition).order_by(operations.c.started_at)
+    async def _select(
+        self,
+        condition: sa.ColumnElement[bool],
+        *,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> list[Operation]:
+        order = operations.c.started_at.desc() if newest_first else operations.c.started_at.asc()
+        statement = sa.select(operations).where(condition).order_by(order).limit(limit)
         rows: Callable[[sa.Connection], Iterable[Any]] = lambda c: c.execute(statement).mappings().all()  # noqa: E731
         return [Operation(**row) for row in await self._journal.transact(rows)]
+
+
+async def either(journal: Journal, id: str) -> tuple[list[MigrationRecord], list[Operation]]:
+    """Return the one migration, or the one operation, whose id begins so: the other list is empty.
+
+    Raises:
+        MigrationUnknown: None, or more than one, begins so.
+    """
+    try:
+        return [await journal.get(id)], []
+    except MigrationUnknown:
+        # Saves, restores and moves have ids of their own letters, migrations have m.
+        if id[:1] not in {"s", "r", "d"}:
+            raise
+    return [], [await Operations(journal).get(id)]

@@ -17,7 +17,7 @@ from qmp_migrate.migration import device_checks
 from qmp_migrate.migration import state_scripts as scripts
 from qmp_migrate.migration.devices_now import devices_now
 from qmp_migrate.migration.facts import gather_host, probe_binary
-from qmp_migrate.migration.image_stamps import other_disks
+from qmp_migrate.migration.image_stamps import open_images, other_disks
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.save_request import SaveRequest, chosen_format
 from qmp_migrate.migration.saving import SavePlan
@@ -65,7 +65,10 @@ async def look(request: SaveRequest, side: Side, journal: Journal) -> SavePlan:
 
     refusals = [f"{text} ({hint})" for text, hint in device_checks.blocked(info.blocked_reasons, devices)]
     refusals += now.refusals
-    warnings = [*now.warnings, "its disks are not in the file: nothing may write to them until it is restored"]
+    elsewhere = await other_disks(monitor)
+    warnings = list(now.warnings)
+    if elsewhere or any((await open_images(monitor)).values()):
+        warnings.append("its disks are not in the file: nothing may write to them until it is restored")
     if run.status not in SAVED_STATES:
         refusals.append(f"{request.vm} is {run.status}: only a guest that runs or is paused can be saved")
     if states.under_way(info.status):
@@ -85,7 +88,7 @@ async def look(request: SaveRequest, side: Side, journal: Journal) -> SavePlan:
         warnings.append(
             f"{about_size(free)} are free there, and its memory is {about_size(command.memory_bytes)}: it may not fit"
         )
-    warnings += [f"nobody will be able to tell whether {name} was written to" for name in await other_disks(monitor)]
+    warnings += [f"nobody will be able to tell whether {name} was written to" for name in elsewhere]
     if refusals:
         raise PreflightRefused(
             f"{request.vm} cannot be saved to {request.path}: {refusals[0]}"
