@@ -129,4 +129,6 @@ def tune(
     if json:
         put({"schema": "tuned/1", "in_force": in_force})
     else:
-        say().print("in force: " + ", ".join(f"{name} {value}" for name, value in in_force.items()))
+        from qmp_migrate.migration.tuning import in_words
+
+        say().print(f"in force: {in_words(in_force)}")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from qmp_migrate.errors import (
@@ -447,7 +447,7 @@ class Copying:
         if self.timeline.switching is not None:
             return
         elapsed_ms = int((time.monotonic() - self.timeline.started) * 1000)
-        self.on_progress(meter.read(info, elapsed_ms=elapsed_ms))
+        self.on_progress(self._with_blackout(meter.read(info, elapsed_ms=elapsed_ms)))
         left_s = info.ram.remaining / info.ram.throughput_bytes_per_s if info.ram.throughput_bytes_per_s else None
         if self.asked_for_postcopy:
             return
@@ -457,6 +457,15 @@ class Copying:
             self._turn_to_postcopy()
         if self.request.mode == "live" and not self.one_pass and not self.suspended:
             self.steering.look(info, elapsed_ms)
+
+    def _with_blackout(self, progress: Progress) -> Progress:
+        """Where the guest stands still already, its blackout lasts until all is there; QEMU tells of a limit only."""
+        if not self.suspended:
+            return progress
+        if self.timeline.stopped is None or progress.eta_ms is None:
+            return replace(progress, expected_blackout_ms=None)
+        so_far_ms = int((time.monotonic() - self.timeline.stopped) * 1000)
+        return replace(progress, expected_blackout_ms=so_far_ms + progress.eta_ms)
 
     async def _ask_destination(self) -> None:
         monitor = await self.destination.attach()

@@ -24,6 +24,7 @@ from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_l
 from qmp_migrate.migration.journal_tables import entries, migrations
 from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, Phase
 from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.vm.units import about_size
 
 if TYPE_CHECKING:
     from qmp_migrate.migration.course import Course
@@ -62,6 +63,26 @@ class Tune:
     def laid_over(self, request: MigrationRequest) -> MigrationRequest:
         """Return the request as it is now to be. Raises `UsageError`, `InvalidQuantity` as a request does."""
         return replace(request, **self.changes)
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Return names and values for a person: those of a wish, and QEMU's parameters in its spelling."""
+    return ", ".join(f"{_NAMES.get(name, name)} {_quantity(name, value)}" for name, value in values.items())
+
+
+_NAMES: Final = {
+    "bandwidth_bytes_per_s": "bandwidth",
+    "downtime_limit_ms": "downtime limit",
+    "max_throttle_percent": "throttle at most",
+}
+
+
+def _quantity(name: str, value: Any) -> str:
+    if name in {"bandwidth_bytes_per_s", "max-bandwidth"}:
+        return f"{about_size(value)}/s" if value else "without a limit"
+    if name == "downtime_limit_ms" or name.endswith("downtime-limit"):
+        return f"{value} ms"
+    return f"{value} %" if "throttle" in name else str(value)
 
 
 # -- who wishes -------------------------------------------------------------------------------------------------------
@@ -227,7 +248,7 @@ async def apply(course: Course, tune: Tune) -> dict[str, Any]:
         raise MonitorError(f"the source did not take it: {'; '.join(wrong)}", host=course.source.name)
     steering.request = request
     await _remember(course, tune)
-    steering.tell("retuned: " + ", ".join(f"{name} {value}" for name, value in tune.changes.items()))
+    steering.tell(f"retuned: {in_words(tune.changes)}")
     return {**in_force, "allowed-downtime-limit": most, "policy": request.policy}
 
 

@@ -252,6 +252,24 @@ async def test_a_guest_is_stopped_only_after_that_is_written_down(rig: Rig) -> N
     assert len(rig.source.asked("stop")) == 1
 
 
+async def test_a_stopped_guest_stands_still_until_all_is_there(rig: Rig) -> None:
+    copying = await rig.start()
+    rig.source.on("stop", {})
+    await rig.numbers(active(remaining=600 * MIB) | {"expected-downtime": 20})
+    assert rig.progress[-1].expected_blackout_ms == 20
+    await copying.stop_guest("too busy")
+    rig.says(rig.source, "STOP")
+    await rig.read()
+    await rig.numbers(active(remaining=500 * MIB) | {"expected-downtime": 20})
+    last = rig.progress[-1]
+    assert last.eta_ms is not None
+    assert last.eta_ms > 1000
+    assert last.expected_blackout_ms is not None
+    assert (
+        last.expected_blackout_ms >= last.eta_ms
+    )  # and what it has stood still already, not what QEMU says of its limit
+
+
 async def test_it_is_watched_and_reported_as_before_until_qemu_switches(rig: Rig) -> None:
     copying = await rig.start()
     rig.source.on("stop", {})

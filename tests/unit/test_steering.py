@@ -17,7 +17,7 @@ from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.policies import ARMED_THROTTLE, QEMU_THROTTLE, parameters
 from qmp_migrate.migration.request import MigrationRequest
-from qmp_migrate.migration.tuning import Tune, Tuner
+from qmp_migrate.migration.tuning import Tune, Tuner, in_words
 from tests.support.copying_rig import Rig
 from tests.support.fake_qmp import Fails, FakeQemu
 from tests.support.qemu_words import ACTIVE_7_2
@@ -206,7 +206,12 @@ async def test_another_process_retunes_it_and_is_told_what_is_in_force(rig: Rig,
     allowed = course.copying.steering.allowed
     assert (allowed.downtime_ms, allowed.throttle_percent, allowed.stop) == (900, 40, True)
     assert course.copying.steering.throttle_percent == 40
-    assert "retuned: " in course.copying.steps[0]
+    assert course.copying.steps[0] == (
+        "retuned: bandwidth 50.0 MiB/s, downtime limit 900 ms, throttle at most 40 %, policy finish"
+    )
+    assert in_words(in_force).startswith(
+        "downtime-limit 20 ms, max-bandwidth 50.0 MiB/s, max-cpu-throttle 40 %, allowed-"
+    )
     # Whoever drives it on goes by that, too.
     assert (await journal.get("m1")).request["downtime_limit_ms"] == 900
 
