@@ -398,7 +398,7 @@ def _explain(error: ValidationError, text: str, source: str) -> ConfigError:
         near = get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
         return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list of strings")
     return ConfigError(f"{where}: {key}: {reason}", hint=f"correct {key} in {source}")
 
 

@@ -35,7 +35,7 @@ def events(
     progress: Annotated[bool, typer.Option(help="Show migrations' numbers too.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON document per line.")] = False,
 ) -> None:
-    """Follow hosts, guests and migrations as they tell of themselves over MQTT. Ends with Ctrl-C."""
+    """Follow hosts, guests and migrations over MQTT. Ends with Ctrl-C."""
     options: Context = context.obj
 
     async def work() -> None:

@@ -43,7 +43,7 @@ def forecast(
     guarded: wish.Guarded = None,
     json: wish.Json = False,
 ) -> None:
-    """Tell how a migration would go: time, bytes, blackout, whether it ends, and why.
+    """Tell how a migration would go: time, blackout, end, and why.
 
     Measures what the guest dirties (some seconds) and what the link carries (some MiB). The guest is not touched.
     """

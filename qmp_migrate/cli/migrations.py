@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cancel(context: typer.Context, migration: Id, json: Json = False) -> None:
-    """Cancel a migration that another process drives, and wait until it has ended."""
+    """Cancel a migration of another process, and wait for its end."""
 
     async def work() -> MigrationRecord:
         from qmp_migrate.fleet.controller import Controller
@@ -64,7 +64,10 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show migrations that have not ended, and what settles those whose controller is gone."""
+    """Show what is under way, and what a lost controller has left.
+
+    With what settles it.
+    """
 
     async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
         from qmp_migrate.migration.operations import Operations, either
@@ -97,7 +100,7 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20,
     json: Json = False,
 ) -> None:
-    """List migrations, saves, restores and moves of shut-down guests, newest first."""
+    """List migrations, saves, restores and moves, newest first."""
 
     async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
         from qmp_migrate.migration.operations import Operations
@@ -123,7 +126,7 @@ def history(
 
 
 def report(context: typer.Context, migration: Id, json: Json = False) -> None:
-    """Tell the whole story of one migration, save, restore or move, from the journal."""
+    """Tell the whole story of one of them, from the journal."""
 
     async def work(journal: Any) -> tuple[MigrationRecord | Operation, list[Entry]]:
         from qmp_migrate.migration.operations import either

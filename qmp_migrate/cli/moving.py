@@ -55,7 +55,10 @@ def check(
     guarded: wish.Guarded = None,
     json: wish.Json = False,
 ) -> None:
-    """Tell whether a guest can be moved to a host, in the way that the options say. Changes nothing."""
+    """Tell whether a guest can be moved to a host. Changes nothing.
+
+    The options are those of migrate: it tells whether that would go, and what is in the way.
+    """
 
     async def work() -> Plan:
         from qmp_migrate.fleet.controller import Controller
@@ -102,7 +105,7 @@ def migrate(
     ] = False,
     json: wish.Json = False,
 ) -> None:
-    """Move a running guest to another host.
+    """Move a guest to another host: while it runs, or shut down.
 
     First Ctrl-C: cancel, and wait until the guest is proven to run on at its source. Second: stop waiting.
     """

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from qmp_migrate.cli.context import Context, put, run, say, tell
+from qmp_migrate.cli.context import Context, fail, put, run, say, tell
 from qmp_migrate.errors import LockBusy, OutcomeUnknown, QmpMigrateError, TransportError
 
 if TYPE_CHECKING:
@@ -41,29 +40,31 @@ def recover(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
 ) -> None:
-    """Settle migrations whose controller is gone: one proven owner, or an account of what is known.
+    """Settle what a lost controller has left: one proven owner.
 
-    A copy that still runs in QEMU is driven on. Exit code 0: every guest has one proven owner.
+    A copy that still runs in QEMU is driven on. Where no owner can be proven, it tells what is known.
+    Exit code 0: every guest has one proven owner.
     """
-    code = run(_recover(context.obj, migration, wait, _wish(back, fenced, owner, migration), json), as_json=json)
+    code = run(_recover(context.obj, migration, wait, _wish(back, fenced, owner, migration, json), json), as_json=json)
     if code:
         raise typer.Exit(code)
 
 
-def _wish(back: bool, fenced: list[str] | None, owner: str | None, migration: str | None) -> Wish:
+def _wish(back: bool, fenced: list[str] | None, owner: str | None, migration: str | None, json: bool) -> Wish:
     from qmp_migrate.errors import UsageError
     from qmp_migrate.migration.recovery import Wish
 
     if owner not in {None, "source", "destination"}:
-        _refuse(UsageError(f"--owner {owner} is not possible", hint="say: --owner source, or: --owner destination"))
+        fail(
+            UsageError(f"--owner {owner} is not possible", hint="say: --owner source, or: --owner destination"),
+            as_json=json,
+        )
     if (owner or fenced) and migration is None:
-        _refuse(UsageError("--owner and --fenced are said of one migration", hint="name it: qmp-migrate recover ID"))
+        fail(
+            UsageError("--owner and --fenced are said of one migration", hint="name it: qmp-migrate recover ID"),
+            as_json=json,
+        )
     return Wish(back=back, fenced=frozenset(fenced or ()), owner=owner)  # type: ignore[arg-type]  # checked above
-
-
-def _refuse(error: QmpMigrateError) -> None:
-    tell(error)
-    sys.exit(error.exit_code)
 
 
 async def _recover(options: Context, migration: str | None, wait: bool, wish: Wish, json: bool) -> int:

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from qmp_migrate.rig.lab import RigStatus
     from qmp_migrate.rig.state import RigState
 
-app = typer.Typer(
-    help="A lab on this machine: hosts with an sshd each, a broker, agents, a test guest.", no_args_is_help=True
-)
+app = typer.Typer(help="A lab on this machine: hosts, a broker, agents, a test guest.", no_args_is_help=True)
 
 Dir = Annotated[
     Path | None,

@@ -70,11 +70,12 @@ def wanted(
 
     Raises:
         UsageError, InvalidQuantity: One of them asks for what does not exist.
+        ConfigError: The settings name a policy that does not exist.
     """
     from qmp_migrate.vm.units import parse_rate, parse_time_ms
 
     return {
-        "policy": policy or settings.migration.policy,
+        "policy": policy or _of_settings(settings),
         "allow_postcopy": allow_postcopy,
         "allow_stop": allow_stop,
         "max_throttle_percent": _percent("--max-throttle", max_throttle) if max_throttle is not None else None,
@@ -82,6 +83,17 @@ def wanted(
         "switchover_bandwidth_bytes_per_s": parse_rate(switchover_bandwidth) if switchover_bandwidth is not None else 0,
         "timeout_ms": parse_time_ms(timeout) if timeout is not None else 0,
     }
+
+
+def _of_settings(settings: Settings) -> str:
+    """Return the policy of the settings. They cannot judge it themselves: they know nothing of migrations."""
+    from qmp_migrate.errors import ConfigError, UsageError
+    from qmp_migrate.migration import policies
+
+    try:
+        return policies.find(settings.migration.policy).name
+    except UsageError as error:
+        raise ConfigError(f"[migration] policy in the settings: {error}", hint=error.hint) from None
 
 
 def _percent(flag: str, text: str) -> int:
@@ -109,7 +121,10 @@ def tune(
     policy: Annotated[str | None, typer.Option(metavar="NAME", help="Another policy from now on.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
 ) -> None:
-    """Retune a migration while memory is copied, also of another process, and wait until it is in force."""
+    """Retune a migration while memory is copied.
+
+    Also one of another process. Waits until it is in force.
+    """
 
     async def work() -> dict[str, Any]:
         from qmp_migrate.fleet.controller import Controller

@@ -39,11 +39,11 @@ def _bandwidth(outlook: Outlook, now: Sample, allowed: Allowed) -> list[str]:
     enough = outlook.least_ms * outlook.in_blackout / allowed.downtime_ms
     if not outlook.saturated:
         enough = min(enough, outlook.dirty / COMFORT)
-    if enough > OUT_OF_REACH * outlook.bandwidth:
-        return []
     rate = f"{math.ceil(enough / 2**20)}MiB"
     if now.max_bandwidth_bytes_per_s > 0 and outlook.bandwidth > 0.8 * now.max_bandwidth_bytes_per_s:
-        return [f"--bandwidth {rate}"]
+        return [f"--bandwidth {rate} (if the link carries it)"]  # the user's own limit: however much less it was
+    if enough > OUT_OF_REACH * outlook.bandwidth:
+        return []
     return [f"a link that carries {rate}/s (this one: {outlook.bandwidth / 2**20:.1f} MiB/s)"]
 
 

@@ -254,6 +254,15 @@ def test_and_so_does_the_bandwidth_where_it_was_ours_that_was_too_little() -> No
     assert migrate(guest, "gentle", bandwidth_bytes_per_s=int(found[1]) * MIB).how == "switched"
 
 
+def test_a_rate_limit_of_ours_that_is_far_too_low_is_named() -> None:
+    guest = Guest(ram=128 * MIB, link=10 * GBIT, dirty=4 * MIB, working_set=24 * MIB)
+    ended = migrate(guest, "gentle", bandwidth_bytes_per_s=2 * MIB)
+    assert ended.how == "give-up"
+    found = re.search(r"--bandwidth (\d+)MiB \(if the link carries it\)", ended.last.hint)
+    assert found, ended.last.hint
+    assert migrate(guest, "gentle", bandwidth_bytes_per_s=int(found[1]) * MIB).how == "switched"
+
+
 def test_our_own_rate_limit_is_raised_first_as_far_as_it_may() -> None:
     guest = Guest(ram=1024 * MIB, link=10 * GBIT, dirty=GBIT // 4)
     ended = migrate(guest, bandwidth_bytes_per_s=GBIT // 5, max_bandwidth_bytes_per_s=GBIT)

@@ -114,3 +114,22 @@ def test_what_is_in_neither_table_is_unknown(config: Path) -> None:
     for id in ("x1", "s9", "m9", ""):
         with pytest.raises(MigrationUnknown):
             asyncio.run(ask(id))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("recover --owner x --json", 2),
+        ("recover --fenced a --json", 2),
+        ("tune m1 --json", 2),
+        ("check w --to b --json", 78),
+    ],
+)
+def test_a_wrong_word_ends_with_one_document_too(config: Path, words: str, code: int) -> None:
+    if code == 78:
+        config.write_text(config.read_text() + '[migration]\npolicy = "gentel"\n')
+    ended = said(config, *words.split())
+    assert ended.exit_code == code
+    assert json.loads(ended.stdout)["error"]["message"]
+    assert "error: " in ended.stderr
+    assert code != 78 or "did you mean gentle?" in ended.stderr

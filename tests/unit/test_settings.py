@@ -196,6 +196,10 @@ def test_a_key_that_is_not_known_in_the_environment() -> None:
         ),
         ('[hosts.a]\naddress = "x"\nmigration_ports = "0-70000"\n', "q.toml:3: hosts.a.migration_ports"),
         ('[hosts.a]\naddress = "local"\n', 'q.toml:1: hosts.a: address = "local" needs a migration_address'),
+        (
+            '[[hook]]\nat = "done"\ncommand = "/bin/true"\n',
+            "q.toml:1: hook.0.command: Input should be a list of strings",
+        ),
         ("hosts = 5\n", "q.toml:1: hosts: Input should be a valid dictionary"),
         ("mqtt = 5\n", "q.toml:1: mqtt: Input should be a valid dictionary"),
         ("[hosts\n", "q.toml: not TOML"),
