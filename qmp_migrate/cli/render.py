@@ -82,8 +82,10 @@ class ProgressView:
     def plan(self, plan: Plan) -> None:
         """Show what is about to happen."""
         passed, failed = (sum(check.status == status for check in plan.checks) for status in ("ok", "fail"))
-        end = f"{failed} failed" if failed else f"{about_size(plan.ram_bytes)} of memory to move"
-        self.note(f"preflight: {passed} checks passed, {end}")
+        end = f", {failed} failed" if failed else ""
+        if not failed and plan.ram_bytes:  # a guest that is shut down has none
+            end = f", {about_size(plan.ram_bytes)} of memory to move"
+        self.note(f"preflight: {passed} checks passed{end}")
         for check in plan.checks:
             if check.status == "warn":
                 self.note(f"warning: {check.text}")

@@ -82,9 +82,15 @@ def request_of(settings: Settings, given: Mapping[str, Any]) -> MigrationRequest
     Raises:
         UsageError, InvalidQuantity, InvalidName: One of them asks for what does not exist.
     """
+    from qmp_migrate.errors import UsageError
     from qmp_migrate.migration.request import MigrationRequest
     from qmp_migrate.vm.units import parse_rate, parse_time_ms
 
+    if given["source_images"] in {"rename", "remove"} and given["copy_storage"] is None:
+        raise UsageError(
+            f"--source-images {given['source_images']} means nothing where no disks are copied",
+            hint="add --copy-storage, or leave it out",
+        )
     rate = given["bandwidth"] if given["bandwidth"] is not None else settings.migration.bandwidth
     return MigrationRequest(
         given["vm"],

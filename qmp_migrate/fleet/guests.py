@@ -26,7 +26,7 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts.process import ProcessId, identify, launch, list_all, wait_gone
-from qmp_migrate.migration import locks
+from qmp_migrate.migration import definition, locks
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_host, probe_binary
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.rollback import remove_guest_directory
@@ -121,6 +121,19 @@ async def one_place(name: str, found: Sequence[Side], unreachable: Sequence[str]
         f"{name!r} is on more than one host: {hosts}",
         hint="say which one with --from HOST; if a migration of it was interrupted, see: qmp-migrate status",
     )
+
+
+async def unknown(name: str, sides: Sequence[Side]) -> GuestUnknown | None:
+    """Return what is to be told of a guest that runs nowhere, but is still defined on a host; None where it is not."""
+    for side in sides:
+        with contextlib.suppress(QmpMigrateError):
+            if await definition.is_defined(side):
+                return GuestUnknown(
+                    f"{name} is shut down: its QEMU on {side.name} has ended",
+                    hint=f"start it again: qmp-migrate vm start {name} --on {side.name}",
+                    host=side.name,
+                )
+    return None
 
 
 async def list_host(side_of: Any, host_name: str) -> list[Guest]:

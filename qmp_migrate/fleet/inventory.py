@@ -71,7 +71,7 @@ class Inventory:
         """Find the host that a guest is on, by asking all of them (or the one named).
 
         Raises:
-            GuestUnknown: None of those that answered.
+            GuestUnknown: None of those that answered, or it is shut down: then the error says where.
             LockBusy: It is being migrated.
             ConfigError: More than one.
             TransportError: The host that was named cannot be asked.
@@ -80,8 +80,12 @@ class Inventory:
         names = [on] if on is not None else list(self.settings.hosts)
         if on is not None:
             await self.host(on).connect()
-        found, unreachable = await guests.look_for([self.side(name, vm) for name in names])
-        return await guests.one_place(vm, found, unreachable)
+        sides = [self.side(name, vm) for name in names]
+        found, unreachable = await guests.look_for(sides)
+        try:
+            return await guests.one_place(vm, found, unreachable)
+        except GuestUnknown as error:
+            raise await guests.unknown(vm, sides) or error from None
 
     # -- guests ---------------------------------------------------------------------------------------------------
 

@@ -214,7 +214,8 @@ def describe(run: HookRun) -> str:
     """Return one line on a hook that did not succeed."""
     command = shlex.join(run.command)
     how = {"timeout": "was killed: its time was over", "unknown": "may have run: its host could not be asked"}
-    ended = how.get(run.outcome, f"ended with status {run.status}")
+    status = "could not be started" if run.status is None else f"ended with status {run.status}"
+    ended = how.get(run.outcome, status)
     last = run.output.strip().splitlines()[-1:]
     return f"the {run.at} hook {command} on {run.host} {ended}" + (f": {last[0]}" if last else "")
 

@@ -301,6 +301,8 @@ def _files(s: Situation) -> list[Check]:
         state = s.paths.get(use.path, "absent")
         if state == "absent":
             hint = "put it there, share the storage, or map it with the host's path_map"
+            if use.writable and s.request.copy_storage is None:
+                hint = "have it copied with --copy-storage, share the storage, or map it with the host's path_map"
             checks.append(Check("files", "fail", f"{use.kind} {use.path} is not on {where}", hint, where))
         elif state == "unreadable" or (use.writable and state != "writable"):
             what = "read" if state == "unreadable" else "written"

@@ -244,7 +244,7 @@ class SaveEnding:
 
     async def _state_now(self) -> str:
         observed = await self.side.observe()
-        return "runs on" if observed.run_state == "running" else f"is {observed.run_state or 'there'}"
+        return "runs" if observed.run_state == "running" else f"is {observed.run_state or 'there'}"
 
     async def _tidy_back(self) -> None:
         """Remove the working file and the link; put QEMU's settings back."""

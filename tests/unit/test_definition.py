@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from qmp_migrate.errors import HostUnreachable
+from qmp_migrate.fleet import guests
 from qmp_migrate.migration import moving
 from qmp_migrate.migration.bare_qemu import argv, place
 from qmp_migrate.migration.definition import bootable, written
@@ -40,6 +43,29 @@ WORDS = [
     "defer",
 ]
 COMMAND = CommandLine.parse(WORDS)
+
+
+@pytest.mark.parametrize("found", [None, "b"])
+async def test_a_guest_that_is_shut_down_is_not_called_unknown(found: str | None) -> None:
+    class Answers:
+        def __init__(self, name: str) -> None:
+            self.name, self.directory = name, f"/run/{name}/web1"
+            self.host = self
+
+        async def script(self, *_words: object) -> SimpleNamespace:
+            if self.name == "a":
+                raise HostUnreachable("a does not answer")
+            return SimpleNamespace(text="defined" if self.name == found else "none")
+
+    told = await guests.unknown("web1", [Answers(name) for name in "abc"])  # type: ignore[misc]  # as much of a side as is asked
+    if found is None:
+        assert told is None
+        return
+    assert told is not None
+    assert (str(told), told.hint) == (
+        "b: web1 is shut down: its QEMU on b has ended",
+        "start it again: qmp-migrate vm start web1 --on b",
+    )
 
 
 def test_what_was_only_for_the_way_is_not_started_again() -> None:

@@ -119,6 +119,8 @@ def test_what_is_in_neither_table_is_unknown(config: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
+        ("migrate w --to b --source-images remove --json", 2),
+        ("check w --to b --source-images rename --json", 2),
         ("recover --owner x --json", 2),
         ("recover --fenced a --json", 2),
         ("tune m1 --json", 2),

@@ -129,6 +129,8 @@ def test_points_that_were_passed_are_known_from_the_journal() -> None:
 def test_a_failure_is_told_in_one_line() -> None:
     run = HookRun("before", "source", "a", ("/x/y", "a b"), "failed", 3, 5, "one\ntwo\n")
     assert describe(run) == "the before hook /x/y 'a b' on a ended with status 3: two"
+    absent = HookRun("done", "controller", "controller", ("/x",), "failed", None, 5, "[Errno 2] No such file: '/x'")
+    assert describe(absent) == "the done hook /x on controller could not be started: [Errno 2] No such file: '/x'"
     late = HookRun("done", "controller", "controller", ("/x",), "timeout", None, 5, "")
     assert describe(late) == "the done hook /x on controller was killed: its time was over"
 
