@@ -112,5 +112,8 @@ def run(work: Coroutine[Any, Any, _T], *, as_json: bool = False) -> _T:
     except QmpMigrateError as error:
         fail(error, as_json=as_json)
     except KeyboardInterrupt:
+        if as_json:
+            told = {"code": "interrupted", "message": "interrupted", "hint": "see: qmp-migrate status", "host": None}
+            put({"schema": "error/1", "error": told})
         say().print("interrupted")
         sys.exit(130)

@@ -14,6 +14,7 @@ import typer
 from qmp_migrate.cli import tuning, wish
 from qmp_migrate.cli.bare import Moving
 from qmp_migrate.cli.context import Context, data, put, run, say, tell
+from qmp_migrate.cli.signals import go_on_without_terminal
 from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _foretell(view: Any, report: Any) -> None:
 
 
 def _obey_signals(controller: Controller, request: MigrationRequest, view: Any) -> None:
-    """First SIGINT or SIGTERM: cancel and wait for proof. Second: leave, and say what is left open."""
+    """First SIGINT or SIGTERM: cancel and wait for proof. Second: leave, and say what is left open. SIGHUP: go on."""
     first: float | None = None
 
     def on_signal() -> None:
@@ -175,6 +176,7 @@ def _obey_signals(controller: Controller, request: MigrationRequest, view: Any) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+    go_on_without_terminal()
 
 
 def _dry_run(settings: Settings, request: MigrationRequest, json: bool) -> None:

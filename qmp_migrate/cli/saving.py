@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from qmp_migrate.cli.context import Context, put, run, say, tell
+from qmp_migrate.cli.signals import end_as_by_ctrl_c, go_on_without_terminal
 from qmp_migrate.errors import QmpMigrateError, UsageError
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def _run(work: Callable[[], Coroutine[Any, Any, _R]], json: bool) -> _R:
     """Run to the end; an error ends the process with its exit code, with ``--json`` after the result document."""
 
     async def call() -> _R:
+        go_on_without_terminal()
+        end_as_by_ctrl_c()
         try:
             return await work()
         except QmpMigrateError as error:

@@ -1,0 +1,35 @@
+"""Signals of a command that moves a guest: what is half done must not end with the terminal that it was begun on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import Final
+
+_OUTPUT: Final = (1, 2)
+
+
+def go_on_without_terminal() -> None:
+    """Let a hang-up (a closed window, a lost SSH session) not end this process; call it in the event loop.
+
+    By default SIGHUP kills, which would leave a guest standing still until somebody runs `recover`. So the work goes on to
+    its end, which the journal tells; what would be written to the terminal is thrown away, for writing there fails now.
+    """
+    terminals = [number for number in _OUTPUT if os.isatty(number)]  # a terminal that has hung up says that it is none
+
+    def on_hang_up() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+
+    with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not in the main thread
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hang_up)
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM do what Ctrl-C does to a coroutine of `asyncio.run`: cancel it, so that it ends in good order."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
