@@ -190,7 +190,7 @@ class Controller(Operating):
             try:
                 plan, source, destination = await self.plan(request)
             except GuestUnknown:
-                moved = await self._move_shut_down(request, result, cancel, on_plan)
+                moved = await self._move_shut_down(request, result, cancel, on_plan, reporter.progress)
                 if moved is None:
                     raise
                 return moved

@@ -21,6 +21,7 @@ from qmp_migrate.migration.moving import MODE
 from qmp_migrate.migration.operations import Operation, Operations
 from qmp_migrate.migration.plan import Plan
 from qmp_migrate.migration.recovery import launch_over
+from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.restore_ending import RestoreEnding
 from qmp_migrate.migration.restore_request import RestoreRequest, RestoreResult
@@ -226,7 +227,12 @@ class Operating(Inventory):
         return await shut_down_plan.look(request, source, destination, self.journal), source, destination
 
     async def _move_shut_down(
-        self, request: MigrationRequest, result: MigrationResult, cancel: asyncio.Event, on_plan: OnPlan | None
+        self,
+        request: MigrationRequest,
+        result: MigrationResult,
+        cancel: asyncio.Event,
+        on_plan: OnPlan | None,
+        on_progress: Callable[[Progress], None],
     ) -> MigrationResult | None:
         """Move a shut-down guest; None where there is none of that name. Raises as `shut_down.move` does."""
         begun = time.monotonic()
@@ -239,7 +245,7 @@ class Operating(Inventory):
         try:
             if on_plan is not None:
                 on_plan(plan)
-            await shut_down.move(request, plan, source, destination, self.operations, result, cancel)
+            await shut_down.move(request, plan, source, destination, self.operations, result, cancel, on_progress)
         finally:
             result.total_ms = round((time.monotonic() - begun) * 1000)
         return result

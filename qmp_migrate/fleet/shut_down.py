@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from qmp_migrate.errors import ConfigError, GuestExists, MigrationFailed, PreflightRefused, QmpMigrateError
@@ -15,9 +16,12 @@ from qmp_migrate.hosts.process import identify, launch
 from qmp_migrate.migration import definition, locks
 from qmp_migrate.migration.disk_copies import DiskCopy
 from qmp_migrate.migration.locks import GuestLock
+from qmp_migrate.migration.mirroring import DiskProgress
 from qmp_migrate.migration.moving import MODE, Moving
 from qmp_migrate.migration.operations import Operation, Operations
 from qmp_migrate.migration.plan import Plan
+from qmp_migrate.migration.progress import ProgressMeter
+from qmp_migrate.migration.reporter import Progress
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import Limits
@@ -90,8 +94,9 @@ async def move(
     operations: Operations,
     result: MigrationResult,
     cancel: asyncio.Event,
+    on_progress: Callable[[Progress], None],
 ) -> None:
-    """Move a shut-down guest; see `qmp_migrate.migration.moving`.
+    """Move a shut-down guest; see `qmp_migrate.migration.moving`. `on_progress` is told how far its disks are.
 
     Raises:
         PreflightRefused: A check failed; nothing was touched.
@@ -125,6 +130,12 @@ async def move(
             "asked": request.asked,
         }
         await operations.begin(request.id, "move", request.vm, source.name, data)
+        meter, begun = ProgressMeter(request.id), time.monotonic()
+
+        def on_disks(disks: DiskProgress) -> None:
+            elapsed_ms = round((time.monotonic() - begun) * 1000)
+            on_progress(meter.read_disks(disks.done, disks.total, elapsed_ms=elapsed_ms))
+
         moving = Moving(
             request,
             source,
@@ -136,6 +147,7 @@ async def move(
             lock,
             result,
             cancel,
+            on_disks,
         )
         error = await moving.run()
     if error is not None:

@@ -74,7 +74,9 @@ def test_definition_and_disks_move_and_the_guest_is_started_there(lab: Lab) -> N
         before = content(image)
 
         words = ("migrate", guest.name, "--to", "b", "--copy-storage", "full", "--source-images", "rename", "--json")
-        result = lab.cli(*words, config=config).doc
+        moved = lab.cli(*words, config=config)
+        assert "of disks copied of" in moved.err
+        result = moved.doc
         assert (result["outcome"], result["owner"], result["mode"]) == ("completed", "destination", "shut-down")
         assert result["encrypted"] is True
         assert content(copy) == before
@@ -84,6 +86,8 @@ def test_definition_and_disks_move_and_the_guest_is_started_there(lab: Lab) -> N
         assert not qemus(guest.name), "nothing was started"
         assert not guest.directory("a").exists()
         assert state(lab, guest) == [("b", "ended")]
+        assert f"{guest.name} is shut down" in lab.cli("vm", "show", guest.name, code=2).err
+        assert f"{guest.name} a -> b" in lab.cli("report", result["id"], config=config).out
         assert not list(lab.run_dir("a").glob(".copy*")) + list(lab.run_dir("b").glob(".copy*"))
 
         started = lab.cli("vm", "start", guest.name, "--on", "b", "--json").doc
