@@ -341,9 +341,16 @@ class _Run:
             case "postcopy":
                 return self._postcopy(remaining, step.reason)
             case "stop":
-                return self._switch(remaining, step.reason)
+                return self._stop(remaining, step.reason)
             case _:
                 return self._ended("gives-up", step.reason, 0.0)
+
+    def _stop(self, remaining: float, why: str) -> Forecast:
+        """The guest is stopped by us, and QEMU goes on as before: its own limit is in force until all is sent."""
+        self.passes += 1
+        blackout = self._send(remaining) + self._still_ms(0)
+        self.elapsed_ms += self._still_ms(0)
+        return self._ended("completes", why, blackout)
 
     def _switch(self, remaining: float, why: str) -> Forecast:
         self.passes += 1  # QEMU reads the bitmap once more, and counts that
@@ -357,7 +364,7 @@ class _Run:
         self.passes += 1
         blackout = self._still_ms(0)
         self.sent += remaining
-        self.elapsed_ms += blackout + remaining * 1000 / self.link.bytes_per_s
+        self.elapsed_ms += blackout + remaining * 1000 / self.bandwidth
         return self._ended("completes", why, blackout)
 
     def _why(self, bulk_ms: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from qmp_migrate.migration.convergence import NOTHING
 from qmp_migrate.migration.dirtying import DirtyCurve
 from qmp_migrate.migration.forecast import Forecast, Link, Rules, Workload, against_fact, play, predict
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.steps import Sample, Step
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -176,3 +178,25 @@ def test_what_was_given_up_can_have_been_foretold_but_what_was_cut_short_cannot(
     given_up = _result(outcome="rolled_back", total_ms=1000, error={"code": "not_converging"})
     assert (against_fact(told, given_up) or {})["error_percent"] == -50.0
     assert against_fact(told, _result(outcome="cancelled", total_ms=1000)) is None
+
+
+@pytest.mark.parametrize("kind", ["stop", "postcopy"])
+def test_the_rate_limit_holds_after_a_stop_and_in_post_copy(kind: str) -> None:
+    """Only QEMU's own switchover lifts ``max-bandwidth``; a guest stopped by us, or in post-copy, keeps to it."""
+    rules = replace(STILL, start_ms=20)
+    last = Step(kind, "too busy")  # type: ignore[arg-type]  # one of its kinds
+    forecasts = [
+        play(guest(1000, set_mib=50), LINK, REQUEST, replace(rules, bandwidth_bytes_per_s=cap, decide=at_pass_2(last)))
+        for cap in (0, 25 * MIB)
+    ]
+    rest_ms = 50 * 1000 / 25
+    if kind == "stop":
+        assert forecasts[1].blackout_ms == pytest.approx(rest_ms, rel=0.1)
+        assert forecasts[0].blackout_ms == pytest.approx(rest_ms / 4, rel=0.1)
+    else:
+        assert forecasts[1].blackout_ms < 50
+        assert forecasts[1].total_ms == pytest.approx(GIB / (25 * MIB) * 1000 + rest_ms, rel=0.015)
+
+
+def at_pass_2(step: Step) -> Callable[[Sequence[Sample]], Step]:
+    return lambda samples: step if samples[-1].pass_number == 2 else NOTHING
