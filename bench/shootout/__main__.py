@@ -23,7 +23,7 @@ from bench.fleet import ROOT
 from bench.guest import Machine, loses_writes
 from bench.shootout import link, page, report, tls
 from bench.shootout.arena import Arena
-from bench.shootout.field import AGAIN, ALL, CONTENDERS, LINK_MIB_S, MIB, Contender, Scenario
+from bench.shootout.field import AGAIN, ALL, CONTENDERS, FIRST, LINK_MIB_S, MIB, Contender, Scenario
 from bench.shootout.samples import Sample
 from bench.shootout.sampling import Take
 from qmp_migrate.errors import QmpMigrateError
@@ -174,7 +174,7 @@ async def _rounds(run: Run, arena: Arena, machine: Machine, options: argparse.Na
         judging: asyncio.Task[None] | None = None
         if time.monotonic() > run.until:
             return
-        for scenario in ALL if number == 1 else AGAIN:
+        for scenario in FIRST if number == 1 else AGAIN:
             taking_part = [
                 contender
                 for contender in CONTENDERS[scenario.group]
