@@ -125,6 +125,11 @@ async def _main(options: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         interrupted = True
         print("interrupted; everything was taken down", file=sys.stderr)
+    except (QmpMigrateError, MoveFailed, TimeoutError, OSError) as error:
+        if not run.samples:
+            raise
+        interrupted = True  # what was measured is told all the same
+        print(f"error: {error!r}", file=sys.stderr)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     content = report.document(
@@ -261,6 +266,7 @@ def _tell(sample: Sample, round_text: str) -> None:
         said.append(f"inside {sample.inside.blackout_ms} ms, lost {sample.inside.lost_ms:.0f} ms of work")
     if sample.reason:
         said.append(sample.reason)
+    said += [warning for warning in sample.warnings if warning.startswith("could not")]
     if sample.survived is False:
         said.append(f"NOT SURVIVED: {sample.damage}")
     print(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.contender import MoveFailed
-from bench.guest import Guest
+from bench.guest import SOCKET, Guest
 from bench.raw import Raw
 from bench.shootout.samples import Point
 from qmp_migrate import Controller, GuestUnknown, MigrationView, Progress, QmpMigrateError, parse_spec
@@ -119,14 +119,28 @@ class Arena:
             raise MoveFailed(f"{error} [{error.code}]") from error
 
     async def discard(self, guest: Guest, *, by_raw: bool) -> None:
-        """End it on whatever host it is."""
+        """End it on whatever host it is.
+
+        Raises:
+            MoveFailed: Something of it resists; the rig's end takes it down.
+        """
         if by_raw:
             await self.raw.discard(guest)
             return
         for host, directory in zip((SOURCE, DESTINATION), self.directories(guest, by_raw=False), strict=True):
             if directory.exists():
-                with contextlib.suppress(GuestUnknown):
-                    await self.controller.stop(guest.name, on=host, force=True)
+                (directory / SOCKET).unlink(
+                    missing_ok=True
+                )  # a QEMU that is killed leaves it, and nobody else knows it
+                try:
+                    with contextlib.suppress(GuestUnknown):
+                        await self.controller.stop(guest.name, on=host, force=True)
+                except QmpMigrateError as error:
+                    raise MoveFailed(f"{error} [{error.code}]; left there: {_names(directory)}") from error
+
+
+def _names(directory: Path) -> str:
+    return ", ".join(sorted(path.name for path in directory.iterdir())) if directory.exists() else "nothing"
 
 
 async def _down(directory: Path) -> None:

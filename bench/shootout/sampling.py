@@ -154,8 +154,11 @@ class Take:
                 await self._ask_guest()
                 await self._verdict()
         finally:
-            async with asyncio.timeout(DISCARD_S):
-                await self.arena.discard(self.guest, by_raw=self.contender.by_raw)
+            try:
+                async with asyncio.timeout(DISCARD_S):
+                    await self.arena.discard(self.guest, by_raw=self.contender.by_raw)
+            except (MoveFailed, TimeoutError) as error:
+                self.sample.warnings.append(f"could not be removed: {error}")
 
     async def _by_raw(self, seen: Watch) -> None:
         async with asyncio.timeout(BOUND_S):
