@@ -108,5 +108,5 @@ def test_words_that_make_no_sense_are_refused(lab: Lab, words: list[str], code: 
 def test_nothing_to_recover_is_no_error(lab: Lab) -> None:
     settings = lab.config(controller={"state": f"sqlite:///{lab.files}/empty.sqlite"})
     ran = lab.cli("recover", "--json", config=settings)
-    assert json.loads(ran.out) == {"schema": "recoveries/1", "migrations": []}
+    assert json.loads(ran.out) == {"schema": "recoveries/1", "migrations": [], "operations": []}
     assert "nothing to recover" in ran.err
