@@ -202,12 +202,21 @@ if [ -e pid ]; then
     if [ "$found" = live ]; then echo "process $pid lives in $1" >&2; exit 1; fi
 fi
 set -e
-rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1
-rm -f -- saved-state saved-state.whole saved-state.torn
-rm -f -- ./tls-*/keys.psk ./tls-*/keys.psk.* ./tls-*/dh-params.pem
-for d in ./tls-*; do [ -d "$d" ] && rmdir -- "$d"; done
+clean() {
+    rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1
+    rm -f -- saved-state saved-state.whole saved-state.torn
+    rm -f -- ./tls-*/keys.psk ./tls-*/keys.psk.* ./tls-*/dh-params.pem
+    for d in ./tls-*; do if [ -d "$d" ]; then rmdir -- "$d"; fi; done
+}
+clean
 cd /
-rmdir -- "$1"
+rmdir -- "$1" 2>/dev/null && exit 0
+# Something came between: what ends at this moment may still write a last word.
+sleep 0.2
+cd -- "$1" || exit 0
+clean
+cd /
+rmdir -- "$1" 2>/dev/null || { echo "$1 holds what is not ours: $(ls -A -- "$1" | tr '\n' ' ')" >&2; exit 1; }
 """
 )
 
