@@ -49,7 +49,7 @@ test: venv images check ## Run everything that CI runs: lint, types, unit, compo
 	@$(PYTEST) $(SIDE_BY_SIDE) tests/system
 
 .PHONY: check
-check: venv ## Lint, types and unit tests (under a minute)
+check: venv ## Lint, types and unit tests (minutes)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
