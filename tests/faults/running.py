@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -158,6 +159,10 @@ def _settle(trial: Trial, result: Result, out: str, fault_at: float) -> None:
     if case.told is not None and ran.code == 5:
         trial.notes.append(f"parked, as it must be: {ran.err}")
         ran = trial.cli("-v", "recover", opened, "--owner", case.told, "--json")
+    elif case.hangs and ran.code == 5:
+        trial.notes.append(f"told to end the destination: {ran.err}")
+        trial.signal("destination", signal.SIGKILL)
+        ran = trial.cli("-v", "recover", opened, "--json")
     elif case.told is not None:
         result.problems.append(f"recover: exit code {ran.code}, and nothing can prove the owner")
     result.recover_s = round(time.monotonic() - began, 2)

@@ -58,6 +58,8 @@ class Case:
         owners: Where the guest may be in the end: ``source``, ``destination``, ``none`` (it ran nowhere any more).
         codes: Exit codes that ``migrate`` may end with; empty: it is killed.
         told: What a person says to ``recover --owner``: nothing can prove the owner, so `recover` must park it first.
+        hangs: The destination's QEMU may answer nobody any more: where `migrate` and `recover` say so (5), a person ends
+            it, as their hint tells.
         limit_s: Seconds to a proven state.
         settings: Sections of the settings that differ; ``guest``: keys of its spec.
     """
@@ -67,6 +69,7 @@ class Case:
     owners: frozenset[str]
     codes: frozenset[int]
     told: str | None = None
+    hangs: bool = False
     limit_s: float = PROVEN_S
     settings: dict[str, Any] = field(default_factory=dict)
 
