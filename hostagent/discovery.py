@@ -55,7 +55,7 @@ class Guest:
     def alive(self) -> bool:
         """Whether its process is still there; what cannot be told counts as alive (DESIGN rule 5)."""
         try:
-            return _start_ticks(self.pid) == self.start_ticks
+            return start_ticks(self.pid) == self.start_ticks
         except OSError:
             return True
 
@@ -89,7 +89,7 @@ def identify(directory: Path) -> Guest | None:
     if len(words) > 2 and words[2] != boot_id():
         return None
     try:
-        ticks = _start_ticks(pid)
+        ticks = start_ticks(pid)
     except OSError:  # /proc mounted with hidepid, or out of file descriptors: no proof, no guest
         return None
     if ticks is None or (len(words) > 1 and words[1] != str(ticks)):
@@ -142,8 +142,15 @@ def _command_line(pid: int) -> tuple[str, ...]:
     return tuple(word.decode("utf-8", "surrogateescape") for word in data.split(b"\0")[:-1])
 
 
-def _start_ticks(pid: int) -> int | None:
-    """Return a process's start time in clock ticks since boot; ``None``: it is gone. Raises `OSError`: unknown."""
+def start_ticks(pid: int) -> int | None:
+    """Return a process's start time in clock ticks since boot; ``None``: it is gone.
+
+    Args:
+        pid: Which one.
+
+    Raises:
+        OSError: It cannot be told.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

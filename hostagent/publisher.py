@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 from qmp_migrate.bus.address import BrokerAddress
 from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import HostEvent, HostInfo, HostLoad, HostStatus, HostVm, PresenceState
+from qmp_migrate.bus.messages import HostEvent, HostInfo, HostLoad, HostStatus, HostToken, HostVm, PresenceState
 from qmp_migrate.bus.presence import Presence
 from qmp_migrate.bus.session import Session, begin_session, package_version
 from qmp_migrate.bus.topics import Topics
@@ -118,6 +118,10 @@ class Publisher:
             data=to_jsonable_python(dict(data), fallback=str),
         )
         self.client.publish_event(self._topics.host_event(self._host), event)
+
+    def token(self, token: HostToken) -> None:
+        """Publish a word of a hand-over to the agent of the other host."""
+        self.client.publish_event(self._topics.host_token(self._host, token.migration), token)
 
     async def clear_strangers(self) -> None:
         """Clear retained guests of ours that are not here (any more), for as long as this runs.

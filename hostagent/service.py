@@ -15,6 +15,7 @@ import structlog
 
 from hostagent.discovery import Guest, discover
 from hostagent.guardian import Guardian
+from hostagent.handover import Handovers
 from hostagent.info import QemuCatalogue, read_info
 from hostagent.load import LoadMeter
 from hostagent.publisher import Publisher
@@ -71,6 +72,9 @@ class HostAgent:
         self._publisher = Publisher(config.broker, config.topics, config.host, interval_s=config.interval_s)
         self._watches: dict[str, tuple[GuestWatch, asyncio.Task[None]]] = {}
         self._ends = _ProcessEnds(self._look_now)
+        self._handovers = Handovers(
+            config.host, config.run_dir, self._publisher, config.topics, config.guardian_limit_s, self._watch_of
+        )
         self._look = asyncio.Event()
         self._scan_failure = ""
 
@@ -96,7 +100,9 @@ class HostAgent:
 
     @contextlib.asynccontextmanager
     async def _background(self) -> AsyncIterator[list[asyncio.Task[None]]]:
-        loops = (self._discover, self._report_load, self._report_info, self._clear_strangers)
+        loops = [self._discover, self._report_load, self._report_info, self._clear_strangers]
+        if self._config.guardian_limit_s:
+            loops.append(self._handovers.run)
         tasks = [asyncio.create_task(self._keep_going(loop), name=loop.__name__) for loop in loops]
         try:
             yield tasks
@@ -127,6 +133,10 @@ class HostAgent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DISCOVER_S):
                     await self._look.wait()
+
+    def _watch_of(self, vm: str) -> GuestWatch | None:
+        found = self._watches.get(vm)
+        return found[0] if found is not None else None
 
     def _look_now(self) -> None:
         self._look.set()

@@ -59,11 +59,13 @@ class GuestWatch:
     Attributes:
         guest: The guest.
         shutdown_reason: What the guest's QEMU said when it shut down, or ``None``.
+        monitor: The connection to it, while there is one.
     """
 
     def __init__(self, host: str, guest: Guest, publisher: Publisher, guardian: Guardian | None) -> None:
         self.guest = guest
         self.shutdown_reason: str | None = None
+        self.monitor: Monitor | None = None
         self._publisher = publisher
         self._guardian = guardian
         self._quiet = Quiet()
@@ -88,6 +90,11 @@ class GuestWatch:
             pid=guest.pid,
             started_at=guest.started_at,
         )
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the guest was seen to run here, or was started here in the first place."""
+        return self._arrived
 
     @property
     def state(self) -> HostVm:
@@ -120,9 +127,11 @@ class GuestWatch:
                 retry_s = min(MAX_RETRY_S, retry_s * 2)
                 continue
             retry_s, said = FIRST_RETRY_S, False
+            self.monitor = monitor
             try:
                 await self._watch(monitor)
             finally:
+                self.monitor = None
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(QUERY_TIMEOUT_S):
                         await monitor.close()

@@ -102,6 +102,7 @@ class MigrationSettings(_Section):
         downtime_limit: The longest blackout the user allows, for example ``300ms``.
         bandwidth: Rate limit, for example ``1Gbit``; absent: as fast as the link goes.
         policy: What is done about a guest that dirties memory faster than the link carries it: ``--policy``.
+        handover_by_agents: The hosts' agents may hand a guest over, should the controller die when it runs nowhere.
         guarded: Stop at pre-switchover until lock and destination are proven there; see `MigrationRequest.guarded`.
         announce_initial: Before the guest's network addresses are announced a second time at the destination.
         announce_max: Between two announcements at most.
@@ -112,6 +113,7 @@ class MigrationSettings(_Section):
     downtime_limit: str = "300ms"
     bandwidth: str | None = None
     policy: str = "default"
+    handover_by_agents: bool = True
     guarded: bool = False
     announce_initial: str = "50ms"
     announce_max: str = "550ms"

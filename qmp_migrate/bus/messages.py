@@ -35,6 +35,7 @@ from qmp_migrate.bus.migration_messages import (
     MigrationProgress,
     MigrationState,
 )
+from qmp_migrate.bus.token_messages import HostToken
 from qmp_migrate.bus.topics import Kind
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "HostInfo",
     "HostLoad",
     "HostStatus",
+    "HostToken",
     "HostVm",
     "MigrationEvent",
     "MigrationProgress",
@@ -66,6 +68,7 @@ MODELS: Final[dict[Kind, type[BusMessage]]] = {
     Kind.HOST_LOAD: HostLoad,
     Kind.HOST_VM: HostVm,
     Kind.HOST_EVENT: HostEvent,
+    Kind.HOST_TOKEN: HostToken,
     Kind.MIGRATION_STATE: MigrationState,
     Kind.MIGRATION_PROGRESS: MigrationProgress,
     Kind.MIGRATION_EVENT: MigrationEvent,

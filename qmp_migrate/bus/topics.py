@@ -34,6 +34,7 @@ class Kind(StrEnum):
     HOST_LOAD = "host.load"
     HOST_VM = "host.vm"
     HOST_EVENT = "host.event"
+    HOST_TOKEN = "host.token"  # noqa: S105  # a word
     MIGRATION_STATE = "migration.state"
     MIGRATION_PROGRESS = "migration.progress"
     MIGRATION_EVENT = "migration.event"
@@ -42,7 +43,12 @@ class Kind(StrEnum):
     @property
     def retained(self) -> bool:
         """Whether the topic holds state, which the broker keeps for those who come late."""
-        return self not in (Kind.HOST_EVENT, Kind.MIGRATION_EVENT, Kind.MIGRATION_PROGRESS)
+        return self not in (
+            Kind.HOST_EVENT,
+            Kind.HOST_TOKEN,
+            Kind.MIGRATION_EVENT,
+            Kind.MIGRATION_PROGRESS,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,13 @@ class Address:
         kind: What the topic carries.
         owner: Host, migration or controller id: who publishes under this topic.
         vm: Guest name, only for `Kind.HOST_VM`.
+        migration: Migration id, only for `Kind.HOST_TOKEN`.
     """
 
     kind: Kind
     owner: str
     vm: str | None = None
+    migration: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,14 @@ class Topics:
         """Return the topic of one guest on one host. Raises `InvalidName`."""
         return self._host(host, f"vm/{validate_name(vm, 'guest name')}")
 
+    def host_token(self, host: str, migration: str) -> str:
+        """Return the topic on which a host's agent hands a guest over without the controller. Raises `InvalidName`."""
+        return self._host(host, f"token/{validate_name(migration, 'migration id')}")
+
+    def tokens_of(self, migration: str) -> str:
+        """Return the filter for what all agents say of handing over in one migration. Raises `InvalidName`."""
+        return f"{self.root}/host/+/token/{validate_name(migration, 'migration id')}"
+
     def migration_state(self, migration: str) -> str:
         """Return the topic of a migration's state. Raises `InvalidName`."""
         return self._migration(migration, "state")
@@ -141,6 +157,9 @@ class Topics:
             match topic.removeprefix(prefix).split("/"):
                 case ["host", host, "vm", vm]:
                     return Address(Kind.HOST_VM, validate_name(host, "host name"), validate_name(vm, "guest name"))
+                case ["host", host, "token", migration]:
+                    name = validate_name(host, "host name")
+                    return Address(Kind.HOST_TOKEN, name, migration=validate_name(migration, "migration id"))
                 case ["host", host, ("status" | "info" | "load" | "event") as leaf]:
                     return Address(Kind(f"host.{leaf}"), validate_name(host, "host name"))
                 case ["migration", migration, ("state" | "progress" | "event") as leaf]:

@@ -25,7 +25,7 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
-from qmp_migrate.bus.messages import MODELS, BusMessage, HostVm
+from qmp_migrate.bus.messages import MODELS, BusMessage, HostToken, HostVm
 from qmp_migrate.bus.topics import Address, Topics
 from qmp_migrate.errors import BusError
 
@@ -81,6 +81,8 @@ def decode(topics: Topics, topic: str, payload: bytes) -> tuple[Address, BusMess
         raise refusal("bus_wrong_speaker", f"{topic}: payload speaks for {message.speaker!r}")
     if isinstance(message, HostVm) and message.vm != address.vm:
         raise refusal("bus_wrong_speaker", f"{topic}: payload speaks for guest {message.vm!r}")
+    if isinstance(message, HostToken) and message.migration != address.migration:
+        raise refusal("bus_wrong_speaker", f"{topic}: payload speaks for migration {message.migration!r}")
     return address, message
 
 

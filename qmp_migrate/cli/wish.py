@@ -99,6 +99,7 @@ def request_of(settings: Settings, given: Mapping[str, Any]) -> MigrationRequest
         downtime_limit_ms=parse_time_ms(given["downtime_limit"] or settings.migration.downtime_limit),
         bandwidth_bytes_per_s=parse_rate(rate) if rate is not None else 0,
         encrypt=not given["no_encrypt"],
+        handover_by_agents=settings.migration.handover_by_agents,
         guarded=settings.migration.guarded if given["guarded"] is None else given["guarded"],
         channels=given["channels"],
         limits=settings.watchdog.limits,

@@ -55,6 +55,8 @@ class Course:
         wires: What was set up between the two QEMUs.
         copying: The passes, once they have begun.
         armed: The journal says that the destination may run the guest, or is about to.
+        mandated: The hosts' agents may have been told to hand the guest over, should this controller be gone.
+        agents_released: The source's agent has proven that the source had completed (`mandate.Records`).
         completed: The journal says that the guest was handed over: the source had completed and ``cont`` was acknowledged.
         cont_sent: This controller has sent ``cont`` to the destination, or was about to.
         cont_refused: QEMU refused it, or it surely never reached QEMU.
@@ -83,6 +85,8 @@ class Course:
     wires: Wires = field(default_factory=Wires)
     copying: Copying | None = None
     armed: bool = False
+    mandated: bool = False
+    agents_released: bool = False
     completed: bool = False
     cont_sent: bool = False
     cont_refused: bool = False
@@ -126,6 +130,7 @@ class Course:
             may_have_run=self.armed,
             never_ran=self.witnessed and not self.committed,
             source_completed=self.completed
+            or self.agents_released
             or (self.copying is not None and self.copying.timeline.completed is not None),
             was_running=self.running,
             stopped_by_us=self.stopped_by_us,

@@ -22,7 +22,7 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     SplitBrain,
 )
-from qmp_migrate.migration import account, carrying, handover, release, rollback, wiring
+from qmp_migrate.migration import account, carrying, handover, mandate, release, rollback, wiring
 from qmp_migrate.migration.account import Names
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
@@ -101,6 +101,7 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
         and handover.proves_never_ran(settled.source_state, settled.source.status, postcopy=course.postcopy)
     )
     chronicle.result.warnings += await carrying.take_back(course, never_ran=never_ran)
+    await _withdraw(course)
     running = settled.source_state is Source.RUNS
     state = "runs on" if running else f"is {settled.source.run_state}"
     final = _retold(
@@ -123,6 +124,7 @@ async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
         await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
         return moved
     lost = await _lost(course)
+    await _withdraw(course)
     course.chronicle.result.warnings += await wiring.remove_keys(course.wires)
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
     never_ran = course.facts(patience=False).surely_never_ran
@@ -203,6 +205,7 @@ async def finish(course: Course) -> QmpMigrateError | None:
             if chronicle.result.channels != course.profile.channels:
                 chronicle.warn("QEMU's figures show no memory on the channels that were set up")
     problems = await _released(course)
+    await _withdraw(course)
     if not problems and chronicle.phase is not Phase.SOURCE_RELEASED:
         await chronicle.enter(Phase.SOURCE_RELEASED)
     if (await destination.observe()).alive is False:
@@ -217,6 +220,11 @@ async def finish(course: Course) -> QmpMigrateError | None:
     await course.hooks.run_after(Point.DONE, course)
     await chronicle.end(Phase.DONE, "completed", "destination", None)
     return None
+
+
+async def _withdraw(course: Course) -> None:
+    if course.mandated or not course.witnessed:
+        await mandate.withdraw(course)
 
 
 async def after_commit(course: Course) -> None:

@@ -26,7 +26,7 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts.process import identify, launch
-from qmp_migrate.migration import built, carrying, ending, locks, postcopy, rollback, wiring
+from qmp_migrate.migration import built, carrying, ending, locks, mandate, postcopy, rollback, wiring
 from qmp_migrate.migration.copying import CancelRequested, Copying
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Goal
@@ -260,6 +260,9 @@ class Engine:
     async def _begin(self, copying: Copying) -> None:
         course = self.course
         await self._look_again()
+        if mandate.wanted(course):
+            await mandate.give(course)
+            course.mandated = True
         await course.chronicle.intent(
             "migrate",
             address=course.destination.migration_address,

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from qmp_migrate.errors import ConnectionLost, FileFailed, MigrationFailed, QmpMigrateError, UsageError
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
-from qmp_migrate.migration import carrying, ending, locks, rollback, wiring
+from qmp_migrate.migration import carrying, ending, locks, mandate, rollback, wiring
 from qmp_migrate.migration.built import built_as
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
@@ -129,8 +129,23 @@ async def recover(
             await course.chronicle.end(Phase.ROLLED_BACK, "rolled_back", "source", gone)
             return course.chronicle.result, gone
         await _find_processes(course, record, entries)
+        await _heed_agents(course)
         error = await _settle(course, record, entries, gone, wish, cancel)
     return course.chronicle.result, error
+
+
+async def _heed_agents(course: Course) -> None:
+    """Take note of what the hosts' agents have done without a controller (ADR 28)."""
+    found = await mandate.records(course)
+    if found.released:
+        course.agents_released = True
+        course.chronicle.event("step", reason="the source's agent had proven it completed, and ended it")
+    if found.continued or (found.released and not found.certain):
+        course.armed = True
+        await course.chronicle.journal.arm_commit(course.request.id)
+    if found.ran:
+        course.completed = True
+        course.chronicle.event("step", reason="the destination's agent had let the guest run there")
 
 
 def _gone(record: MigrationRecord, entries: Sequence[Entry]) -> MigrationFailed:

@@ -50,6 +50,7 @@ class MigrationRequest:
         downtime_limit_ms: The longest blackout the user allows, milliseconds.
         bandwidth_bytes_per_s: Rate limit; 0: as fast as the link goes.
         encrypt: TLS with a key of this migration's own.
+        handover_by_agents: The hosts' agents may hand the guest over, should the controller be gone when it runs nowhere.
         guarded: The source stops at pre-switchover until the controller has proven lock and destination once more; if the
             controller is gone there, the source's agent takes the guest back. Costs a round trip of blackout.
         policy: What is done about a guest that dirties memory faster than it can be copied; see
@@ -83,6 +84,7 @@ class MigrationRequest:
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = 0
     encrypt: bool = True
+    handover_by_agents: bool = True
     guarded: bool = False
     policy: str = "default"
     allow_postcopy: bool | None = None

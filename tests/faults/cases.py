@@ -59,6 +59,7 @@ def _cases() -> list[Case]:
     add("kill-controller", _COPYING, _DESTINATION)
     add("kill-controller", _STOPPED, _EITHER)
     add("kill-controller", ("completed", *_AFTER), _DESTINATION)
+    add("kill-controller-agents", ("switching", "completed", "unacknowledged", "running"), _DESTINATION)
     add("kill-controller-guardian", ("pre-switchover",), _SOURCE)
     add("freeze-controller", span("preflight", "converging"), _DESTINATION, 0)
     add("freeze-controller", ("pre-switchover",), _SOURCE, 4, 6)
@@ -146,7 +147,7 @@ QUICK: Final = (
     "converging/link-reset",
     "pre-switchover/kill-controller-guardian",
     "switching/link-acks-lost",
-    "completed/kill-controller",
+    "completed/kill-controller-agents",
     "completed/kill-source",
     "unacknowledged/kill-controller",
     "running/kill-broker",

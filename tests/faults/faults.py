@@ -14,6 +14,9 @@ from tests.support.lab import wait_for
 AWAY_S: Final = 4.0
 """How long something that comes back by itself is away. Longer than the guardian's limit."""
 
+HANDED_OVER_S: Final = 5.0
+"""How long a guest may stand still whose controller was killed, where both hosts have agents."""
+
 SLOW_BITS_PER_S: Final = 1e6
 
 
@@ -55,6 +58,27 @@ def _guardian() -> Fault:
         meanwhile=taken_back,
         lasting=True,
     )
+
+
+def _handed_over() -> Fault:
+    """Nobody recovers: the two agents hand the guest over, in time."""
+    began: dict[int, float] = {}
+
+    def inject(trial: Trial) -> None:
+        trial.at_controller(signal.SIGKILL)
+        began[id(trial)] = time.monotonic()
+
+    def runs(trial: Trial) -> None:
+        def there() -> bool:
+            intervals = trial.watch.destination.intervals
+            return bool(intervals) and intervals[-1].end == OPEN_S
+
+        wait_for(there, 30, lambda: f"the guest stands still: {trial.watch.destination.run_state()}")
+        taken_s = time.monotonic() - began.pop(id(trial))
+        trial.notes.append(f"it ran again {taken_s:.2f} s after the controller was killed")
+        assert taken_s <= HANDED_OVER_S, trial.notes[-1]
+
+    return Fault("kill-controller-agents", inject, meanwhile=runs, lasting=True)
 
 
 def _taken_over() -> Fault:
@@ -213,6 +237,7 @@ ANYTIME: Final = {
         _signal("destination", signal.SIGSTOP),
         _kill_controller(),
         _guardian(),
+        _handed_over(),
         _freeze_controller(),
         _taken_over(),
         _kill_both(),

@@ -27,6 +27,8 @@ def topic_of(kind: Kind, document: dict[str, Any]) -> str:
     owner = {"host.": document.get("host"), "migra": document.get("id"), "contr": document.get("controller")}
     if kind is Kind.HOST_VM:
         return TOPICS.host_vm(document["host"], document["vm"])
+    if kind is Kind.HOST_TOKEN:
+        return TOPICS.host_token(document["host"], document["migration"])
     if kind is Kind.HOST_EVENT:
         return TOPICS.host_event("a")
     if kind is Kind.MIGRATION_EVENT:

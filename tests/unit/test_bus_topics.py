@@ -20,6 +20,7 @@ def test_every_topic_reads_back_as_what_it_was_built_from(owner: str, vm: str, r
         topics.host_info(owner): Address(Kind.HOST_INFO, owner),
         topics.host_load(owner): Address(Kind.HOST_LOAD, owner),
         topics.host_event(owner): Address(Kind.HOST_EVENT, owner),
+        topics.host_token(owner, vm): Address(Kind.HOST_TOKEN, owner, migration=vm),
         topics.host_vm(owner, vm): Address(Kind.HOST_VM, owner, vm),
         topics.migration_state(owner): Address(Kind.MIGRATION_STATE, owner),
         topics.migration_progress(owner): Address(Kind.MIGRATION_PROGRESS, owner),
@@ -67,4 +68,4 @@ def test_a_root_that_is_no_prefix_is_refused(root: str) -> None:
 
 def test_only_events_and_progress_are_not_retained() -> None:
     passing = {kind for kind in Kind if not kind.retained}
-    assert passing == {Kind.HOST_EVENT, Kind.MIGRATION_EVENT, Kind.MIGRATION_PROGRESS}
+    assert passing == {Kind.HOST_EVENT, Kind.HOST_TOKEN, Kind.MIGRATION_EVENT, Kind.MIGRATION_PROGRESS}
