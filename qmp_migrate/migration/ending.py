@@ -349,6 +349,9 @@ def gave_way(course: Course, error: Fenced) -> QmpMigrateError:
     """Another controller has the guest: do nothing more, write nothing more, and say so."""
     result = course.chronicle.result
     result.outcome, result.owner = "unknown", "unknown"
-    error.hint = f"this controller does nothing more; what became of it: qmp-migrate status {course.request.id}"
+    error.hint = (
+        "this controller does nothing more. Another one has the guest, or the hosts' agents have handed it over: "
+        f"qmp-migrate status {course.request.id}, then qmp-migrate recover {course.request.id}"
+    )
     result.error = error.to_dict()
     return error

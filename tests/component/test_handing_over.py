@@ -1,0 +1,259 @@
+"""A guest is handed over by two agents, without its controller: real QEMUs, real agents, a real Mosquitto."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hostagent.guest_lock import read_epoch
+from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.client import BusClient
+from qmp_migrate.bus.messages import HostToken
+from qmp_migrate.bus.topics import Topics
+from tests.support.brokers import Mosquitto, until
+from tests.support.handing_pair import EPOCH, MIGRATION, HandingPair, HeldLock
+from tests.support.held_pair import binaries
+
+LIMIT_S = 2.0
+NEVER_S = LIMIT_S + 3.0
+"""How long it is watched that nothing is done: longer than all would take."""
+TOPICS = Topics()
+
+pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
+
+
+class Agents:
+    """``qmp-hostagent run`` for host a (the source's) and b."""
+
+    def __init__(self, base: Path, url: str) -> None:
+        self._base, self._url = base, url
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+
+    async def start(self, name: str) -> None:
+        run_dir = self._base / {"a": "run", "b": "elsewhere"}[name]
+        argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", name, "--mqtt", self._url]
+        argv += ["--run-dir", str(run_dir), "--guardian-limit", f"{LIMIT_S:g}s"]
+        with (self._base / f"{name}.log").open("ab") as log:
+            self._running[name] = await asyncio.create_subprocess_exec(
+                *argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        await until(lambda: "agent-ready" in self.text(name), "the agent serves", timeout=20)
+
+    def text(self, name: str) -> str:
+        return (self._base / f"{name}.log").read_text()
+
+    async def kill(self, name: str) -> None:
+        process = self._running.pop(name, None)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def stop(self) -> None:
+        for name in list(self._running):
+            await self.kill(name)
+            assert "Traceback" not in self.text(name), self.text(name)
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
+    made = Mosquitto(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[HandingPair]:
+    made = HandingPair(tmp_path, binaries()[0])
+    await made.begin()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def agents(tmp_path: Path, broker: Mosquitto, pair: HandingPair) -> AsyncIterator[Agents]:
+    made = Agents(tmp_path, broker.url)
+    yield made
+    await made.stop()
+
+
+@contextlib.asynccontextmanager
+async def bus(broker: Mosquitto) -> AsyncIterator[BusClient]:
+    async with BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
+        await client.wait_connected()
+        yield client
+
+
+async def stands_still(pair: HandingPair, *, seconds: float = NEVER_S) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert not await pair.runs_at_destination()
+        assert not pair.source_gone()
+        await asyncio.sleep(0.2)
+
+
+async def handed_over(pair: HandingPair, *, timeout: float = 20) -> None:
+    async def so() -> bool:
+        runs = await pair.runs_at_destination()
+        assert pair.source_gone() or not runs, "two copies run"
+        return runs
+
+    await until(so, "the guest runs at the destination", timeout=timeout)
+    assert pair.source_gone()
+    await until(lambda: pair.record(pair.destination_dir) == "ran", "the agent has seen it run")
+
+
+async def test_two_agents_hand_a_guest_over_whose_controller_is_gone(
+    pair: HandingPair, agents: Agents, broker: Mosquitto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[HostToken] = []
+    async with bus(broker) as client, client.subscribe(TOPICS.tokens_of(MIGRATION)) as messages:
+        listening = asyncio.create_task(_hear(messages, heard))
+        await agents.start("a")
+        await agents.start("b")
+        pair.beat_at(pair.source_dir)
+        pair.beat_at(pair.destination_dir)
+        gone = time.monotonic()
+        await handed_over(pair)
+        with capsys.disabled():
+            print(f"\n  runs again {time.monotonic() - gone:.2f} s after the last sign of life (limit {LIMIT_S:g} s)")
+        await until(lambda: "handover-done" in agents.text("a"), "the source's agent is told")
+        listening.cancel()
+    assert [token.step for token in heard if token.step != "offer"] == ["ready", "run", "runs"]
+    assert pair.record(pair.source_dir) == "ended"
+    assert not (pair.source_dir / ".handover" / "web1.mandate").exists()  # the secret with it
+    for run_dir in (pair.source_dir, pair.destination_dir):
+        assert read_epoch(run_dir, "web1")[:2] == (EPOCH + 1, f"{EPOCH} migration {MIGRATION}")
+    async with bus(broker) as client:  # all that was said, said again: nothing comes of it
+        await pair.destination.execute("stop")
+        for token in heard:
+            client.publish_event(TOPICS.host_token(token.host, MIGRATION), token)
+        await asyncio.sleep(1.5)
+        assert not await pair.runs_at_destination()
+
+
+async def _hear(messages: object, heard: list[HostToken]) -> None:
+    async for received in messages:  # type: ignore[attr-defined]
+        if isinstance(received.message, HostToken):
+            heard.append(received.message)
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_nothing_happens_while_a_controller_holds_the_lock_of_one_host(
+    side: str, pair: HandingPair, agents: Agents
+) -> None:
+    lock = HeldLock(pair.source_dir if side == "source" else pair.destination_dir)
+    await agents.start("a")
+    await agents.start("b")
+    await stands_still(pair)
+    assert pair.record(pair.source_dir) == pair.record(pair.destination_dir) == ""
+    lock.release()
+    await handed_over(pair)
+
+
+async def test_nothing_happens_without_the_other_agent_nor_without_the_broker(
+    pair: HandingPair, agents: Agents, broker: Mosquitto
+) -> None:
+    await agents.start("a")
+    await stands_still(pair)
+    await broker.stop()
+    await agents.start("b")
+    await stands_still(pair, seconds=2.0)
+    await broker.start()
+    await handed_over(pair, timeout=40)
+
+
+async def test_a_mandate_of_an_older_epoch_is_void(pair: HandingPair, agents: Agents) -> None:
+    (pair.source_dir / ".locks" / "web1.epoch").write_text(f"{EPOCH + 1}\n{EPOCH + 1} recovery\n")
+    await agents.start("a")
+    await agents.start("b")
+    await until(lambda: "mandate-void" in agents.text("a"), "the mandate is found void", timeout=20)
+    await stands_still(pair, seconds=2.0)
+
+
+async def test_an_agent_that_died_between_its_word_and_its_deed_goes_on(pair: HandingPair, agents: Agents) -> None:
+    mark = "0f" * 16
+    (pair.source_dir / ".locks" / "web1.epoch").write_text(f"{EPOCH + 1}\n{EPOCH} migration {MIGRATION}\n{mark}\n")
+    words = {"migration": MIGRATION, "state": "released", "mark": mark}
+    (pair.source_dir / ".handover" / "web1.record").write_text(json.dumps(words))
+    await agents.start("a")
+    await until(lambda: pair.record(pair.source_dir) == "ended", "the source is ended", timeout=20)
+    assert pair.source_gone()
+    await agents.kill("a")
+    await agents.start("b")
+    await agents.start("a")
+    await handed_over(pair)
+
+
+async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
+    pair: HandingPair, agents: Agents, broker: Mosquitto
+) -> None:
+    """The test is the source's agent, and a hostile one."""
+    await agents.start("b")
+    offer, other = "0a" * 16, "0b" * 16
+    answers: list[HostToken] = []
+    async with bus(broker) as client, client.subscribe(TOPICS.host_token("b", MIGRATION)) as messages:
+        listening = asyncio.create_task(_hear(messages, answers))
+
+        def say(token: HostToken) -> None:
+            client.publish_event(TOPICS.host_token(token.host, token.migration), token)
+
+        good = pair.token("run", offer, other)
+        say(good)  # answers nothing
+        say(good.model_copy(update={"signature": "0" * 64}))
+        say(pair.token("offer", offer).model_copy(update={"offer": other}))  # changed on the way
+        say(pair.token("offer", offer, epoch=EPOCH - 1))
+        say(pair.token("offer", offer, vm="web2"))
+        say(pair.token("offer", offer, process="1 2 3"))
+        await stands_still(pair, seconds=1.5)
+        assert answers == []
+        say(pair.token("offer", offer))
+        await until(lambda: len(answers) == 1, "it is ready", timeout=20)
+        first = answers[0]
+        assert (first.step, first.offer, first.verified(pair.secret)) == ("ready", offer, True)
+        say(pair.token("run", offer, other))  # not what it made up
+        say(pair.token("run", other, first.ready))
+        say(good)
+        await stands_still(pair, seconds=1.0)
+        say(pair.token("offer", other))  # a new try: what belonged to the old one is worth nothing
+        await until(lambda: len(answers) == 2, "it is ready again", timeout=20)
+        say(pair.token("run", offer, first.ready))
+        await stands_still(pair, seconds=1.0)
+        run = pair.token("run", other, answers[1].ready)
+        say(run)
+        await until(pair.runs_at_destination, "the guest runs")
+        await until(lambda: pair.record(pair.destination_dir) == "ran", "it is written down")
+        await pair.destination.execute("stop")
+        say(run)  # once is once
+        await asyncio.sleep(1.5)
+        assert not await pair.runs_at_destination()
+        listening.cancel()
+    text = agents.text("b")
+    for reason in ("its signature is not one", "it speaks of another guest", "it is late, was used"):
+        assert text.count(reason) == 1, reason
+
+
+async def test_a_late_token_starts_nothing(
+    pair: HandingPair, agents: Agents, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agents.start("b")
+    answers: list[HostToken] = []
+    async with bus(broker) as client, client.subscribe(TOPICS.host_token("b", MIGRATION)) as messages:
+        listening = asyncio.create_task(_hear(messages, answers))
+        client.publish_event(TOPICS.host_token("a", MIGRATION), pair.token("offer", "0a" * 16))
+        await until(lambda: len(answers) == 1, "it is ready", timeout=20)
+        lock = pair.destination_dir / ".locks" / "web1.lock"
+        await until(lambda: not lock.exists(), "the lock is given back", timeout=20)
+        client.publish_event(TOPICS.host_token("a", MIGRATION), pair.token("run", "0a" * 16, answers[0].ready))
+        await stands_still(pair, seconds=1.5)
+        listening.cancel()
+    assert "it is late" in agents.text("b")
