@@ -56,7 +56,7 @@ class Connection(aiomqtt.Client):
             keepalive=keepalive_s,
             timeout=timeout_s,
             clean_session=True,
-            max_queued_incoming_messages=20_000,
+            max_queued_incoming_messages=100_000,
             logger=_quiet,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # small messages, wanted now
         )

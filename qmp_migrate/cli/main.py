@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qmp_migrate.cli import bus, doctor, forecasting, migrations, moving, rig, saving, tuning, vms
+from qmp_migrate.cli import broker, bus, doctor, forecasting, migrations, moving, rig, saving, tuning, vms
 from qmp_migrate.cli.context import Context, fail, set_up_logging
 from qmp_migrate.errors import QmpMigrateError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(rig.app, name="rig")
 app.add_typer(vms.app, name="vm")
+app.add_typer(broker.app, name="broker")
 moving.register(app)
 tuning.register(app)
 forecasting.register(app)
