@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import structlog
 from hypothesis import settings
 
 # No deadline: the machines that run this are shared, and a slow example is not a wrong one.
@@ -15,3 +16,8 @@ settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("ci", max_examples=1000, deadline=None, print_blob=True)
 settings.register_profile("deep", max_examples=3000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_runtest_teardown() -> None:
+    """A command that is run in this process sets up logging to a standard error that is gone afterwards."""
+    structlog.reset_defaults()

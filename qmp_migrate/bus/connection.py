@@ -120,12 +120,23 @@ class Connection(aiomqtt.Client):
             else:
                 done.set_exception(error)
 
+        made: list[socket.socket] = []
+        if (wrap := getattr(self._client, "_ssl_wrap_socket", None)) is not None:
+
+            def remember(raw: socket.socket) -> socket.socket:
+                made.append(wrap(raw))
+                return made[-1]
+
+            self._client._ssl_wrap_socket = remember  # type: ignore[method-assign,assignment]
+
         def connect() -> None:
             error: BaseException | None = None
             try:
                 super(Connection, self)._client_connect()
             except BaseException as caught:
                 error = caught
+                for left in made:  # paho leaves the socket of a websocket that is refused to the garbage collector
+                    left.close()
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(settle, error)
 

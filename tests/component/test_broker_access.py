@@ -87,8 +87,6 @@ async def secured(tmp_path: Path) -> AsyncIterator[Secured]:
     await made.stop()
 
 
-# paho leaves the socket of a websocket that is refused to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("scheme", ["mqtts", "wss"])
 async def test_each_identity_may_what_it_must_and_nothing_else(secured: Secured, scheme: str) -> None:
     port = secured.port if scheme == "mqtts" else secured.websockets
