@@ -33,6 +33,8 @@ class Guest:
         pid: Its QEMU process.
         start_ticks: When that started, in clock ticks since boot.
         argv: Its command line.
+        monitors: QMP sockets of a foreign guest, which are its user's; empty: it has none, or it is one of ours.
+        foreign: Something else has started it.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Guest:
     pid: int
     start_ticks: int
     argv: tuple[str, ...]
+    monitors: tuple[str, ...] = ()
+    foreign: bool = False
 
     @property
     def monitor_path(self) -> Path:
@@ -94,7 +98,7 @@ def identify(directory: Path) -> Guest | None:
         return None
     if ticks is None or (len(words) > 1 and words[1] != str(ticks)):
         return None
-    argv = _command_line(pid)
+    argv = command_line(pid)
     if not argv or not _belongs(argv, directory):
         return None
     return Guest(directory.name, directory, pid, ticks, argv)
@@ -134,7 +138,8 @@ def _read(path: Path) -> str:
         os.close(descriptor)
 
 
-def _command_line(pid: int) -> tuple[str, ...]:
+def command_line(pid: int) -> tuple[str, ...]:
+    """Return a process's command line; empty where it is gone, hidden or none."""
     try:
         data = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -31,9 +31,21 @@ app = typer.Typer(
 )
 
 
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"qmp-hostagent {version('qmp-migrate')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
-    """Make ``run`` a subcommand even while it is the only one."""
+def _commands(
+    _show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what stands before the command."""
 
 
 def _variable(name: str) -> str:
@@ -68,6 +80,10 @@ def run(
         list[str] | None,
         typer.Option(envvar=_variable("QEMU"), help="QEMU binary to tell about; repeatable. [default: from PATH]"),
     ] = None,
+    foreign: Annotated[
+        bool,
+        typer.Option(envvar=_variable("FOREIGN"), help="Tell of QEMUs, too, that something else has started."),
+    ] = True,
     mqtt_username: Annotated[
         str | None, typer.Option(envvar=_variable("MQTT_USERNAME"), help="User name for the broker.")
     ] = None,
@@ -98,6 +114,7 @@ def run(
             interval=interval,
             guardian_limit=guardian_limit,
             qemu=qemu,
+            foreign=foreign,
             username=mqtt_username,
             password_file=mqtt_password_file,
             ca_file=mqtt_ca_file,
@@ -112,6 +129,44 @@ def run(
         raise typer.Exit(error.exit_code) from None
 
 
+@app.command()
+def discover(
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("RUN_DIR"), help="Guests' directories. [default: /run/qmp-migrate]"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Show the QEMUs that an agent would find here, ours and others'. Touches nothing."""
+    import json as jsons
+
+    from hostagent.discovery import discover as ours
+    from hostagent.foreign import ForeignQemus
+
+    place = (run_dir or _default_run_dir()).absolute()
+    guests = ours(place)
+    hidden: list[str] = []
+    names, pids = frozenset(guest.name for guest in guests), frozenset(guest.pid for guest in guests)
+    guests += ForeignQemus(place, hidden.append).scan(pids, names)
+    if json:
+        found = [
+            {
+                "vm": guest.name,
+                "pid": guest.pid,
+                "origin": "foreign" if guest.foreign else "ours",
+                "monitors": list(guest.monitors) if guest.foreign else [str(guest.monitor_path)],
+            }
+            for guest in guests
+        ]
+        typer.echo(jsons.dumps({"schema": "discovered/1", "guests": found, "hidden": hidden}))
+        return
+    for guest in guests:
+        where = " ".join(guest.monitors) or "no QMP monitor on a UNIX socket" if guest.foreign else str(guest.directory)
+        typer.echo(f"{guest.name:24} pid {guest.pid:<8} {'foreign' if guest.foreign else 'ours':8} {where}")
+    for line in hidden:
+        typer.echo(f"warning: {line}", err=True)
+
+
 def _configure(
     *,
     host: str,
@@ -121,6 +176,7 @@ def _configure(
     interval: str,
     guardian_limit: str,
     qemu: list[str] | None,
+    foreign: bool,
     **broker: Any,
 ) -> AgentConfig:
     from hostagent.service import AgentConfig
@@ -137,6 +193,7 @@ def _configure(
         topics=Topics(root),
         interval_s=parse_time_ms(interval) / 1000,
         guardian_limit_s=_guardian_limit_s(guardian_limit),
+        foreign=foreign,
         qemus=tuple(qemu) if qemu else (found,) if found else (),
     )
 

@@ -14,6 +14,8 @@ from typing import Any, Final
 import structlog
 
 from hostagent.discovery import Guest, discover
+from hostagent.endings import ending
+from hostagent.foreign import ForeignQemus, ForeignWatch
 from hostagent.guardian import Guardian
 from hostagent.handover import Handovers
 from hostagent.info import QemuCatalogue, read_info
@@ -46,6 +48,7 @@ class AgentConfig:
         interval_s: Seconds between load reports.
         guardian_limit_s: Seconds without a sign of life after which a controller counts as gone; 0: nobody is guarded.
         qemus: QEMU binaries to tell about, besides those that run.
+        foreign: Tell of QEMUs, too, that something else has started.
     """
 
     host: str
@@ -55,6 +58,7 @@ class AgentConfig:
     interval_s: float
     guardian_limit_s: float
     qemus: tuple[str, ...] = ()
+    foreign: bool = True
 
 
 class HostAgent:
@@ -70,7 +74,8 @@ class HostAgent:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._publisher = Publisher(config.broker, config.topics, config.host, interval_s=config.interval_s)
-        self._watches: dict[str, tuple[GuestWatch, asyncio.Task[None]]] = {}
+        self._watches: dict[str, tuple[GuestWatch | ForeignWatch, asyncio.Task[None]]] = {}
+        self._foreign = ForeignQemus(config.run_dir, lambda what: log.warning("qemus-hidden", reason=what))
         self._ends = _ProcessEnds(self._look_now)
         self._handovers = Handovers(
             config.host, config.run_dir, self._publisher, config.topics, config.guardian_limit_s, self._watch_of
@@ -136,7 +141,7 @@ class HostAgent:
 
     def _watch_of(self, vm: str) -> GuestWatch | None:
         found = self._watches.get(vm)
-        return found[0] if found is not None else None
+        return found[0] if found is not None and isinstance(found[0], GuestWatch) else None
 
     def _look_now(self) -> None:
         self._look.set()
@@ -146,7 +151,8 @@ class HostAgent:
             if self._ends.ended(watch.guest):
                 self._remove(name)
         try:
-            fresh = discover(self._config.run_dir, frozenset(self._watches))
+            ours = frozenset(name for name, (watch, _) in self._watches.items() if not watch.guest.foreign)
+            fresh = discover(self._config.run_dir, ours)
             self._scan_failure = ""
         except OSError as error:
             if str(error) != self._scan_failure:
@@ -154,18 +160,39 @@ class HostAgent:
                 log.warning("run-dir-unreadable", run_dir=str(self._config.run_dir), reason=str(error))
             return
         for guest in fresh:
+            self._adopted(guest)
             self._add(guest)
+        if self._config.foreign:
+            pids = frozenset(watch.guest.pid for watch, _ in self._watches.values())
+            for guest in self._foreign.scan(pids, frozenset(self._watches)):
+                self._add(guest)
+
+    def _adopted(self, guest: Guest) -> None:
+        """A foreign guest has become one of ours, or gives way to one of ours with its name: it is not gone."""
+        for name, (watch, task) in list(self._watches.items()):
+            if watch.guest.foreign and (watch.guest.pid == guest.pid or name == guest.name):
+                task.cancel()
+                self._ends.remove(watch.guest)
+                del self._watches[name]
+                if name != guest.name:
+                    self._publisher.guest_gone(name)
+                self._publisher.own_event("guest-adopted", guest.name, {"pid": guest.pid})
 
     def _add(self, guest: Guest) -> None:
         limit_s = self._config.guardian_limit_s
         guardian = Guardian(guest, self._publisher, limit_s) if limit_s else None
-        watch = GuestWatch(self._config.host, guest, self._publisher, guardian)
+        watch: GuestWatch | ForeignWatch = (
+            ForeignWatch(self._config.host, guest, self._publisher)
+            if guest.foreign
+            else GuestWatch(self._config.host, guest, self._publisher, guardian)
+        )
         task = asyncio.create_task(self._keep_going(watch.run), name=f"guest {guest.name}")
         self._watches[guest.name] = watch, task
         self._ends.add(guest)
         self._publisher.expect(guest.name)
-        self._publisher.own_event("guest-appeared", guest.name, {"pid": guest.pid})
-        log.info("guest-appeared", vm=guest.name, pid=guest.pid)
+        told = {"pid": guest.pid, "origin": "foreign" if guest.foreign else "ours"}
+        self._publisher.own_event("guest-appeared", guest.name, told)
+        log.info("guest-appeared", vm=guest.name, **told)
 
     def _remove(self, name: str) -> None:
         watch, task = self._watches.pop(name)
@@ -177,6 +204,12 @@ class HostAgent:
             "last_runstate": watch.state.runstate,
             "last_role": watch.state.role,
             "shutdown_reason": watch.shutdown_reason,
+            "reason": ending(
+                shutdown_reason=watch.shutdown_reason,
+                role=watch.state.role,
+                migration_status=watch.state.migration_status,
+                watched=watch.state.monitor == "connected",
+            ),
         }
         self._publisher.own_event("guest-gone", name, told)
         self._publisher.guest_gone(name)

@@ -89,6 +89,7 @@ class GuestWatch:
             qemu_version=None,
             pid=guest.pid,
             started_at=guest.started_at,
+            origin="foreign" if guest.foreign else "ours",
         )
 
     @property

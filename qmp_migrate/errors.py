@@ -35,6 +35,7 @@ what the command line ends with (the table is in DESIGN §6 and in ``docs/refere
     ├── LockBusy                          75   another controller holds the guest
     │   └── Fenced                             another controller has taken the guest over: this one does nothing more
     ├── PreflightRefused                   3   a check failed; nothing was touched
+    ├── AdoptionRefused                    3   a QEMU of somebody else cannot be taken in; nothing was touched
     ├── MigrationError                     1   a migration did not end at its destination
     │   ├── MigrationFailed                    4 where the guest is safe at the source, else 1
     │   ├── MigrationCancelled             6   cancelled on request, guest safe at the source
@@ -293,6 +294,13 @@ class GuestExists(QmpMigrateError):
     """There is already a guest of that name on the host."""
 
     code = "guest_exists"
+
+
+class AdoptionRefused(QmpMigrateError):
+    """A QEMU that somebody else has started cannot be taken in; nothing was touched."""
+
+    code = "adoption_refused"
+    exit_code = 3
 
 
 class LockBusy(QmpMigrateError):

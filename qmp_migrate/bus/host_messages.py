@@ -176,9 +176,10 @@ class HostVm(BusMessage):
         qemu_version: Version of the QEMU that runs it, or ``null`` where unknown.
         pid: Its process.
         started_at: When the process started.
+        origin: ``ours`` (also adopted ones); ``foreign``: something else has started it, `adopt` makes it one of ours. (1.1)
     """
 
-    schema_id: SchemaId = Field(default="host.vm/1.0", alias="schema")
+    schema_id: SchemaId = Field(default="host.vm/1.1", alias="schema")
 
     host: Name
     vm: Name
@@ -193,6 +194,7 @@ class HostVm(BusMessage):
     qemu_version: Text | None
     pid: Count
     started_at: Timestamp
+    origin: Word = "ours"
 
     @property
     def speaker(self) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qmp_migrate.cli import broker, bus, doctor, forecasting, migrations, moving, rig, saving, tuning, vms
+from qmp_migrate.cli import adopting, broker, bus, doctor, forecasting, migrations, moving, rig, saving, tuning, vms
 from qmp_migrate.cli.context import Context, fail, set_up_logging
 from qmp_migrate.errors import QmpMigrateError
 
@@ -31,6 +31,7 @@ tuning.register(app)
 forecasting.register(app)
 migrations.register(app)
 saving.register(app)
+adopting.register(app)
 bus.register(app)
 doctor.register(app)
 

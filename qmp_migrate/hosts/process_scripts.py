@@ -203,7 +203,7 @@ if [ -e pid ]; then
 fi
 set -e
 clean() {
-    rm -f -- qmp.sock agent.sock pid argv.json qemu.log serial.log serial.log.1
+    rm -f -- qmp.sock agent.sock pid argv.json cwd qemu.log serial.log serial.log.1
     rm -f -- saved-state saved-state.whole saved-state.torn
     rm -f -- ./tls-*/keys.psk ./tls-*/keys.psk.* ./tls-*/dh-params.pem
     for d in ./tls-*; do if [ -d "$d" ]; then rmdir -- "$d"; fi; done

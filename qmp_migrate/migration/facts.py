@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qmp_migrate.errors import CommandFailed, LaunchFailed, QmpMigrateError
+from qmp_migrate.errors import CommandFailed, LaunchFailed, QmpMigrateError, UsageError
 from qmp_migrate.hosts import Host
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.negotiation import Abilities
 from qmp_migrate.qemu import features
 from qmp_migrate.settings import HostSettings
+from qmp_migrate.vm.absolute import with_absolute_paths
+from qmp_migrate.vm.cmdline import CommandLine
 
 PROBE_S: Final = 20.0
 
@@ -52,6 +54,10 @@ IFS= read -r faults </proc/sys/vm/unprivileged_userfaultfd 2>/dev/null || faults
 if [ -w /dev/userfaultfd ]; then faults=${faults}w; fi
 echo "userfaultfd $faults"
 if [ -n "$pid" ]; then echo "cmdline $(base64 -w0 "/proc/$pid/cmdline" 2>/dev/null)"; fi
+if [ -n "$pid" ]; then
+    if [ -f "$run/$vm/cwd" ]; then echo "cwd $(head -c 4096 "$run/$vm/cwd" | base64 -w0)"
+    else echo "cwd $(readlink "/proc/$pid/cwd" 2>/dev/null | base64 -w0)"; fi
+fi
 grep -m1 '^flags' /proc/cpuinfo | sed 's/^flags[^:]*:/cpu_flags/'
 grep -m1 '^model name' /proc/cpuinfo | sed 's/^model name[^:]*:/cpu_model/'
 echo "fib $(base64 -w0 /proc/net/fib_trie 2>/dev/null)"
@@ -85,7 +91,7 @@ class HostFacts:
         run_dir: ``writable``, ``unwritable``, ``absent`` (but can be made) or ``uncreatable``.
         guest_directory: ``RUN_DIR/NAME`` exists.
         locked_by: Who holds the guest's lock here; None: nobody.
-        cmdline: The argv of the guest's QEMU here, from ``/proc``.
+        cmdline: The argv of the guest's QEMU here, from ``/proc``, with paths that mean the same from anywhere.
         addresses: Networks whose addresses this host has as its own.
         userfaultfd: How this host lets programs use it, as it is written there: post-copy needs it.
     """
@@ -168,7 +174,10 @@ def parse_host(name: str, text: str) -> HostFacts:
         guest_directory="guest_directory" in found,
         locked_by=found.get("locked"),
         kvm="kvm" in found,
-        cmdline=tuple(word.decode("utf-8", "surrogateescape") for word in cmdline.split(b"\0")[:-1]),
+        cmdline=_absolute(
+            tuple(word.decode("utf-8", "surrogateescape") for word in cmdline.split(b"\0")[:-1]),
+            _decoded(found.get("cwd", "")).decode("utf-8", "surrogateescape").rstrip("\n"),
+        ),
         cpu_flags=frozenset(found.get("cpu_flags", "").split()),
         cpu_model=found.get("cpu_model", ""),
         userfaultfd=found.get("userfaultfd", ""),
@@ -181,6 +190,16 @@ def parse_host(name: str, text: str) -> HostFacts:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
+
+
+def _absolute(argv: tuple[str, ...], cwd: str) -> tuple[str, ...]:
+    """Return an argv whose relative paths are put in terms of the process's working directory."""
+    if not argv:
+        return argv
+    try:
+        return tuple(with_absolute_paths(CommandLine.parse(argv), cwd).argv())
+    except UsageError:
+        return argv  # the derivation says which option cannot be read
 
 
 def _decoded(text: str) -> bytes:

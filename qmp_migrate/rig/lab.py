@@ -183,6 +183,7 @@ class _Raising:
         ready = self.state.part_directory(name) / "ready"
         options = {"--host": host.name, "--run-dir": str(host.run_dir), "--mqtt": self.state.broker_url}
         argv = [*_python("hostagent.main"), "run", *(word for pair in options.items() for word in pair)]
+        argv.append("--no-foreign")  # the rig's hosts share one machine: each would tell of the others' guests
         await self._start(name, [*argv, "--ready-file", str(ready)])
 
     async def _start(self, name: str, argv: Sequence[str]) -> None:

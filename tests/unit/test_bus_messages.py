@@ -47,7 +47,10 @@ def test_a_golden_payload_reads_and_writes_unchanged(path: Path) -> None:
     _, message = decode(TOPICS, topic_of(kind, document), path.read_bytes())
     assert message is not None
     assert type(message) is MODELS[kind]
-    assert json.loads(encode(message)) == document
+    again = json.loads(encode(message))
+    assert {name: again[name] for name in document} == document
+    if document["schema"] == MODELS[kind].model_fields["schema_id"].default:
+        assert again == document
 
 
 def test_every_schema_that_is_written_has_a_golden_payload_with_all_its_fields() -> None:

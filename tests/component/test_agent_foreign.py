@@ -1,0 +1,181 @@
+"""The agent and QEMUs that something else has started: found, told of within a second, never held. Real QEMU, Mosquitto."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.client import BusClient
+from qmp_migrate.bus.messages import HostEvent, HostVm
+from qmp_migrate.bus.subscription import Received
+from qmp_migrate.bus.topics import Topics
+from tests.support.brokers import Mosquitto, until
+from tests.support.held_pair import binaries
+
+pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
+SLOW = 5.0
+"""Within a second, on a machine that is not five times too slow."""
+
+
+class Place:
+    """An agent that tells of foreign guests, and who listens."""
+
+    def __init__(self, base: Path, broker: Mosquitto) -> None:
+        self.base, self.broker = base, broker
+        self.heard: list[Received] = []
+        self.qemus: list[subprocess.Popen[bytes]] = []
+        self.agent: asyncio.subprocess.Process | None = None
+        (base / "run").mkdir()
+
+    async def start(self) -> None:
+        argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", "a", "--foreign"]
+        argv += ["--mqtt", self.broker.url, "--run-dir", str(self.base / "run")]
+        with (self.base / "agent.log").open("ab") as log:
+            self.agent = await asyncio.create_subprocess_exec(*argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    async def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.agent is not None:
+            self.agent.send_signal(number)
+            await self.agent.wait()
+            self.agent = None
+
+    def qemu(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        argv = [
+            binaries()[0],
+            "-M",
+            "pc",
+            "-m",
+            "16",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-accel",
+            "tcg",
+            "-name",
+            name,
+        ]
+        process = subprocess.Popen([*argv, *words], stdin=subprocess.DEVNULL, cwd=self.base)
+        self.qemus.append(process)
+        return process
+
+    def event(self, kind: str, pid: int) -> dict[str, Any] | None:
+        for received in self.heard:
+            message = received.message
+            if isinstance(message, HostEvent) and message.type.endswith(kind) and message.data.get("pid") == pid:
+                return {"vm": message.subject, **message.data}
+        return None
+
+    def last(self, pid: int) -> HostVm | None:
+        found = [r.message for r in self.heard if isinstance(r.message, HostVm) and r.message.pid == pid]
+        return found[-1] if found else None
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    broker = Mosquitto(tmp_path)
+    await broker.start()
+    made = Place(tmp_path, broker)
+    topics = Topics()
+    async with BusClient(BrokerAddress.parse(broker.url), topics, role="test") as client:
+
+        async def listen() -> None:
+            async with client.subscribe(topics.all_hosts()) as messages:
+                async for received in messages:
+                    made.heard.append(received)
+
+        listening = asyncio.create_task(listen())
+        await made.start()
+        await until(lambda: any(r.topic.endswith("/status") for r in made.heard), "the agent is there", timeout=20)
+        yield made
+        listening.cancel()
+        for process in made.qemus:
+            process.kill()
+            process.wait(10)
+        await made.stop()
+    await broker.stop()
+    assert "Traceback" not in (tmp_path / "agent.log").read_text()
+
+
+async def timed(condition: Any, what: str) -> float:
+    began = time.monotonic()
+    await until(condition, what, timeout=SLOW)
+    return time.monotonic() - began
+
+
+async def test_a_foreign_guest_is_told_of_when_it_comes_and_when_it_goes(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = place.qemu("byhand", "-qmp", "unix:m.sock,server=on,wait=off")
+    came = await timed(lambda: place.event("guest-appeared", process.pid), "it has come")
+    assert place.event("guest-appeared", process.pid) == {"vm": "byhand", "pid": process.pid, "origin": "foreign"}
+    await until(lambda: (s := place.last(process.pid)) is not None and s.runstate == "running", "its state", timeout=20)
+    state = place.last(process.pid)
+    assert state is not None
+    assert (state.origin, state.memory_bytes, state.vcpus) == ("foreign", 16 << 20, 1)
+    with socket.socket(socket.AF_UNIX) as user:  # nobody holds its monitor
+        user.settimeout(5)
+        user.connect(str(place.base / "m.sock"))
+        assert b"QMP" in user.recv(4096)
+    process.kill()
+    process.wait(10)
+    went = await timed(lambda: place.event("guest-gone", process.pid), "it has gone")
+    assert (place.event("guest-gone", process.pid) or {})["reason"] == "unknown"
+    with capsys.disabled():
+        print(f"\n  told {came:.2f} s after its start, {went:.2f} s after its end")
+
+
+async def test_a_busy_monitor_and_none_are_left_alone(place: Place) -> None:
+    held = place.qemu("held", "-qmp", "unix:held.sock,server=on,wait=off")
+    await until(lambda: (place.base / "held.sock").exists(), "its socket")
+    with socket.socket(socket.AF_UNIX) as user:
+        user.connect(str(place.base / "held.sock"))
+        without = place.qemu("without")
+        nameless = place.qemu("Not A Name")
+        for process in (held, without, nameless):
+            await until(lambda p=process: place.event("guest-appeared", p.pid), "it has come", timeout=SLOW)  # type: ignore[misc]
+        await until(
+            lambda: (s := place.last(without.pid)) is not None and s.runstate == "unknown", "unknown", timeout=20
+        )
+        assert (place.event("guest-appeared", nameless.pid) or {})["vm"] == f"qemu-{nameless.pid}"
+        assert b"QMP" in user.recv(4096)
+    assert held.poll() is None
+
+
+async def test_an_agent_that_is_restarted_says_of_nobody_that_it_is_gone(place: Place) -> None:
+    process = place.qemu("stays")
+    await until(lambda: place.last(process.pid), "it is told of", timeout=SLOW)
+    before = len(place.heard)
+    await place.stop(signal.SIGKILL)
+    await place.start()
+    await until(
+        lambda: any(isinstance(r.message, HostVm) and not r.retained for r in place.heard[before:]), "again", timeout=20
+    )
+    await asyncio.sleep(1.0)
+    assert not [r for r in place.heard[before:] if r.cleared]
+    assert place.event("guest-gone", process.pid) is None
+
+
+def test_discover_lists_what_is_there(tmp_path: Path) -> None:
+    argv = [binaries()[0], "-M", "pc", "-m", "16", "-nodefaults", "-display", "none", "-accel", "tcg", "-name", "seen"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
+        try:
+            ran = subprocess.run(
+                [sys.executable, "-m", "hostagent.main", "discover", "--json", "--run-dir", str(tmp_path)],
+                capture_output=True,
+                check=True,
+            )
+        finally:
+            process.kill()
+    (found,) = [guest for guest in json.loads(ran.stdout)["guests"] if guest["pid"] == process.pid]
+    assert found == {"vm": "seen", "pid": process.pid, "origin": "foreign", "monitors": []}
