@@ -12,6 +12,7 @@ The files are committed: a reader of the repository sees them, and a review show
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,7 +136,18 @@ def pages() -> dict[str, str]:
         "errors.md": error_table(),
         "commands.md": command_table(),
         "policies.md": policy_table(MADE),
+        **contract(),
     }
+
+
+def contract() -> dict[str, str]:
+    """Return the bus's JSON Schemas and its AsyncAPI document. Schemas of older versions stay: they are frozen."""
+    from qmp_migrate.bus.schemas import asyncapi, file_name, json_schema
+    from qmp_migrate.bus.topics import Kind
+
+    documents = {f"schemas/{file_name(kind)}": json_schema(kind) for kind in Kind}
+    documents["asyncapi.json"] = asyncapi("1")
+    return {name: json.dumps(document, indent=1) + "\n" for name, document in documents.items()}
 
 
 def outdated(directory: Path = HERE) -> list[str]:
@@ -156,7 +168,7 @@ def main() -> int:
         for name in old:
             sys.stderr.write(f"docs/generated/{name} is out of date; run: python docs/generate.py\n")
         return 1 if old else 0
-    HERE.mkdir(exist_ok=True)
+    (HERE / "schemas").mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (HERE / name).write_text(text, "utf-8")
     return 0

@@ -28,7 +28,7 @@ import structlog
 
 from qmp_migrate.bus.address import BrokerAddress
 from qmp_migrate.bus.connection import Connection
-from qmp_migrate.bus.messages import BusMessage
+from qmp_migrate.bus.messages import BusMessage, StatusMessage
 from qmp_migrate.bus.outage import Outage
 from qmp_migrate.bus.outbox import Entry, Outbox
 from qmp_migrate.bus.presence import Presence
@@ -352,8 +352,11 @@ class BusClient:
             _, status = decode(self.topics, str(message.topic), message.payload)
         except BusError:
             status = None
-        verdict = self.presence.judge(status) if status is not None else "stale"
-        if verdict == "stale" and not message.retain:
+        verdict: str = self.presence.judge(status) if status is not None else "stale"
+        left_over = message.retain or (isinstance(status, StatusMessage) and status.state in ("lost", "stopped"))
+        if verdict == "rival" and status is not None and left_over:
+            verdict = "outranked" if self.presence.outrank(status) else "rival"
+        if verdict == "outranked" or (verdict == "stale" and not message.retain):
             self.announce()
         elif verdict == "rival":
             self._log_once("name-used-twice", self.presence.topic, "another process publishes under our name")

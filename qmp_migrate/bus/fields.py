@@ -6,7 +6,15 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, PlainSerializer, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from qmp_migrate.errors import InvalidName
 from qmp_migrate.vm.names import validate_name
@@ -55,7 +63,11 @@ Timestamp = Annotated[
 ]
 """UTC, RFC 3339, milliseconds."""
 
-Name = Annotated[str, AfterValidator(_is_name)]
+Name = Annotated[
+    str,
+    AfterValidator(_is_name),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9][a-z0-9_.-]{0,62}$", "not": {"pattern": "[.][.]"}}),
+]
 """Host, guest, migration or controller (DESIGN rule 10)."""
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}$")]

@@ -8,6 +8,7 @@ says again what is true when an old will has been put there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Literal
 
 from qmp_migrate.bus.messages import BusMessage, PresenceState, StatusMessage
@@ -46,6 +47,27 @@ class Presence:
     def current(self) -> BusMessage:
         """Return the status as it is now."""
         return self._document(self.state, self.session)
+
+    def outrank(self, message: BusMessage) -> bool:
+        """Make our session newer than one that was left of an earlier boot, whose clock was ahead of ours.
+
+        Sessions of different boots are ordered by the time at which they began. Where the clock has been set back in between
+        (or was wrong before), what is left of the old one would look newer for ever: to us, and to whoever follows. What is
+        left is known by that it was there before us (retained), or says ``lost`` or ``stopped``.
+
+        Args:
+            message: A status on our topic that `judge` takes for a rival's, and that is such a left-over.
+
+        Returns:
+            Whether it was: our status has to be said again.
+        """
+        if not isinstance(message, StatusMessage):
+            return False
+        theirs = Session(message.session, message.started_at)
+        if theirs.id.rpartition(".")[0] == self.session.id.rpartition(".")[0]:
+            return False  # the same boot counts, whatever the clock says
+        self.session = Session(self.session.id, theirs.started_at + timedelta(milliseconds=1))
+        return True
 
     def judge(self, message: BusMessage) -> Verdict:
         """Say whose a status is that was seen on our topic.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json as jsons
 import sys
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -24,6 +26,10 @@ _SHOWN: Final = (
 """What of a state document is shown to people, in this order."""
 
 
+LOOK_S: Final = 1.0
+"""How often it is looked whether a host has fallen silent."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(events)
@@ -32,25 +38,86 @@ def register(app: typer.Typer) -> None:
 def events(
     context: typer.Context,
     vm: Annotated[str | None, typer.Option("--vm", metavar="VM", help="Only what concerns this guest.")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Only what this host's agent says.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type", metavar="WORD", help="Only a schema (host.vm), or a part of an event's type; repeatable."
+        ),
+    ] = None,
+    state: Annotated[bool, typer.Option(help="Show first how things are.")] = True,
     progress: Annotated[bool, typer.Option(help="Show migrations' numbers too.")] = True,
+    schema: Annotated[
+        str | None,
+        typer.Option("--schema", metavar="NAME", help="Print the JSON Schema of a message, for example host.vm."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document per line.")] = False,
 ) -> None:
     """Follow hosts, guests and migrations over MQTT. Ends with Ctrl-C."""
     options: Context = context.obj
+    if schema is not None:
+        _print_schema(schema, json)
+        return
+    wanted = Wanted(host, tuple(kind or ()), state=state, progress=progress)
 
     async def work() -> None:
         settings = options.settings()
-        await _follow(settings, vm=vm, progress=progress, json=json)
+        await _follow(settings, vm=vm, wanted=wanted, json=json)
 
     with contextlib.suppress(BrokenPipeError):
         run(work(), as_json=json)
 
 
-async def _follow(settings: Settings, *, vm: str | None, progress: bool, json: bool) -> None:
+def _print_schema(name: str, json: bool) -> None:
+    from qmp_migrate.bus.schemas import json_schema
+    from qmp_migrate.bus.topics import Kind
+    from qmp_migrate.cli.context import fail, put
+    from qmp_migrate.errors import UsageError
+
+    known = {kind.value: kind for kind in Kind}
+    if name not in known:
+        fail(UsageError(f"there is no message {name!r}", hint=f"there are: {', '.join(known)}"), as_json=json)
+    put(json_schema(known[name]))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What of the news is shown.
+
+    Attributes:
+        host: Only this host's; None: all.
+        kinds: Schemas, or parts of events' types; empty: all.
+        state: Also what was so before.
+        progress: Also numbers.
+    """
+
+    host: str | None = None
+    kinds: tuple[str, ...] = ()
+    state: bool = True
+    progress: bool = True
+
+    def admits(self, news: Followed) -> bool:
+        """Tell whether a piece of news is shown."""
+        from qmp_migrate.bus.topics import Kind
+
+        address, message = news.received.address, news.received.message
+        if address is None or (news.received.retained and not self.state):
+            return False
+        if not self.progress and address.kind is Kind.MIGRATION_PROGRESS:
+            return False
+        if self.host is not None and not (address.kind.value.startswith("host.") and address.owner == self.host):
+            return False
+        words = f"{address.kind.value} {getattr(message, 'type', '')}"
+        return not self.kinds or any(kind in words for kind in self.kinds)
+
+
+async def _follow(settings: Settings, *, vm: str | None, wanted: Wanted, json: bool) -> None:
     from qmp_migrate.bus.address import BrokerAddress
     from qmp_migrate.bus.client import BusClient
     from qmp_migrate.bus.follow import follow
-    from qmp_migrate.bus.messages import MigrationProgress
+    from qmp_migrate.bus.silence import Silence, with_pauses
     from qmp_migrate.bus.topics import Topics
     from qmp_migrate.vm.names import validate_name
 
@@ -71,11 +138,33 @@ async def _follow(settings: Settings, *, vm: str | None, progress: bool, json: b
         await client.wait_connected()
         if not json:
             say().print(f"following {address.url} (Ctrl-C ends)", style="dim")
-        async for news in follow(client, vm=vm):
-            if not progress and isinstance(news.received.message, MigrationProgress):
-                continue
-            sys.stdout.write((jsons.dumps(document(news)) if json else line(news)) + "\n")
-            sys.stdout.flush()
+        silence = Silence()
+        async for news in with_pauses(follow(client, vm=vm), LOOK_S):
+            if news is not None:
+                silence.hear(news.received, time.monotonic())
+                if news.missed:
+                    _write(gap(news), json)
+                if wanted.admits(news):
+                    _write(document(news) if json else line(news), json)
+            for quiet in silence.fallen(time.monotonic()):
+                if wanted.host in (None, quiet["host"]):
+                    _write(quiet, json)
+
+
+def _write(told: dict[str, Any] | str, json: bool) -> None:
+    text = told if isinstance(told, str) else jsons.dumps(told) if json or "text" not in told else told["text"]
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def gap(news: Followed) -> dict[str, Any]:
+    """Return the mark of a gap, which stands before the message that showed it."""
+    return {
+        "schema": "events.gap/1",
+        "topic": news.received.topic,
+        "missed": news.missed,
+        "text": f"{news.received.topic.split('/', 2)[-1]}: {news.missed} lost",
+    }
 
 
 def document(news: Followed) -> dict[str, Any]:
@@ -93,15 +182,14 @@ def line(news: Followed) -> str:
     """Return one piece of news as a line for people."""
     message = news.received.message
     topic = news.received.topic.split("/", 2)[-1]
-    gap = f"({news.missed} lost before) " if news.missed else ""
     if message is None:
-        return f"{gap}{topic}: gone"
+        return f"{topic}: gone"
     fields = message.model_dump(mode="json", by_alias=True)
     if "specversion" in fields:
         subject = f" {fields['subject']}" if fields.get("subject") else ""
         data = " ".join(
             f"{key}={value}" for key, value in (fields.get("data") or {}).items() if key not in {"id", "vm"}
         )
-        return f"{gap}{topic}: {fields['type'].rpartition('.')[2]}{subject} {data}".rstrip()
+        return f"{topic}: {fields['type'].rpartition('.')[2]}{subject} {data}".rstrip()
     data = " ".join(f"{key}={fields[key]}" for key in _SHOWN if fields.get(key) is not None)
-    return f"{gap}{topic}: {data}".rstrip()
+    return f"{topic}: {data}".rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ FLUSH_S: Final = 1.0
 async def on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
     """Publish this controller and its migrations for as long as the block lasts; never waits for the broker."""
     from qmp_migrate.bus.address import BrokerAddress
+    from qmp_migrate.bus.housekeeping import forget_old
     from qmp_migrate.bus.reporter import MqttReporter, controller_client
     from qmp_migrate.bus.topics import Topics
 
@@ -33,7 +35,10 @@ async def on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
     name = f"ctl-{secrets.token_hex(4)}"
     client = controller_client(address, Topics(mqtt.root), name)
     client.start()
+    tidying = asyncio.create_task(forget_old(client), name="old migrations")
     try:
         yield MqttReporter(client, name)
     finally:
+        tidying.cancel()
+        await asyncio.gather(tidying, return_exceptions=True)
         await client.close(FLUSH_S)

@@ -36,6 +36,7 @@ def test_generated_pages_are_up_to_date(generate: ModuleType) -> None:
 
 def test_a_page_that_differs_is_noticed(generate: ModuleType, tmp_path: Path) -> None:
     for name, text in generate.pages().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, "utf-8")
     (tmp_path / "errors.md").write_text("something else", "utf-8")
     (tmp_path / "phases.svg").unlink()

@@ -1,0 +1,192 @@
+"""Subscribers of all kinds, on a real Mosquitto, with a real agent: the programs of the guide, `events`, and the schemas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.client import BusClient
+from qmp_migrate.bus.follow import follow
+from qmp_migrate.bus.housekeeping import forget_old
+from qmp_migrate.bus.messages import HostEvent, HostStatus, MigrationState
+from qmp_migrate.bus.schemas import json_schema
+from qmp_migrate.bus.topics import Kind, Topics
+from tests.support.brokers import Mosquitto, until
+from tests.support.held_pair import HeldPair, binaries
+from tests.support.messages import golden
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+TOPICS = Topics()
+
+pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
+    made = Mosquitto(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@contextlib.asynccontextmanager
+async def program(*argv: str, out: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    with out.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(*argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+def agent(broker: Mosquitto, run_dir: Path, out: Path) -> contextlib.AbstractAsyncContextManager[Any]:
+    argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", "a", "--interval", "1s"]
+    return program(*argv, "--mqtt", broker.url, "--run-dir", str(run_dir), out=out)
+
+
+async def test_all_that_an_agent_says_is_valid_and_the_guides_program_understands_it(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    pair = HeldPair(tmp_path / "run", binaries()[0])
+    payloads: list[dict[str, Any]] = []
+    guide = [sys.executable, str(EXAMPLES / "where_is_everybody.py"), "127.0.0.1", str(broker.port)]
+    address = BrokerAddress.parse(broker.url)
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(BusClient(address, TOPICS, role="test"))
+        messages = await stack.enter_async_context(client.subscribe(f"{TOPICS.root}/#"))
+
+        async def listen() -> None:
+            async for received in messages:
+                assert received.error is None, received
+                if received.message is not None:
+                    payloads.append(json.loads(received.message.model_dump_json(by_alias=True)))
+
+        listening = asyncio.create_task(listen())
+        await stack.enter_async_context(program(*guide, out=tmp_path / "guide.log"))
+        try:
+            await pair.start()
+            await stack.enter_async_context(agent(broker, tmp_path / "run", tmp_path / "agent.log"))
+            said = tmp_path / "guide.log"
+            await until(lambda: "web1 is on a" in said.read_text(), "the guide's program sees the guest", timeout=30)
+            await pair.monitor.execute("migrate_cancel")
+            await until(lambda: "org.qemu.qmp.RESUME" in said.read_text(), "and its events", timeout=30)
+            await until(lambda: any(p["schema"].startswith("host.load/") for p in payloads), "load", timeout=20)
+        finally:
+            await pair.stop()
+        await until(lambda: "web1 is gone from a" in said.read_text(), "and its end", timeout=30)
+        listening.cancel()
+    assert "Traceback" not in said.read_text()
+    kinds = {payload["schema"].partition("/")[0] for payload in payloads}
+    assert kinds >= {"host.status", "host.info", "host.load", "host.vm", "host.event"}
+    for payload in payloads:
+        kind = next(kind for kind in Kind if payload["schema"].startswith(f"{kind}/"))
+        jsonschema.Draft202012Validator(json_schema(kind)).validate(payload)
+
+
+async def test_the_guides_second_program_tells_of_migrations_that_end(broker: Mosquitto, tmp_path: Path) -> None:
+    guide = [sys.executable, str(EXAMPLES / "migrations_ended.py"), "127.0.0.1", str(broker.port)]
+    out = tmp_path / "guide.log"
+    state = MigrationState.model_validate_json(json.dumps({**golden("migration.state-1.0"), "id": "m-1"}))
+    async with program(*guide, out=out), BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
+        client.publish_state(TOPICS.migration_state("m-1"), state)
+        await until(lambda: "m-1 web1" in out.read_text(), "it is told", timeout=20)
+
+
+async def test_events_marks_gaps_and_silence(broker: Mosquitto, tmp_path: Path) -> None:
+    config = tmp_path / "qmp-migrate.toml"
+    config.write_text(f'[mqtt]\nurl = "{broker.url}"\n')
+    out = tmp_path / "events.log"
+    argv = [sys.executable, "-m", "qmp_migrate.cli", "--config", str(config), "events", "--json"]
+    event = HostEvent.model_validate_json(json.dumps(golden("host.event-1.0")))
+    status = HostStatus.model_validate_json(
+        json.dumps({**golden("host.status-1.0"), "interval_s": 1.0, "state": "ready"})
+    )
+
+    def documents() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
+
+    async with program(*argv, out=out), BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
+        client.publish_state(TOPICS.host_status("a"), status)
+        await until(lambda: bool(documents()), "it follows", timeout=20)
+        for seq in (1, 2, 5):
+            client.publish_event(TOPICS.host_event("a"), event.model_copy(update={"seq": seq, "id": f"s.{seq}"}))
+        await until(lambda: any(d.get("schema") == "events.gap/1" for d in documents()), "the gap", timeout=20)
+        (gap,) = [d for d in documents() if d.get("schema") == "events.gap/1"]
+        assert (gap["topic"], gap["missed"]) == (TOPICS.host_event("a"), 2)
+        await until(lambda: any(d.get("schema") == "events.stale/1" for d in documents()), "the silence", timeout=20)
+
+
+async def test_an_agent_whose_clock_was_set_back_over_a_reboot_is_believed(broker: Mosquitto, tmp_path: Path) -> None:
+    """What its earlier boot has left is from the future, by the clock of this one."""
+    ahead = datetime.now(UTC) + timedelta(days=400)
+    left = {
+        **golden("host.status-1.0"),
+        "host": "a",
+        "state": "lost",
+        "session": "00000000-0000-0000-0000-000000000000.99",
+        "started_at": re.sub(r"\+00:00", "Z", ahead.isoformat(timespec="milliseconds")),
+    }
+    address = BrokerAddress.parse(broker.url)
+    async with BusClient(address, TOPICS, role="old") as client:
+        client.publish_state(TOPICS.host_status("a"), HostStatus.model_validate_json(json.dumps(left)))
+        seen: list[str] = []
+
+        async def listen() -> None:
+            async for news in follow(client):
+                if isinstance(news.received.message, HostStatus):
+                    seen.append(news.received.message.state)
+
+        listening = asyncio.create_task(listen())
+        await until(lambda: seen == ["lost"], "what is left", timeout=20)
+        async with agent(broker, tmp_path / "run", tmp_path / "agent.log"):
+            await until(lambda: seen[-1:] == ["ready"], "it is believed", timeout=20)
+        await until(lambda: seen[-1:] == ["stopped"], "and its farewell, too", timeout=20)
+        listening.cancel()
+
+
+async def test_migrations_that_ended_long_ago_are_cleared_and_others_stay(broker: Mosquitto) -> None:
+    address = BrokerAddress.parse(broker.url)
+    base = golden("migration.state-1.0")
+    old = "2026-01-01T00:00:00.000Z"
+    fresh = re.sub(r"\+00:00", "Z", datetime.now(UTC).isoformat(timespec="milliseconds"))
+    told = {
+        "m-old": {"at": old, "outcome": "completed"},
+        "m-open": {"at": old, "outcome": None, "owner": None},
+        "m-new": {"at": fresh, "outcome": "completed"},
+    }
+    async with BusClient(address, TOPICS, role="dead") as client:
+        for name, changes in told.items():
+            state = MigrationState.model_validate_json(json.dumps({**base, "id": name, **changes}))
+            client.publish_state(TOPICS.migration_state(name), state)
+    cleared: list[str] = []
+    async with BusClient(address, TOPICS, role="test") as client, client.subscribe(TOPICS.all_migrations()) as messages:
+
+        async def listen() -> None:
+            async for received in messages:
+                if received.cleared:
+                    cleared.append(received.topic)
+
+        listening = asyncio.create_task(listen())
+        async with BusClient(address, TOPICS, role="ctl") as controller:
+            tidying = asyncio.create_task(forget_old(controller))
+            await until(lambda: cleared != [], "the old one is cleared", timeout=20)
+            await asyncio.sleep(0.5)
+            tidying.cancel()
+            await asyncio.gather(tidying, return_exceptions=True)
+        listening.cancel()
+    assert cleared == [TOPICS.migration_state("m-old")]
