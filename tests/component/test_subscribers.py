@@ -170,6 +170,7 @@ async def test_migrations_that_ended_long_ago_are_cleared_and_others_stay(broker
         "m-new": {"at": fresh, "outcome": "completed"},
     }
     async with BusClient(address, TOPICS, role="dead") as client:
+        await client.wait_connected()
         for name, changes in told.items():
             state = MigrationState.model_validate_json(json.dumps({**base, "id": name, **changes}))
             client.publish_state(TOPICS.migration_state(name), state)
