@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ENV: Final = "QMP_HOSTAGENT_"
 GUARDIAN_LIMIT_MIN_MS: Final = 2000
+DIRTY_RATE_MIN_S: Final = 10
 
 app = typer.Typer(
     name="qmp-hostagent",
@@ -84,6 +85,22 @@ def run(
         bool,
         typer.Option(envvar=_variable("FOREIGN"), help="Tell of QEMUs, too, that something else has started."),
     ] = True,
+    dirty_rate: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("DIRTY_RATE"), help="Sample each guest's dirty rate this often, at least 10s; 0: no."
+        ),
+    ] = "0",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            envvar=_variable("METRICS"), metavar="ADDRESS", help="Serve metrics for Prometheus, e.g. 127.0.0.1:9177."
+        ),
+    ] = None,
+    metrics_textfile: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("METRICS_TEXTFILE"), help="Write metrics there, for node_exporter."),
+    ] = None,
     mqtt_username: Annotated[
         str | None, typer.Option(envvar=_variable("MQTT_USERNAME"), help="User name for the broker.")
     ] = None,
@@ -115,6 +132,9 @@ def run(
             guardian_limit=guardian_limit,
             qemu=qemu,
             foreign=foreign,
+            dirty_rate=dirty_rate,
+            metrics=metrics,
+            metrics_textfile=metrics_textfile,
             username=mqtt_username,
             password_file=mqtt_password_file,
             ca_file=mqtt_ca_file,
@@ -177,6 +197,9 @@ def _configure(
     guardian_limit: str,
     qemu: list[str] | None,
     foreign: bool,
+    dirty_rate: str,
+    metrics: str | None,
+    metrics_textfile: Path | None,
     **broker: Any,
 ) -> AgentConfig:
     from hostagent.service import AgentConfig
@@ -194,8 +217,34 @@ def _configure(
         interval_s=parse_time_ms(interval) / 1000,
         guardian_limit_s=_guardian_limit_s(guardian_limit),
         foreign=foreign,
+        dirty_rate_s=_dirty_rate_s(dirty_rate),
+        metrics=_metrics(metrics),
+        metrics_textfile=metrics_textfile,
         qemus=tuple(qemu) if qemu else (found,) if found else (),
     )
+
+
+def _metrics(text: str | None) -> tuple[str, int] | None:
+    if not text:
+        return None
+    from qmp_migrate.exposition import parse_listen
+
+    return parse_listen(text)
+
+
+def _dirty_rate_s(text: str) -> float:
+    """Return how often dirty rates are sampled, in seconds; 0.0: never."""
+    from qmp_migrate.errors import InvalidQuantity
+    from qmp_migrate.vm.units import parse_time_ms
+
+    if text.strip() == "0":
+        return 0.0
+    seconds = parse_time_ms(text) / 1000
+    if seconds < DIRTY_RATE_MIN_S:
+        raise InvalidQuantity(
+            f"a dirty rate every {text} would keep guests' memory busy", hint=f"{DIRTY_RATE_MIN_S}s or more; 0: never"
+        )
+    return seconds
 
 
 def _guardian_limit_s(text: str) -> float:

@@ -63,6 +63,11 @@ class Publisher:
             version=package_version(),
         )
 
+    @property
+    def events(self) -> int:
+        """How many events there were in this session, published or not."""
+        return self._seq
+
     def info(self, info: HostInfo) -> None:
         """Publish what the host is."""
         self.client.publish_state(self._topics.host_info(self._host), info)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from hostagent.dirtying import sample
 from hostagent.discovery import Guest, discover
 from hostagent.endings import ending
 from hostagent.foreign import ForeignQemus, ForeignWatch
@@ -23,6 +24,8 @@ from hostagent.load import LoadMeter
 from hostagent.publisher import Publisher
 from hostagent.watch import GuestWatch
 from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.messages import HostLoad
+from qmp_migrate.bus.session import package_version
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import BusError, ConfigError
 
@@ -48,6 +51,9 @@ class AgentConfig:
         interval_s: Seconds between load reports.
         guardian_limit_s: Seconds without a sign of life after which a controller counts as gone; 0: nobody is guarded.
         qemus: QEMU binaries to tell about, besides those that run.
+        dirty_rate_s: Seconds between two samples of each guest's dirty rate; 0: none.
+        metrics: Address and port to serve metrics on; ``None``: they are not served.
+        metrics_textfile: Where they are written with each load report; ``None``: nowhere.
         foreign: Tell of QEMUs, too, that something else has started.
     """
 
@@ -59,6 +65,9 @@ class AgentConfig:
     guardian_limit_s: float
     qemus: tuple[str, ...] = ()
     foreign: bool = True
+    dirty_rate_s: float = 0.0
+    metrics: tuple[str, int] | None = None
+    metrics_textfile: Path | None = None
 
 
 class HostAgent:
@@ -80,6 +89,9 @@ class HostAgent:
         self._handovers = Handovers(
             config.host, config.run_dir, self._publisher, config.topics, config.guardian_limit_s, self._watch_of
         )
+        self._meter = LoadMeter(config.host)
+        self._last_load: HostLoad | None = None
+        self._metrics_failure = ""
         self._look = asyncio.Event()
         self._scan_failure = ""
 
@@ -94,7 +106,7 @@ class HostAgent:
         log.info("guardian-on" if limit_s else "guardian-off", limit_s=limit_s)
         self._look_for_guests()
         self._publisher.client.start()
-        async with self._background() as tasks:
+        async with self._background() as tasks, self._metrics_served():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_CONNECT_S):
                     await self._publisher.client.tried.wait()
@@ -104,10 +116,43 @@ class HostAgent:
         log.info("agent-stopped", host=self._config.host)
 
     @contextlib.asynccontextmanager
+    async def _metrics_served(self) -> AsyncIterator[None]:
+        if self._config.metrics is None:
+            yield
+            return
+        from qmp_migrate.exposition import is_loopback, serving
+
+        address, port = self._config.metrics
+        if not is_loopback(address):
+            log.warning("metrics-for-everybody", address=address, port=port, hint="whoever reaches it can read them")
+        async with serving(address, port, self._render_metrics):
+            log.info("metrics-served", address=address, port=port)
+            yield
+
+    def _render_metrics(self) -> bytes:
+        from prometheus_client import CollectorRegistry
+
+        from hostagent.metrics import AgentCollector
+        from qmp_migrate.exposition import text_of
+
+        registry, client = CollectorRegistry(auto_describe=False), self._publisher.client
+        collector = AgentCollector(
+            package_version(),
+            lambda: self._last_load,
+            lambda: [watch.state for watch, _ in self._watches.values()],
+            lambda: (client.connected, client.waiting, client.dropped),
+            lambda: self._publisher.events,
+        )
+        registry.register(collector)
+        return text_of(registry)
+
+    @contextlib.asynccontextmanager
     async def _background(self) -> AsyncIterator[list[asyncio.Task[None]]]:
         loops = [self._discover, self._report_load, self._report_info, self._clear_strangers]
         if self._config.guardian_limit_s:
             loops.append(self._handovers.run)
+        if self._config.dirty_rate_s:
+            loops.append(self._sample_dirty_rates)
         tasks = [asyncio.create_task(self._keep_going(loop), name=loop.__name__) for loop in loops]
         try:
             yield tasks
@@ -218,11 +263,33 @@ class HostAgent:
     # -- the host -----------------------------------------------------------------------------------------------
 
     async def _report_load(self) -> None:
-        meter = LoadMeter(self._config.host)
+        meter = self._meter
         await asyncio.sleep(min(1.0, self._config.interval_s))  # the first one is early: nobody likes to wait
         while True:
-            self._publisher.load(meter.read([watch.guest for watch, _ in self._watches.values()]))
+            self._last_load = meter.read([watch.guest for watch, _ in self._watches.values()])
+            self._publisher.load(self._last_load)
+            self._write_metrics()
             await asyncio.sleep(self._config.interval_s)
+
+    def _write_metrics(self) -> None:
+        path = self._config.metrics_textfile
+        if path is None:
+            return
+        from qmp_migrate.exposition import write_textfile
+
+        try:
+            write_textfile(path, self._render_metrics())
+            self._metrics_failure = ""
+        except ConfigError as error:
+            if error.message != self._metrics_failure:
+                self._metrics_failure = error.message
+                log.warning("metrics-not-written", reason=error.message, hint=error.hint)
+
+    async def _sample_dirty_rates(self) -> None:
+        def ours() -> list[GuestWatch]:
+            return [watch for watch, _ in self._watches.values() if isinstance(watch, GuestWatch)]
+
+        await sample(ours, self._meter.dirty, self._config.dirty_rate_s)
 
     async def _report_info(self) -> None:
         catalogue, told = QemuCatalogue(), None

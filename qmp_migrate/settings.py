@@ -95,6 +95,16 @@ class MqttSettings(_Section):
         return value
 
 
+class MetricsSettings(_Section):
+    """``[metrics]``: figures of migrations, for Prometheus.
+
+    Attributes:
+        textfile: Written anew after each migration, for node_exporter's textfile collector.
+    """
+
+    textfile: Path | None = None
+
+
 class MigrationSettings(_Section):
     """``[migration]``: what `migrate` does unless its flags say otherwise.
 
@@ -295,6 +305,7 @@ class Settings(_Section):
     controller: ControllerSettings = Field(default_factory=ControllerSettings)
     mqtt: MqttSettings = Field(default_factory=MqttSettings)
     migration: MigrationSettings = Field(default_factory=MigrationSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
     hook: list[HookSettings] = Field(default_factory=list)
     hosts: dict[str, HostSettings] = Field(default_factory=dict)

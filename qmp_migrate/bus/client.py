@@ -104,6 +104,16 @@ class BusClient:
         """Whether the broker is there now."""
         return self._connected.is_set()
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be sent."""
+        return len(self._outbox)
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were given up."""
+        return self._outbox.dropped
+
     async def wait_connected(self, timeout: float = CONNECT_TIMEOUT_S) -> None:
         """Wait until the broker is there: for those whose purpose is the bus.
 

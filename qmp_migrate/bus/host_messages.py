@@ -124,6 +124,52 @@ class GuestLoad(Part):
     dirty_bytes_per_s: Count | None
 
 
+class InterfaceLoad(Part):
+    """One network interface of a host.
+
+    Attributes:
+        name: For example ``eth0``.
+        receive_bytes_per_s: What came in.
+        transmit_bytes_per_s: What went out.
+        speed_bits_per_s: Of the link; ``null`` where it has none (bridges, taps) or is down.
+    """
+
+    name: Text
+    receive_bytes_per_s: Count
+    transmit_bytes_per_s: Count
+    speed_bits_per_s: Count | None
+
+
+class Stalled(Part):
+    """How long tasks have waited for one thing: the kernel's pressure stall information.
+
+    Attributes:
+        some_avg10_percent: Share of the last ten seconds in which some task waited.
+        some_total_us: The same since boot.
+        full_avg10_percent: Share of the last ten seconds in which all waited; ``null`` where the kernel does not tell.
+        full_total_us: The same since boot.
+    """
+
+    some_avg10_percent: Percent
+    some_total_us: Count
+    full_avg10_percent: Percent | None
+    full_total_us: Count | None
+
+
+class Pressure(Part):
+    """What tasks of a host have waited for; ``null`` where the kernel does not tell.
+
+    Attributes:
+        cpu: A processor.
+        memory: Memory: reclaiming, swapping.
+        io: A disk.
+    """
+
+    cpu: Stalled | None
+    memory: Stalled | None
+    io: Stalled | None
+
+
 class HostLoad(BusMessage):
     """``host/HOST/load``: retained, QoS 0; how busy a host is.
 
@@ -138,9 +184,19 @@ class HostLoad(BusMessage):
         receive_bytes_per_s: All interfaces without loopback.
         transmit_bytes_per_s: All interfaces without loopback.
         guests: Per guest.
+        iowait_percent: Processors idle while something waits for a disk. (1.1)
+        steal_percent: Processors held back by the hypervisor below. (1.1)
+        load1: The kernel's load average of a minute. (1.1)
+        swap_total_bytes: Swap. (1.1)
+        swap_free_bytes: Swap that is free. (1.1)
+        huge_pages_total: Huge pages of the default size. (1.1)
+        huge_pages_free: Those that are free. (1.1)
+        huge_page_bytes: Their size. (1.1)
+        pressure: What tasks have waited for; ``null`` where the kernel does not tell. (1.1)
+        interfaces: Per interface but loopback; those that were there for the whole interval. (1.1)
     """
 
-    schema_id: SchemaId = Field(default="host.load/1.0", alias="schema")
+    schema_id: SchemaId = Field(default="host.load/1.1", alias="schema")
 
     host: Name
     at: Timestamp
@@ -152,6 +208,16 @@ class HostLoad(BusMessage):
     receive_bytes_per_s: Count
     transmit_bytes_per_s: Count
     guests: Annotated[list[GuestLoad], Field(max_length=1024)]
+    iowait_percent: Percent | None = None
+    steal_percent: Percent | None = None
+    load1: Real | None = None
+    swap_total_bytes: Count | None = None
+    swap_free_bytes: Count | None = None
+    huge_pages_total: Count | None = None
+    huge_pages_free: Count | None = None
+    huge_page_bytes: Count | None = None
+    pressure: Pressure | None = None
+    interfaces: Annotated[list[InterfaceLoad], Field(max_length=512)] = Field(default_factory=list)
 
     @property
     def speaker(self) -> str:

@@ -23,9 +23,12 @@ from qmp_migrate.bus.host_messages import (
     HostLoad,
     HostStatus,
     HostVm,
+    InterfaceLoad,
     NetworkAddress,
+    Pressure,
     QemuBinary,
     Role,
+    Stalled,
 )
 from qmp_migrate.bus.message_base import BusMessage, CloudEvent, PresenceState, StatusMessage
 from qmp_migrate.bus.migration_messages import (
@@ -52,13 +55,16 @@ __all__ = [
     "HostStatus",
     "HostToken",
     "HostVm",
+    "InterfaceLoad",
     "MigrationEvent",
     "MigrationProgress",
     "MigrationState",
     "NetworkAddress",
     "PresenceState",
+    "Pressure",
     "QemuBinary",
     "Role",
+    "Stalled",
     "StatusMessage",
 ]
 

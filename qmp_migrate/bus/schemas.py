@@ -212,7 +212,7 @@ def _attributes(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     names: list[str] = []
     for line in section.splitlines():
-        match = re.match(r"^    ([a-z_]+(?:, [a-z_]+)*): (.*)$", line)
+        match = re.match(r"^    ([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)$", line)
         if match is not None:
             names = match[1].split(", ")
             found |= dict.fromkeys(names, match[2].replace("``", "`"))

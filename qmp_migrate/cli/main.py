@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from qmp_migrate.cli import adopting, broker, bus, doctor, forecasting, migrations, moving, rig, saving, tuning, vms
+from qmp_migrate.cli import (
+    adopting,
+    broker,
+    bus,
+    doctor,
+    forecasting,
+    metrics,
+    migrations,
+    moving,
+    rig,
+    saving,
+    tuning,
+    vms,
+)
 from qmp_migrate.cli.context import Context, fail, set_up_logging
 from qmp_migrate.errors import QmpMigrateError
 
@@ -33,6 +46,7 @@ migrations.register(app)
 saving.register(app)
 adopting.register(app)
 bus.register(app)
+metrics.register(app)
 doctor.register(app)
 
 

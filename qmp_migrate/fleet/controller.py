@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
 from qmp_migrate.errors import (
     Fenced,
     GuestUnknown,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     pass
 
 CANCEL_WAIT_S: Final = 60.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -210,6 +214,20 @@ class Controller(Operating):
             raise
         finally:
             del self._running[request.id]
+            await self._write_metrics()
+
+    async def _write_metrics(self) -> None:
+        """Write what came of migrations into the textfile, where there is to be one; what fails is logged."""
+        path = self.settings.metrics.textfile
+        if path is None:
+            return
+        from qmp_migrate.exposition import write_textfile
+        from qmp_migrate.fleet.metrics import page
+
+        try:
+            write_textfile(path, await page(self.journal))
+        except QmpMigrateError as error:
+            log.warning("metrics-not-written", reason=error.message, hint=error.hint)
 
     async def _migrate(
         self,

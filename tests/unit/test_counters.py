@@ -1,0 +1,82 @@
+"""What the kernel counts: parsed without trust, absent where it is absent."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostagent import counters
+from hostagent.counters import CpuTimes, Stall
+from hostagent.discovery import Guest, start_ticks
+from hostagent.load import LoadMeter
+
+STAT = "cpu  100 10 50 800 20 1 2 17 30 0\ncpu0 1 2 3 4\nintr 7\n"
+PRESSURE = "some avg10=1.53 avg60=0.87 avg300=0.29 total=2451234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1234\n"
+NET = """Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 100 1 0 0 0 0 0 0 100 1 0 0 0 0 0 0
+  eth0:1234 5 0 0 0 0 0 0 5678 6 0 0 0 0 0 0
+"""
+
+
+def test_processors() -> None:
+    assert counters.cpu_times(STAT) == CpuTimes(busy=163, idle=800, iowait=20, steal=17)
+    assert counters.cpu_times("cpu 1 2\n") is not None  # an old kernel tells less
+    for text in (None, "", "cpu x y", "intr 5"):
+        assert counters.cpu_times(text) is None
+
+
+def test_memory() -> None:
+    found = counters.meminfo("MemTotal:  16 kB\nHugePages_Total:       4\nHugepagesize:       2048 kB\nOdd: ? kB\n")
+    assert found == {"MemTotal": 16384, "HugePages_Total": 4, "Hugepagesize": 2 << 20}
+
+
+def test_pressure() -> None:
+    assert counters.pressure(PRESSURE) == {"some": Stall(1.53, 2451234), "full": Stall(0.0, 1234)}
+    assert counters.pressure("some avg10=x total=1\nsome\n") == {}
+    assert counters.pressure(None) == {}
+
+
+def test_interfaces_and_their_rates() -> None:
+    assert counters.interfaces(NET) == {"eth0": (1234, 5678)}
+    before, after = {"eth0": (1000, 500), "gone": (1, 1)}, {"eth0": (3000, 100), "new": (9, 9)}
+    assert counters.rates(before, after, 2.0) == {"eth0": (1000, 0)}  # what counts anew has lost its past
+
+
+def test_oneself() -> None:
+    found = counters.process(os.getpid())
+    assert found is not None
+    assert found.start_ticks == start_ticks(os.getpid())
+    assert found.resident_bytes > 1 << 20
+    assert counters.process(2**30) is None
+
+
+@given(st.text(max_size=300))
+def test_nothing_that_a_kernel_might_say_is_an_exception(text: str) -> None:
+    counters.cpu_times(text)
+    counters.meminfo(text)
+    counters.pressure(text)
+    counters.interfaces(text)
+    counters.load_average(text)
+
+
+def test_a_busy_process_is_measured_as_busy_as_it_is() -> None:
+    """Against the process's own clock."""
+    ticks = start_ticks(os.getpid())
+    assert ticks is not None
+    guest = Guest("me", Path("/none"), os.getpid(), ticks, ("x",))
+    meter = LoadMeter("a")
+    meter.read([guest])
+    cpu, wall = time.process_time(), time.monotonic()
+    while time.monotonic() - wall < 1.0:
+        sum(range(1000))
+    load = meter.read([guest])
+    truth = (time.process_time() - cpu) / (time.monotonic() - wall) * 100
+    (mine,) = load.guests
+    assert mine.cpu_percent == pytest.approx(truth, abs=5.0)
+    assert meter.read([Guest("other", guest.directory, os.getpid(), ticks + 1, ("x",))]).guests == []  # a later process
