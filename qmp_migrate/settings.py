@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -189,6 +190,68 @@ class HookSettings(_Section):
         return self
 
 
+class NotifySettings(_Section):
+    """``[[notify]]``: who is told what by ``qmp-migrate notify``; see `qmp_migrate.fleet.notices`.
+
+    Attributes:
+        on: What is told: words of the list, or patterns (``migration.*``).
+        url: Web address that gets each notice in a POST.
+        command: Program (an absolute path) and arguments that get each notice on standard input.
+        vm: Only of guests of this pattern.
+        host: Only of hosts of this pattern.
+        secret_file: What web notices are signed with.
+        ca_file: CA certificates to verify the web server by; default: those of the system.
+        timeout: For one try.
+        deadline: How long it is tried.
+    """
+
+    on: tuple[str, ...]
+    url: str | None = None
+    command: tuple[str, ...] | None = None
+    vm: str = "*"
+    host: str = "*"
+    secret_file: Path | None = None
+    ca_file: Path | None = None
+    timeout: str = "10s"
+    deadline: str = "5m"
+
+    @field_validator("on")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from qmp_migrate.fleet.notices import check_kinds
+
+        check_kinds(value)
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://x")
+        if parts.scheme not in ("https", "http") or not parts.hostname or parts.username:
+            raise ValueError("must be like https://example.org/hook, without a user name")
+        return value
+
+    @field_validator("command")
+    @classmethod
+    def _program(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not value[0].startswith("/") or any("\0" in word for word in value)):
+            raise ValueError('must be a list that begins with an absolute path, for example ["/usr/bin/logger", "-t"]')
+        return value
+
+    @field_validator("timeout", "deadline")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        return _quantity(parse_time_ms, value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> NotifySettings:
+        if (self.url is None) == (self.command is None):
+            raise ValueError("needs either url or command")
+        if self.command is not None and (self.secret_file or self.ca_file):
+            raise ValueError("secret_file and ca_file belong to a url")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long a migration may stand still, seconds; see `WatchdogSettings`."""
@@ -308,6 +371,7 @@ class Settings(_Section):
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
     hook: list[HookSettings] = Field(default_factory=list)
+    notify: tuple[NotifySettings, ...] = ()
     hosts: dict[str, HostSettings] = Field(default_factory=dict)
 
     @model_validator(mode="after")

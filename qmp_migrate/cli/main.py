@@ -18,6 +18,7 @@ from qmp_migrate.cli import (
     metrics,
     migrations,
     moving,
+    notify,
     rig,
     saving,
     tuning,
@@ -47,6 +48,7 @@ saving.register(app)
 adopting.register(app)
 bus.register(app)
 metrics.register(app)
+notify.register(app)
 doctor.register(app)
 
 

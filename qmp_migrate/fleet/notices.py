@@ -1,0 +1,161 @@
+"""What is worth telling a person or a program, from what the bus says: pure, and a closed list of words."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qmp_migrate.bus.fields import now, rfc3339
+from qmp_migrate.bus.messages import HostEvent, HostStatus, MigrationState
+from qmp_migrate.bus.subscription import Received
+
+KINDS: Final[Mapping[str, str]] = {
+    "migration.completed": "a guest runs at its destination",
+    "migration.rolled_back": "a migration has failed, the guest runs on at its source",
+    "migration.cancelled": "a migration was cancelled, the guest runs on at its source",
+    "migration.failed": "a migration has failed, and the guest does not run",
+    "migration.unknown": "nobody can prove who owns the guest: a person is needed",
+    "host.ready": "an agent is there (again)",
+    "host.lost": "the connection to a host's agent is dead",
+    "host.stopped": "an agent was stopped",
+    "host.silent": "an agent has not reported for three intervals",
+    "guest.crashed": "a QEMU has ended without a word",
+    "guest.panicked": "the guest's kernel has panicked",
+    "guest.io-error": "a disk of the guest has reported an error",
+    "guest.stopped": "the guest has powered off",
+    "guest.taken-back": "the guardian has taken a guest back whose controller was gone",
+    "guest.handed-over": "two agents have handed a guest over whose controller was gone",
+}
+"""What ``on`` may name, and when it is told."""
+
+_OWN: Final = {
+    "guardian-cancelled": "guest.taken-back",
+    "handover-continued": "guest.handed-over",
+}
+_QMP: Final = {"GUEST_PANICKED": "guest.panicked", "BLOCK_IO_ERROR": "guest.io-error"}
+_ENDINGS: Final = {"crashed": "guest.crashed", "killed": "guest.crashed", "shutdown": "guest.stopped"}
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One thing that is told.
+
+    Attributes:
+        id: The same whenever the same thing is seen again: a receiver, and we, know it by that.
+        kind: One of `KINDS`.
+        vm: Guest, where it is about one.
+        host: Host, where it is about one.
+        text: In words.
+        data: What the bus said.
+    """
+
+    id: str
+    kind: str
+    vm: str | None
+    host: str | None
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def cloudevent(self) -> dict[str, Any]:
+        """Return it as a CloudEvents 1.0 event (structured JSON)."""
+        return {
+            "specversion": "1.0",
+            "id": self.id,
+            "source": "/qmp-migrate/notify",
+            "type": f"qmp-migrate.{self.kind}",
+            "time": rfc3339(now()),
+            "subject": self.vm or self.host,
+            "datacontenttype": "application/json",
+            "data": {"text": self.text, "vm": self.vm, "host": self.host, **self.data},
+        }
+
+
+def check_kinds(patterns: Sequence[str]) -> None:
+    """Check what ``on`` names. Raises `ValueError` with the nearest word there is."""
+    if not patterns:
+        raise ValueError(f"names nothing; there are: {', '.join(KINDS)}")
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(kind, pattern) for kind in KINDS):
+            near = difflib.get_close_matches(pattern, KINDS, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(KINDS)}"
+            raise ValueError(f"{pattern!r} is nothing that is told{hint}")
+
+
+def of(received: Received) -> Notice | None:
+    """Return what is to be told of a message; ``None``: nothing."""
+    message = received.message
+    match message:
+        case MigrationState(outcome=str(outcome)):
+            kind = f"migration.{outcome}"
+            if kind not in KINDS:
+                return None
+            way = f"{message.source} -> {message.destination}"
+            why = f": {message.error.message}" if message.error is not None else ""
+            return Notice(
+                f"{message.id}.{outcome}.{message.rev}",
+                kind,
+                message.vm,
+                message.destination if message.owner == "destination" else message.source,
+                f"{message.vm} {way}: {KINDS[kind]}{why}",
+                {"migration": message.id, "outcome": outcome, "owner": message.owner},
+            )
+        case HostStatus():
+            kind = f"host.{message.state}"
+            text = f"host {message.host}: {KINDS.get(kind, '')}"
+            return (
+                Notice(f"{message.host}.{message.session}.{message.state}", kind, None, message.host, text)
+                if kind in KINDS
+                else None
+            )
+        case HostEvent():
+            return _of_event(message, received)
+    return None
+
+
+def _of_event(event: HostEvent, received: Received) -> Notice | None:
+    host = received.address.owner if received.address is not None else None
+    word = event.type.rpartition(".")[2]
+    kind = _QMP.get(word) or _OWN.get(word)
+    if word == "guest-gone":
+        kind = _ENDINGS.get(str(event.data.get("reason")))
+    if kind is None:
+        return None
+    data = {key: value for key, value in event.data.items() if isinstance(value, str | int | float | bool)}
+    return Notice(event.id, kind, event.subject, host, f"{event.subject} on {host}: {KINDS[kind]}", data)
+
+
+def silent(document: Mapping[str, Any], count: int) -> Notice:
+    """Return what is to be told of a host that has fallen silent (`qmp_migrate.bus.silence`).
+
+    Args:
+        document: As `Silence.fallen` returns it.
+        count: Tells one silence of a host from the next.
+    """
+    host = str(document["host"])
+    return Notice(f"{host}.silent.{count}", "host.silent", None, host, f"host {host}: {KINDS['host.silent']}", {})
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Who wants to be told what.
+
+    Attributes:
+        on: Patterns of kinds.
+        vm, host: Patterns of names; ``*``: all.
+    """
+
+    on: tuple[str, ...]
+    vm: str = "*"
+    host: str = "*"
+
+    def admits(self, notice: Notice) -> bool:
+        """Tell whether a notice is for them."""
+        return (
+            any(fnmatch.fnmatchcase(notice.kind, pattern) for pattern in self.on)
+            and (notice.vm is None or fnmatch.fnmatchcase(notice.vm, self.vm))
+            and (notice.host is None or fnmatch.fnmatchcase(notice.host, self.host))
+            and (self.vm == "*" or notice.vm is not None)
+        )
