@@ -69,6 +69,8 @@ def test_the_rules_of_a_cell_say_what_decide_says(generate: ModuleType) -> None:
         ("settings.md", settings.MigrationSettings),
         ("settings.md", settings.WatchdogSettings),
         ("settings.md", settings.HookSettings),
+        ("settings.md", settings.MetricsSettings),
+        ("settings.md", settings.NotifySettings),
         ("settings.md", settings.HostSettings),
         ("spec.md", GuestSpec),
         ("spec.md", DiskSpec),
@@ -88,6 +90,8 @@ def test_no_key_is_described_that_is_not_there() -> None:
         settings.MigrationSettings,
         settings.WatchdogSettings,
         settings.HookSettings,
+        settings.MetricsSettings,
+        settings.NotifySettings,
         settings.HostSettings,
     )
     assert _rows("settings.md") <= {key for section in sections for key in section.model_fields} | {"size"}
