@@ -82,8 +82,9 @@ docs: venv ## Build the documentation into docs/_build
 	@$(BIN)/sphinx-build -W -q -b html docs docs/_build/html && echo "docs/_build/html/index.html"
 
 .PHONY: dist
-dist: venv ## Build wheel and sdist into dist/
+dist: venv ## Build wheel, sdist and a Debian package into dist/
 	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/python contrib/deb.py dist/qmp_migrate-*.whl
 
 # Made with the oldest Python that is supported (Debian 12's): what it resolves installs everywhere.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url \

@@ -23,6 +23,8 @@ need /usr/include/stdlib.h libc6-dev
 need flock util-linux
 need ip iproute2
 need make make
+# a whole machine with systemd, to try `make dist` and `host setup` on; root only
+[ "$(id -u)" != 0 ] || need systemd-nspawn systemd-container
 python=
 for p in python3.13 python3.12 python3.11 python3; do
 	if command -v $p >/dev/null 2>&1 && $p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,9 @@ from qmp_migrate.vm.names import validate_name
 
 LOOKS: Final = 4
 """How often a new process is looked at: it may still become a QEMU by its exec."""
+SETTLED_S: Final = 0.4
+"""A QEMU is told of once it is this old: what only answers a question (`--version`), or goes to the background with
+`-daemonize`, is no guest."""
 GLANCE_S: Final = 10.0
 """How often a foreign monitor is taken for a moment."""
 GREETING_S: Final = 0.5
@@ -68,11 +72,13 @@ class ForeignQemus:
         found: list[Guest] = []
         for pid in pids - known_pids:
             looks = self._looks.get(pid, 0)
-            if looks < LOOKS:
+            if looks < LOOKS and (guest := self._look(pid, names | {guest.name for guest in found})) is not None:
+                if time.time() - guest.started_at.timestamp() < SETTLED_S:
+                    continue  # not a look that counts
+                self._looks.pop(pid, None)
+                found.append(guest)
+            elif looks < LOOKS:
                 self._looks[pid] = looks + 1
-                if (guest := self._look(pid, names | {guest.name for guest in found})) is not None:
-                    self._looks.pop(pid)
-                    found.append(guest)
         self._looks = {pid: looks for pid, looks in self._looks.items() if pid in pids}
         if not self._said and 1 not in pids:
             self._say("processes of other users are hidden (hidepid): their QEMUs cannot be seen")

@@ -270,19 +270,32 @@ def _default_run_dir() -> Path:
 
 async def _serve(config: AgentConfig, ready_file: Path | None) -> None:
     from hostagent.service import HostAgent, write_ready_file
+    from hostagent.systemd import ServiceManager
 
+    manager = ServiceManager(os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        manager.say("STOPPING=1")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
 
     def ready(connected: bool) -> None:
         if ready_file is not None:
             write_ready_file(ready_file, host=config.host, connected=connected)
+        manager.say("READY=1", f"STATUS={agent.summary}")
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
-    await HostAgent(config).run(stop, ready=ready)
+    agent = HostAgent(config)
+    alive = asyncio.create_task(manager.keep_alive(lambda: agent.summary), name="service manager")
+    try:
+        await agent.run(stop, ready=ready)
+    finally:
+        alive.cancel()
 
 
 def _log_to_stderr() -> None:

@@ -95,6 +95,12 @@ class HostAgent:
         self._look = asyncio.Event()
         self._scan_failure = ""
 
+    @property
+    def summary(self) -> str:
+        """How we are, in one line: what `systemctl status` shows, and `host setup` waits for."""
+        link = "connected" if self._publisher.client.connected else "not connected"
+        return f"host {self._config.host}, broker {link}, guests {len(self._watches)}"
+
     async def run(self, stop: asyncio.Event, *, ready: Callable[[bool], None]) -> None:
         """Serve until told to stop; then say ``stopped``, disconnect, and leave every guest as it is.
 

@@ -15,6 +15,7 @@ from qmp_migrate.cli import (
     bus,
     doctor,
     forecasting,
+    hosts,
     metrics,
     migrations,
     moving,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(rig.app, name="rig")
 app.add_typer(vms.app, name="vm")
+app.add_typer(hosts.app, name="host")
 app.add_typer(broker.app, name="broker")
 moving.register(app)
 tuning.register(app)

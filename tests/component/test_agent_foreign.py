@@ -162,7 +162,8 @@ async def test_an_agent_that_is_restarted_says_of_nobody_that_it_is_gone(place: 
         lambda: any(isinstance(r.message, HostVm) and not r.retained for r in place.heard[before:]), "again", timeout=20
     )
     await asyncio.sleep(1.0)
-    assert not [r for r in place.heard[before:] if r.cleared]
+    # other QEMUs of this machine, foreign to it too, may come and go
+    assert not [r for r in place.heard[before:] if r.cleared and r.topic.endswith("/stays")]
     assert place.event("guest-gone", process.pid) is None
 
 

@@ -118,10 +118,10 @@ class Mosquitto:
         self._process.send_signal(signal.SIGCONT)
 
 
-def listens(port: int) -> bool:
-    """Tell whether something accepts connections on a loopback port."""
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    """Tell whether something accepts connections on a port."""
     with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+        return sock.connect_ex((address, port)) == 0
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, *, timeout: float = 10.0) -> None:

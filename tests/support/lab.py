@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -66,7 +67,10 @@ class Guest:
         return wait_for(
             lambda: (v := self.verdict(host)) and enough(v) and v,
             seconds,
-            lambda: f"{self.verdict(host)}\n{b''.join(self.logs(host))[-2000:].decode('utf-8', 'replace')}",
+            lambda: (
+                f"{self.verdict(host)}\n{b''.join(self.logs(host))[-2000:].decode('utf-8', 'replace')}\n"
+                f"{asked(self.directory(host) / 'qmp.sock')}"
+            ),
             every=0.3,
         )
 
@@ -89,6 +93,32 @@ class Guest:
             return int((self.directory(host) / "pid").read_text().split()[0])
         except (FileNotFoundError, IndexError):
             return None
+
+
+ASKED = (
+    {"execute": "query-status"},
+    {"execute": "query-migrate"},
+    {"execute": "query-version"},
+    {"execute": "human-monitor-command", "arguments": {"command-line": "info registers"}},
+    {"execute": "human-monitor-command", "arguments": {"command-line": "info lapic"}},
+)
+
+
+def asked(monitor: Path) -> str:
+    """What a QEMU says of itself, for the message of a test that failed because its guest stood still."""
+    lines = []
+    try:
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rw") as stream:
+            connection.settimeout(5.0)
+            connection.connect(str(monitor))
+            lines.append(stream.readline())
+            for command in ({"execute": "qmp_capabilities"}, *ASKED):
+                stream.write(json.dumps(command) + "\n")
+                stream.flush()
+                lines.append(stream.readline().replace("\\r\\n", "\n"))
+    except OSError as error:
+        lines.append(f"{monitor}: {error}")
+    return "".join(lines)
 
 
 def wait_for(
