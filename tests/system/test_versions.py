@@ -81,6 +81,9 @@ def test_a_guest_goes_through_all_pairs_of_versions(lab: Lab, way: str) -> None:
                 assert not verdict.corruption, (done, verdict.reasons)
                 assert not verdict.tick_faults, (done, verdict.reasons)
             guest.wait_survived(here)
+    except AssertionError as error:
+        error.add_note(f"moves so far: {done}")
+        raise
     finally:
         for directory in images.values():
             shutil.rmtree(directory, ignore_errors=True)
