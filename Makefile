@@ -76,6 +76,12 @@ lost-ack: venv images ## Lose the acknowledgement of a hand-over, N times (ARGS=
 soak: venv images ## Move one guest to and fro, N times, and compare its memory each time
 	@$(BIN)/python -m tests.faults.soak --moves $(or $(N),200)
 
+.PHONY: fuzz
+fuzz: venv ## Give all that reads what others wrote a million wrong inputs (INPUTS=1000000), led by coverage where atheris installs
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt \
+		|| echo "atheris cannot be installed here: inputs come from mutation alone"
+	@$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),1000000)
+
 .PHONY: docs
 docs: venv ## Build the documentation into docs/_build
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
@@ -93,6 +99,7 @@ COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --allow-u
 .PHONY: lock
 lock: ## Renew the hash-pinned requirements from pyproject.toml (PYTHON=python3.11, the oldest one)
 	@$(COMPILE) --extra rig --extra test --extra dev --extra postgresql -o requirements/dev.txt pyproject.toml requirements/build.in
+	@$(COMPILE) -o requirements/fuzz.txt requirements/fuzz.in
 	@$(COMPILE) --extra docs -c requirements/dev.txt -o requirements/docs.txt pyproject.toml
 
 .PHONY: clean

@@ -5,6 +5,7 @@ Everything here may be absent (an old kernel, a container, a file that is hidden
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,8 +129,9 @@ def interfaces(text: str | None) -> dict[str, tuple[int, int]]:
     for line in (text or "").splitlines():
         name, colon, rest = line.rpartition(":")
         words = rest.split()
-        if colon and len(words) >= 9 and words[0].isdecimal() and words[8].isdecimal() and name.strip() != "lo":
-            found[name.strip()] = int(words[0]), int(words[8])
+        if colon and len(words) >= 9 and name.strip() != "lo":
+            with contextlib.suppress(ValueError):
+                found[name.strip()] = max(0, int(words[0])), max(0, int(words[8]))
     return found
 
 

@@ -291,11 +291,42 @@ async def _serve(config: AgentConfig, ready_file: Path | None) -> None:
         sys.stdout.flush()
 
     agent = HostAgent(config)
+    alone = _only_one(config.run_dir)
     alive = asyncio.create_task(manager.keep_alive(lambda: agent.summary), name="service manager")
     try:
         await agent.run(stop, ready=ready)
     finally:
         alive.cancel()
+        if alone is not None:
+            os.close(alone)
+
+
+def _only_one(run_dir: Path) -> int | None:
+    """Lock a RUN_DIR, so that a second agent of the same guests says so instead of speaking over the first.
+
+    Returns:
+        What holds the lock, to be closed; ``None`` where there is no directory yet.
+
+    Raises:
+        LockBusy: Another agent serves there.
+    """
+    import fcntl
+
+    from qmp_migrate.errors import LockBusy
+
+    try:
+        descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise LockBusy(
+            f"another agent serves {run_dir}",
+            hint="systemctl status qmp-hostagent; one agent serves all guests of a host",
+        ) from None
+    return descriptor
 
 
 def _log_to_stderr() -> None:

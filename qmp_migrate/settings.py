@@ -445,7 +445,7 @@ def parse(text: str, *, source: str, environment: Any = None) -> Settings:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with 5,000 digits, and 1,000 brackets
         raise ConfigError(
             f"{source}: not TOML: {error}", hint="see docs/reference/settings.md for an example"
         ) from None

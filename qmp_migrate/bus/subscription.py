@@ -112,5 +112,5 @@ class Subscription:
         try:
             address, decoded = decode(self._topics, topic, message.payload)
         except BusError as error:
-            return Received(topic, message.retain, self._topics.parse(topic), None, error)
+            return Received(topic, message.retain, self._topics.parse(topic), None, error.with_traceback(None))
         return Received(topic, message.retain, address, decoded)

@@ -116,6 +116,7 @@ class Wanted:
 async def _follow(settings: Settings, *, vm: str | None, wanted: Wanted, json: bool) -> None:
     from qmp_migrate.bus.address import BrokerAddress
     from qmp_migrate.bus.client import BusClient
+    from qmp_migrate.bus.conflicts import Conflicts
     from qmp_migrate.bus.follow import follow
     from qmp_migrate.bus.silence import Silence, with_pauses
     from qmp_migrate.bus.topics import Topics
@@ -138,17 +139,21 @@ async def _follow(settings: Settings, *, vm: str | None, wanted: Wanted, json: b
         await client.wait_connected()
         if not json:
             say().print(f"following {address.url} (Ctrl-C ends)", style="dim")
-        silence = Silence()
+        silence, conflicts, looked = Silence(), Conflicts(), 0.0
         async for news in with_pauses(follow(client, vm=vm), LOOK_S):
             if news is not None:
                 silence.hear(news.received, time.monotonic())
+                conflicts.hear(news.received, time.monotonic())
                 if news.missed:
                     _write(gap(news), json)
                 if wanted.admits(news):
                     _write(document(news) if json else line(news), json)
-            for quiet in silence.fallen(time.monotonic()):
-                if wanted.host in (None, quiet["host"]):
-                    _write(quiet, json)
+            if (now := time.monotonic()) - looked < LOOK_S:
+                continue
+            looked = now
+            for told in (*silence.fallen(now), *conflicts.found(now)):
+                if wanted.host is None or wanted.host in (told.get("host"), *told.get("hosts", ())):
+                    _write(told, json)
 
 
 def _write(told: dict[str, Any] | str, json: bool) -> None:

@@ -68,11 +68,17 @@ def list_(context: typer.Context, on: On = None, json: Json = False) -> None:
         async with Controller.open(options.settings()) as controller:
             return await controller.list_guests(on=on)
 
+    from qmp_migrate.fleet.guests import conflicts
+
     guests, unreachable = run(work(), as_json=json)
+    twice = conflicts(guests)
     if json:
-        put({"schema": "guests/1", "guests": [asdict(guest) for guest in guests], "unreachable": unreachable})
+        listed = [asdict(guest) for guest in guests]
+        put({"schema": "guests/1", "guests": listed, "unreachable": unreachable, "conflicts": twice})
     else:
         _table(guests)
+    for found in twice:
+        say().print(f"[bold red]conflict:[/] {found['text']}")
     for line in unreachable:
         say().print(f"[yellow]warning:[/] {line}")
     if unreachable:

@@ -155,8 +155,9 @@ def machine(output: str, host: str) -> Machine:
     for line in output.splitlines():
         name, _, value = line.partition(" ")
         if name == "file":
-            digest, mode, owner, path = value.split(" ", 3)
-            files[path] = (digest, mode, owner)
+            words = value.split(" ", 3)
+            if len(words) == 4:
+                files[words[3]] = (words[0], words[1], words[2])
         else:
             facts[name] = value.strip()
     if facts.get("uid") != "0":

@@ -72,6 +72,30 @@ class Guest:
     directory: str = ""
 
 
+_CLAIMS: Final = frozenset(
+    {"running", "paused", "suspended", "io-error", "guest-panicked", "internal-error", "watchdog", "debug"}
+)
+
+
+def conflicts(guests: Sequence[Guest]) -> list[dict[str, Any]]:
+    """Return the names that more than one host has, ``events.conflict/1`` each; a guest in a migration is not in two places.
+
+    Args:
+        guests: Of all hosts.
+    """
+    from qmp_migrate.bus.conflicts import conflict_document
+
+    places: dict[str, list[Guest]] = {}
+    for guest in guests:
+        if guest.migration is None and guest.state in _CLAIMS:
+            places.setdefault(guest.name, []).append(guest)
+    return [
+        conflict_document(vm, {guest.host: guest.uuid for guest in found})
+        for vm, found in sorted(places.items())
+        if len({guest.host for guest in found}) > 1
+    ]
+
+
 async def look_for(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
     """Return the sides on which the guest's QEMU lives, and one line for each host that could not be asked."""
 

@@ -22,6 +22,8 @@ KINDS: Final[Mapping[str, str]] = {
     "host.lost": "the connection to a host's agent is dead",
     "host.stopped": "an agent was stopped",
     "host.silent": "an agent has not reported for three intervals",
+    "host.conflict": "two agents use one host's name",
+    "guest.conflict": "a guest's name is used on two hosts",
     "guest.crashed": "a QEMU has ended without a word",
     "guest.panicked": "the guest's kernel has panicked",
     "guest.io-error": "a disk of the guest has reported an error",
@@ -136,6 +138,22 @@ def silent(document: Mapping[str, Any], count: int) -> Notice:
     """
     host = str(document["host"])
     return Notice(f"{host}.silent.{count}", "host.silent", None, host, f"host {host}: {KINDS['host.silent']}", {})
+
+
+def conflict(document: Mapping[str, Any], count: int) -> Notice | None:
+    """Return what is to be told of a conflict (`qmp_migrate.bus.conflicts`); ``None`` where it has ended.
+
+    Args:
+        document: As `Conflicts.found` returns it.
+        count: Tells one conflict from the next.
+    """
+    if document["kind"] == "host":
+        host = str(document["host"])
+        return Notice(f"{host}.conflict.{count}", "host.conflict", None, host, str(document["text"]), {})
+    if not document["hosts"]:
+        return None
+    vm, data = str(document["vm"]), {name: document[name] for name in ("hosts", "uuids", "same_uuid")}
+    return Notice(f"{vm}.conflict.{count}", "guest.conflict", vm, None, str(document["text"]), data)
 
 
 @dataclass(frozen=True, slots=True)

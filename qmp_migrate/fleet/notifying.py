@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from qmp_migrate.bus.client import BusClient
+from qmp_migrate.bus.conflicts import Conflicts
 from qmp_migrate.bus.follow import follow
 from qmp_migrate.bus.messages import HostStatus
 from qmp_migrate.bus.silence import Silence, with_pauses
@@ -104,7 +105,7 @@ class Notifier:
         self._queues: list[deque[Notice]] = [deque() for _ in targets]
         self._wake = [asyncio.Event() for _ in targets]
         self._pending: set[tuple[int, str]] = set()
-        self._silences = 0
+        self._counted = 0
 
     async def run(self, client: BusClient) -> None:
         """Listen and tell.
@@ -124,20 +125,28 @@ class Notifier:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self, client: BusClient) -> None:
-        silence = Silence()
+        silence, conflicts, looked = Silence(), Conflicts(), 0.0
         clock = asyncio.get_running_loop().time
         async for news in with_pauses(follow(client), LOOK_S):
             if news is not None:
                 silence.hear(news.received, clock())
+                conflicts.hear(news.received, clock())
                 # What was so before we came is not news, but for migrations that ended while we were away.
                 old = news.received.retained and (
                     self._delivered.fresh or isinstance(news.received.message, HostStatus)
                 )
                 if not old and (notice := notices.of(news.received)) is not None:
                     self.tell(notice)
-            for document in silence.fallen(clock()):
-                self._silences += 1
-                self.tell(notices.silent(document, self._silences))
+            if (now := clock()) - looked < LOOK_S:
+                continue
+            looked = now
+            for document in silence.fallen(now):
+                self._counted += 1
+                self.tell(notices.silent(document, self._counted))
+            for document in conflicts.found(now):
+                self._counted += 1
+                if (notice := notices.conflict(document, self._counted)) is not None:
+                    self.tell(notice)
 
     def tell(self, notice: Notice) -> None:
         """Put a notice into the queue of everyone who wants it and has not had it."""

@@ -46,6 +46,8 @@ from qmp_migrate.vm.fields import (
 from qmp_migrate.vm.toml_lines import line_of
 from qmp_migrate.vm.units import ByteSize, format_size
 
+FINDINGS: Final = 8
+"""So many faults of a spec are told at once."""
 TEXT_LIMIT: Final = 64 * 1024
 """Longest spec that is read, in characters."""
 LINE_LIMIT: Final = 1000
@@ -264,7 +266,7 @@ def parse_spec(text: str, *, source: str, base_dir: str) -> GuestSpec:
         )
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with 5,000 digits, and 1,000 brackets
         at = re.search(r"at line ([0-9]+)", str(error))
         where = f"{source}:{at[1]}" if at else source
         raise SpecError(f"{where}: not TOML: {error}", hint='text goes in quotes: name = "web1"') from None
@@ -292,7 +294,7 @@ def _explain(error: ValidationError, text: str, source: str) -> SpecError:
     """Turn pydantic's errors into one of ours: every finding with its key and line, a hint for the first."""
     findings: list[str] = []
     hints: list[str] = []
-    for detail in error.errors():
+    for detail in error.errors()[:FINDINGS]:  # looking for a line reads the whole text again
         location = [part for part in detail["loc"] if part not in {"function-after", "constrained-str"}]
         message, hint = _reason(dict(detail), location)
         key, _, rest = message.partition(": ")
@@ -303,7 +305,7 @@ def _explain(error: ValidationError, text: str, source: str) -> SpecError:
         name = ".".join(str(part + 1) if isinstance(part, int) else part for part in location)
         findings.append(f"{where}: {name}: {message}" if name else f"{where}: {message}")
         hints.append(hint)
-    return SpecError("; ".join(findings[:8]), hint=hints[0])
+    return SpecError("; ".join(findings), hint=hints[0])
 
 
 def _reason(detail: dict[str, Any], location: list[str | int]) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def line_of(text: str, location: Sequence[str | int]) -> int | None:
     for number in range(1, len(lines) + 1):
         try:
             data = tomllib.loads("\n".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             continue  # within a statement of several lines
         if _depth(data, location) >= present:
             return start + 1

@@ -90,16 +90,16 @@ class Agent:
         self._ready = directory / "ready.json"
         self.log = directory / "agent.log"
         words = {"host": "a", "run-dir": str(directory / "run"), "mqtt": url, "interval": "200ms", **options}
-        self._argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--ready-file", str(self._ready)]
+        self.argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--ready-file", str(self._ready)]
         for key, value in words.items():
-            self._argv += [f"--{key}", value]
+            self.argv += [f"--{key}", value]
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> Agent:
         self._ready.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                *self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         await until(lambda: self._ready.exists() or self.ended, "the agent is ready", timeout=20)
         assert not self.ended, self.text
@@ -265,6 +265,46 @@ async def test_a_broker_that_comes_back_empty_is_told_everything(
         assert await agent.end() == 0
 
 
+async def test_a_broker_that_remembers_what_is_no_longer_so_is_put_right(qemus: Qemus, tmp_path: Path) -> None:
+    """With persistence it comes back with its old state: guests that have gone meanwhile, also with their agent, must go."""
+    broker = Mosquitto(tmp_path, persistent=True)
+    await broker.start()
+    seen, stays, goes = qemus.start("seen"), qemus.start("stays"), qemus.start("goes")
+    async with running(tmp_path, broker) as agent:
+        async with Observer(broker) as observer:
+            await until(lambda: all(observer.vm(name) for name in ("seen", "stays", "goes")), "all are known")
+        await broker.stop()
+        seen.kill()
+        seen.wait(10)
+        await until(lambda: "guest-gone" in agent.text, "the agent has seen it go")
+        await agent.end(signal.SIGKILL)  # and now nobody remembers that it has told of `goes`
+    goes.kill()
+    goes.wait(10)
+    await broker.start()
+    async with running(tmp_path, broker), Observer(broker) as observer:
+        await until(lambda: bool(observer.vm("stays")), "what is there is told of")
+        await until(lambda: not observer.vm("seen") and not observer.vm("goes"), "what is gone is cleared")
+        async with Observer(broker) as late:
+            await until(lambda: bool(late.vm("stays")), "a late subscriber learns it")
+            assert {item.received.topic for item in late.news if "/vm/" in item.received.topic} == {
+                TOPICS.host_vm("a", "stays")
+            }
+        assert "guest-gone" not in observer.events("stays")
+    assert stays.poll() is None
+    await broker.stop()
+
+
+async def test_a_second_agent_of_the_same_guests_is_refused(mosquitto: Mosquitto, qemus: Qemus, tmp_path: Path) -> None:
+    qemus.run_dir.mkdir(exist_ok=True)
+    async with running(tmp_path, mosquitto) as agent:
+        second = await asyncio.create_subprocess_exec(*agent.argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        _, err = await asyncio.wait_for(second.communicate(), 20)
+        assert second.returncode == 75
+        assert b"another agent serves" in err
+        assert b"hint:" in err
+        assert not agent.ended
+
+
 async def test_without_a_broker_the_agent_serves_and_stops_all_the_same(qemus: Qemus, tmp_path: Path) -> None:
     qemus.start("web1")
     agent = await Agent(tmp_path, f"mqtt://127.0.0.1:{free_port()}").start()
@@ -312,7 +352,7 @@ async def test_bad_options_end_with_the_documented_code(
 ) -> None:
     agent = Agent(tmp_path, f"mqtt://127.0.0.1:{free_port()}", **options)
     with agent.log.open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*agent._argv, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(*agent.argv, stdout=log, stderr=log)
     assert await asyncio.wait_for(process.wait(), 20) == status, agent.text
     assert words in agent.text
     assert "hint: " in agent.text

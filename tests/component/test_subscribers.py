@@ -21,7 +21,7 @@ from qmp_migrate.bus.address import BrokerAddress
 from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.follow import follow
 from qmp_migrate.bus.housekeeping import forget_old
-from qmp_migrate.bus.messages import HostEvent, HostStatus, MigrationState
+from qmp_migrate.bus.messages import HostEvent, HostStatus, HostVm, MigrationState
 from qmp_migrate.bus.schemas import json_schema
 from qmp_migrate.bus.topics import Kind, Topics
 from tests.support.brokers import Mosquitto, until
@@ -129,6 +129,30 @@ async def test_events_marks_gaps_and_silence(broker: Mosquitto, tmp_path: Path) 
         (gap,) = [d for d in documents() if d.get("schema") == "events.gap/1"]
         assert (gap["topic"], gap["missed"]) == (TOPICS.host_event("a"), 2)
         await until(lambda: any(d.get("schema") == "events.stale/1" for d in documents()), "the silence", timeout=20)
+
+
+async def test_events_shows_a_guest_on_two_hosts_and_merges_nothing(broker: Mosquitto, tmp_path: Path) -> None:
+    config = tmp_path / "qmp-migrate.toml"
+    config.write_text(f'[mqtt]\nurl = "{broker.url}"\n')
+    out = tmp_path / "events.log"
+    argv = [sys.executable, "-m", "qmp_migrate.cli", "--config", str(config), "events", "--json"]
+    state = {**golden("host.vm-1.1"), "vm": "web1", "runstate": "running", "role": "idle", "migration_status": None}
+
+    def documents() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
+
+    async with program(*argv, out=out), BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
+        for host in ("a", "b"):
+            message = HostVm.model_validate_json(json.dumps({**state, "host": host}))
+            client.publish_state(TOPICS.host_vm(host, "web1"), message)
+        await until(
+            lambda: any(d.get("schema") == "events.conflict/1" for d in documents()), "the conflict", timeout=20
+        )
+        (found,) = [d for d in documents() if d.get("schema") == "events.conflict/1"]
+        assert (found["vm"], found["hosts"], found["same_uuid"]) == ("web1", ["a", "b"], True)
+        assert {d["topic"] for d in documents() if "topic" in d} == {
+            TOPICS.host_vm(host, "web1") for host in ("a", "b")
+        }
 
 
 async def test_an_agent_whose_clock_was_set_back_over_a_reboot_is_believed(broker: Mosquitto, tmp_path: Path) -> None:

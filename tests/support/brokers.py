@@ -65,15 +65,23 @@ class Embedded:
 
 
 class Mosquitto:
-    """A real Mosquitto, without persistence.
+    """A real Mosquitto.
 
     Args:
         directory: For its configuration and log.
         listener: Lines that follow ``listener PORT 127.0.0.1`` (TLS, access control).
         scheme: Of `url`.
+        persistent: It keeps what is retained over a restart, as of old; without, it comes back empty.
     """
 
-    def __init__(self, directory: Path, *, listener: str = "allow_anonymous true", scheme: str = "mqtt") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        listener: str = "allow_anonymous true",
+        scheme: str = "mqtt",
+        persistent: bool = False,
+    ) -> None:
         binary = find_mosquitto()
         if binary is None:
             pytest.skip("mosquitto is not installed: apt-get install mosquitto")
@@ -81,7 +89,8 @@ class Mosquitto:
         self.log = directory / "mosquitto.log"
         self._scheme = scheme
         self._config = directory / "mosquitto.conf"
-        lines = [f"listener {self.port} 127.0.0.1", listener, "persistence false", "log_dest stderr"]
+        lines = [f"listener {self.port} 127.0.0.1", listener, "log_dest stderr"]
+        lines += ["persistence true", f"persistence_location {directory}/"] if persistent else ["persistence false"]
         if os.geteuid() == 0:
             lines.append("user root")  # else it drops to a user who may not read the test's directory
         self._config.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Fuzzing: everything that reads what somebody else wrote gets a million inputs (`make fuzz`), and may only refuse."""
