@@ -73,10 +73,15 @@ def decode(topics: Topics, topic: str, payload: bytes) -> tuple[Address, BusMess
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise refusal("bus_too_large", f"{topic}: payload of {len(payload)} bytes")
     _check_schema(address, topic, payload)
+    message, reason = None, ""
     try:
         message = MODELS[address.kind].model_validate_json(payload)
     except (ValidationError, ValueError, RecursionError) as error:
-        raise refusal("bus_bad_field", f"{topic}: {_first(error)}") from None
+        reason = _first(error)
+    # Not raised in there: it would keep pydantic's error as its context, which Python's collector cannot look into; with the
+    # frames of its traceback that is a cycle that is never freed, and a subscriber would grow with every bad message.
+    if message is None:
+        raise refusal("bus_bad_field", f"{topic}: {reason}")
     if message.speaker is not None and message.speaker != address.owner:
         raise refusal("bus_wrong_speaker", f"{topic}: payload speaks for {message.speaker!r}")
     if isinstance(message, HostVm) and message.vm != address.vm:

@@ -135,8 +135,13 @@ class Notifier:
                 old = news.received.retained and (
                     self._delivered.fresh or isinstance(news.received.message, HostStatus)
                 )
-                if not old and (notice := notices.of(news.received)) is not None:
+                if (notice := notices.of(news.received)) is None:
+                    pass
+                elif not old:
                     self.tell(notice)
+                elif self._delivered.fresh:  # nor will it be news when the service comes a second time
+                    for number in range(len(self._targets)):
+                        self._delivered.add(f"{number}:{notice.id}")
             if (now := clock()) - looked < LOOK_S:
                 continue
             looked = now

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.wire import decode
+from qmp_migrate.errors import BusError
 from tests.fuzz import targets
 from tests.fuzz.mutate import mutate
 from tests.fuzz.one import Found, Trial, by_mutation
@@ -69,3 +72,12 @@ def test_make_fuzz_reports_what_it_did(tmp_path: Path) -> None:
     ran = subprocess.run([*argv, "--target", "token", "--target", "proc"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "nothing was raised that may not be" in ran.stdout
+
+
+def test_a_refusal_keeps_nothing_of_what_was_refused() -> None:
+    """Found by fuzzing: pydantic's error, kept as the context, made each refused message a cycle that is never freed."""
+    topics = Topics()
+    with pytest.raises(BusError) as caught:
+        decode(topics, topics.host_status("a"), b'{"schema": "host.status/1.0", "host": 7}')
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
