@@ -56,9 +56,10 @@ check: venv ## Lint, types and unit tests (minutes)
 	@$(PYTEST) tests/unit
 
 .PHONY: bench
-bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out, and .html)
-	@$(if $(filter-out policies,$(SET)),echo "no such SET: $(SET); there is: policies" >&2; exit 2,:)
-	@$(if $(SET),contrib/qemus.sh --try; $(BIN)/python -m bench.shootout,$(BIN)/python -m bench) $(ARGS)
+bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out; SET=bus: 1,000 agents)
+	@$(if $(filter-out policies bus,$(SET)),echo "no such SET: $(SET); there are: policies and bus" >&2; exit 2,:)
+	@$(if $(filter policies,$(SET)),contrib/qemus.sh --try,:)
+	@$(BIN)/python -m bench$(if $(filter policies,$(SET)),.shootout)$(if $(filter bus,$(SET)),.bus) $(ARGS)
 
 .PHONY: faults
 faults: venv images ## Bring each fault in each phase: table, build/faults.json and .html (CASE=…, ARGS=…)

@@ -47,7 +47,7 @@ from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import BusError, MonitorError
 from qmp_migrate.qemu.monitor import Monitor
 
-LOOK_S: Final = 0.25
+LOOK_S: Final = 0.5
 ACTIVE_LOOK_S: Final = 0.05
 ASK_S: Final = 2.0
 OFFER_S: Final = 1.0

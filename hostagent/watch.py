@@ -32,7 +32,7 @@ from qmp_migrate.qemu.monitor import Event, EventStream, Monitor
 from qmp_migrate.qemu.states import under_way
 
 QUERY_TIMEOUT_S: Final = 5.0
-IDLE_QUERY_S: Final = 10.0
+IDLE_QUERY_S: Final = 30.0
 BUSY_QUERY_S: Final = 1.0
 """How often the state is asked for without an event: while nothing happens, and while a migration is under way."""
 QUERY_PAUSE_S: Final = 0.1

@@ -106,7 +106,8 @@ def _check_schema(address: Address, topic: str, payload: bytes) -> None:
         document = from_json(payload, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise refusal("bus_not_json", f"{topic}: {error}") from None
-    if _deeper_than(document, MAX_DEPTH):
+    brackets = payload.count(b"{") + payload.count(b"[")
+    if brackets > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
         raise refusal("bus_not_json", f"{topic}: nested more than {MAX_DEPTH} levels")
     schema = document.get("schema") if isinstance(document, dict) else None
     match = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
