@@ -34,8 +34,8 @@ def measure(guests: int, seconds: float, say: Callable[[str], None], *, warm_s: 
             for number in range(guests):
                 processes.append(_qemu(directory / "run" / f"g{number}"))
             argv = [sys.executable, "-m", "hostagent.main", "run", "--host", "a", "--mqtt", f"mqtt://127.0.0.1:{port}"]
-            log = (directory / "agent.log").open("wb")
-            agent = subprocess.Popen([*argv, "--run-dir", str(directory / "run")], stdout=log, stderr=log)
+            with (directory / "agent.log").open("wb") as log:
+                agent = subprocess.Popen([*argv, "--run-dir", str(directory / "run")], stdout=log, stderr=log)
             processes.append(agent)
             time.sleep(warm_s)
             before, began = _cpu_s(agent.pid), time.monotonic()
