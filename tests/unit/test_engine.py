@@ -249,8 +249,8 @@ async def test_whichever_command_fails_it_says_what_is_the_case(
 ) -> None:
     """One migration for each command, many at the same time."""
     if fault in {"unanswered", "answer lost"}:
-        monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 1.0)
-        monkeypatch.setattr(side_module, "OBSERVE_S", 1.0)
+        monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 2.0)
+        monkeypatch.setattr(side_module, "OBSERVE_S", 2.0)
 
     async def one(number: int) -> list[str]:
         async with QemuPair(fault, number) as pair:

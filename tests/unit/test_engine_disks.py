@@ -134,8 +134,8 @@ async def test_whichever_command_fails_nothing_is_left_and_no_disk_is_behind(
     """One migration for each command, many at the same time; of two releases by turns."""
     later = get_args(Fault).index(fault) % 2 == 0
     if fault in {"unanswered", "answer lost"}:
-        monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 1.0)
-        monkeypatch.setattr(side_module, "OBSERVE_S", 1.0)
+        monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 2.0)
+        monkeypatch.setattr(side_module, "OBSERVE_S", 2.0)
 
     async def one(number: int) -> list[str]:
         async with DiskPair(fault, number, later=later) as pair:
