@@ -149,6 +149,14 @@ def run(
         raise typer.Exit(error.exit_code) from None
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def relay(context: typer.Context) -> None:
+    """The forced command of a controller's key: no shell, and nothing that is not the controller's. --help tells more."""
+    from hostagent.relay.entry import main as entry
+
+    raise typer.Exit(entry(context.args))
+
+
 @app.command()
 def discover(
     run_dir: Annotated[

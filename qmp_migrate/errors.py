@@ -25,7 +25,8 @@ what the command line ends with (the table is in DESIGN §6 and in ``docs/refere
     ├── RemoteError                        1   the host is fine, what we asked of it failed
     │   ├── CommandFailed                      a command ended with a status other than 0
     │   ├── FileFailed                         a file could not be read, written or removed
-    │   └── LaunchFailed                       a QEMU did not start; carries its stderr
+    │   ├── LaunchFailed                       a QEMU did not start; carries its stderr
+    │   └── RelayRefused                       the relay of the host does not allow it; nothing was done
     ├── MonitorError                       1   QMP
     │   ├── MonitorBusy                        no greeting: another client holds the monitor
     │   ├── MonitorLost                        the connection ended: the outcome of a pending command is unknown
@@ -180,6 +181,12 @@ class RemoteError(QmpMigrateError):
     """The host answers, but what we asked of it failed."""
 
     code = "remote"
+
+
+class RelayRefused(RemoteError):
+    """The relay of a host (`qmp-hostagent relay`) does not allow what was asked of it; nothing was done."""
+
+    code = "relay_refused"
 
 
 class CommandFailed(RemoteError):

@@ -305,6 +305,7 @@ class HostSettings(_Section):
         migration_ports: ``FIRST-LAST``, both included, for firewalls; default: a free port of the system's choice.
         run_dir: Where guests' files are on the host.
         qemu: The QEMU binary on the host.
+        access: ``shell``: the SSH user has one. ``relay``: its key is bound to ``qmp-hostagent relay``.
         path_map: Where this host's paths differ: ``{"/path/elsewhere" = "/path/here"}``.
     """
 
@@ -319,6 +320,7 @@ class HostSettings(_Section):
     migration_ports: str | None = None
     run_dir: str = "/run/qmp-migrate"
     qemu: str = "/usr/bin/qemu-system-x86_64"
+    access: Literal["shell", "relay"] = "shell"
     path_map: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("address", "migration_address", "migration_listen")

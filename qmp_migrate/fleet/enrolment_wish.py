@@ -70,6 +70,8 @@ def make_wish(settings: Settings, name: str, asked: Asked) -> Wish:
         )
     key = _public_key(host, asked.key)
     enrolment.key_blob(key)
+    if host.access == "relay":
+        key = f'restrict,command="/usr/bin/qmp-hostagent relay" {key}'
     files = tuple(_boot(user, host.run_dir))
     if asked.agent:
         assert url is not None

@@ -30,6 +30,7 @@ def address_of(name: str, settings: HostSettings) -> HostAddress:
         known_hosts=settings.known_hosts.expanduser() if settings.known_hosts else None,
         jump=settings.jump,
         local=settings.address == "local",
+        relay=settings.access == "relay",
     )
 
 

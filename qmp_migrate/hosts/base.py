@@ -38,6 +38,7 @@ class HostAddress:
         jump: ``user@host:port`` of a host to go through (``user@`` and ``:port`` optional), or ``None``.
         local: True where the host is this machine and no SSH is used.
         connect_timeout_s: Seconds for the whole of connecting: TCP, key exchange, authentication.
+        relay: The key there has no shell: a relay decides what is done, and leads to monitors.
     """
 
     name: str
@@ -49,6 +50,7 @@ class HostAddress:
     jump: str | None = None
     local: bool = False
     connect_timeout_s: float = 10.0
+    relay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qmp_migrate.errors import CommandFailed, UsageError
+from qmp_migrate.errors import CommandFailed, RelayRefused, UsageError
 from qmp_migrate.hosts.base import Completed
 
 
@@ -82,6 +82,31 @@ def without_greeting(completed: Completed, limit: int) -> Completed:
 def script_argv(source: str, args: Sequence[str]) -> list[str]:
     """Return the argv that runs the POSIX shell script ``source`` with ``$1``… set to ``args``."""
     return ["sh", "-c", source, "sh", *args]
+
+
+RELAY_STATUS = 77
+_RELAY_MARK = b"qmp-relay: refused: "
+
+
+def not_refused(completed: Completed, host: str) -> Completed:
+    """Return ``completed``, unless the relay of the host has refused to run it.
+
+    Raises:
+        RelayRefused: It has, with what it said.
+    """
+    if completed.returncode == RELAY_STATUS and _RELAY_MARK in completed.stderr:
+        raise relay_refused(completed.stderr.partition(_RELAY_MARK)[2], host)
+    return completed
+
+
+def relay_refused(reason: bytes, host: str) -> RelayRefused:
+    """Return the error for what a relay has refused."""
+    line = reason.decode("utf-8", "replace").strip().partition("\n")[0]
+    return RelayRefused(
+        f"the relay does not allow it: {line}",
+        hint="what it allows: docs/guide/least-privilege.md; its settings on the host: /etc/qmp-migrate/relay.toml",
+        host=host,
+    )
 
 
 def checked(completed: Completed, host: str, what: str) -> Completed:

@@ -25,6 +25,8 @@ from qmp_migrate.hosts.command import (
     checked,
     command_line,
     leader,
+    not_refused,
+    relay_refused,
     script_argv,
     without_greeting,
 )
@@ -40,6 +42,8 @@ T = TypeVar("T")
 #: Commands at once on one connection; more wait. With the lock holders, and one more that ends commands that were given
 #: up, this stays within sshd's default MaxSessions (10).
 SESSIONS = 10 - HOLDERS - 1
+RELAYED_MONITORS = 3
+LINE_LIMIT = 1000
 #: How long ending a command that was given up may take.
 KILL_LIMIT_S = 5.0
 #: Seconds between two signs of life asked of the SSH server, and how long each may take.
@@ -58,7 +62,8 @@ class SshHost:
         self.address = address
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
-        self._sessions = asyncio.Semaphore(SESSIONS)
+        # Monitors behind a relay are sessions, too.
+        self._sessions = asyncio.Semaphore(SESSIONS - RELAYED_MONITORS if address.relay else SESSIONS)
         self._killing = asyncio.Lock()
         self._endings: set[asyncio.Task[None]] = set()
         self._locks = LockTable(address.name, self._start_holder)
@@ -117,12 +122,43 @@ class SshHost:
         """Connect to a UNIX socket; see :meth:`qmp_migrate.hosts.base.Host.open_unix`."""
         check_unix_path(self.name, path)
         connection = self._connected()
+        if self.address.relay:
+            return await self._through_relay(connection, path, timeout)
         future = self._submit(connection.open_unix, path, timeout)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             future.add_done_callback(_close_unwanted)
             raise
+
+    async def _through_relay(self, connection: Connection, path: str, timeout: float) -> socket.socket:
+        """Connect to a monitor through the relay: its first line says whether it does."""
+        command = command_line(self.name, ["qmp-relay", "connect", path])
+        sock = await self._submit(connection.open_process, command, timeout)
+        loop = asyncio.get_running_loop()
+        line = b""
+        try:
+            async with asyncio.timeout(timeout):
+                while not line.endswith(b"\n") and len(line) < LINE_LIMIT and (byte := await loop.sock_recv(sock, 1)):
+                    line += byte
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, TimeoutError):
+                raise
+            raise ChannelRefused(
+                f"the relay did not connect to {path} within {timeout:g} s",
+                hint="is the host overloaded?",
+                host=self.name,
+            ) from None
+        if line == b"ok\n":
+            return sock
+        sock.close()
+        if not line or line.startswith(b"refused: "):
+            raise relay_refused(line.removeprefix(b"refused: ") or b"no word; see journalctl -t qmp-relay", self.name)
+        reason = line.decode("utf-8", "replace").strip().removeprefix("error ")
+        raise ChannelRefused(
+            f"cannot connect to {path}: {reason}", hint="does the guest's QEMU still run?", host=self.name
+        )
 
     async def read_file(self, path: str, *, limit: int = 1 << 20, offset: int = 0) -> bytes:
         """Read a part of a file; see :meth:`qmp_migrate.hosts.base.Host.read_file`."""
@@ -222,7 +258,7 @@ class SshHost:
                 host=self.name,
             ) from None
         self._sessions.release()
-        return without_greeting(completed, limit)
+        return not_refused(without_greeting(completed, limit), self.name)
 
     async def _abandon(self, connection: Connection, execution: Execution, running: asyncio.Future[Completed]) -> None:
         """End a command that nobody waits for any more, then let others have its session."""

@@ -289,12 +289,16 @@ _QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 )
 
 
+def questions() -> bytes:
+    """Return what a QEMU is asked that is started for its answers only."""
+    return "".join(json.dumps({"execute": name, "arguments": a, "id": name}) for name, a in _QUESTIONS).encode()
+
+
 async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
     argv = [binary, "-M", "none", "-nodefaults", "-display", "none", "-S", "-accel", accel, "-qmp", "stdio"]
     argv += ["-incoming", "defer"]
-    questions = "".join(json.dumps({"execute": name, "arguments": a, "id": name}) for name, a in _QUESTIONS)
     try:
-        done = await host.run(argv, input=questions.encode(), timeout=PROBE_S)
+        done = await host.run(argv, input=questions(), timeout=PROBE_S)
     except CommandFailed as error:
         raise LaunchFailed(
             f"{binary} cannot be asked what it can do (accelerator {accel})",

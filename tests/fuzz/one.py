@@ -6,6 +6,7 @@ With atheris (where it is installed) the inputs are led by the coverage of our c
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import json
 import os
@@ -128,10 +129,12 @@ def by_coverage(trial: Trial, inputs: int, seed: int, corpus: Path) -> None:
         except Found as found:
             sys.stdout.write(json.dumps(trial.report("atheris", str(found))) + "\n")
             sys.stdout.flush()
+            atexit._run_exitfuncs()
             os._exit(1)
         if trial.inputs >= inputs:
             sys.stdout.write(json.dumps(trial.report("atheris")) + "\n")
             sys.stdout.flush()
+            atexit._run_exitfuncs()
             os._exit(0)
 
     def custom(data: bytes, size: int, number: int) -> bytes:

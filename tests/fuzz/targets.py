@@ -165,16 +165,20 @@ class File:
     """Something that is read from a file."""
 
     def __init__(self, name: str, read: Callable[[Path], object]) -> None:
-        self._directory = Path(
-            tempfile.mkdtemp(prefix="qm-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-        )
-        atexit.register(shutil.rmtree, self._directory, ignore_errors=True)
-        self._path = self._directory / name
+        self._name, self._read = name, read
+        self._descriptor = -1
+
+    def _make(self) -> None:
+        where = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        directory = Path(tempfile.mkdtemp(prefix="qm-fuzz-", dir=where))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        self._path = directory / self._name
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        self._read = read
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def __call__(self, data: bytes) -> None:
+        if self._descriptor < 0:
+            self._make()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, data, 0)
         self._read(self._path)

@@ -186,6 +186,12 @@ def test_the_settings_become_the_agents(tmp_path: Path) -> None:
     }
 
 
+def test_a_host_with_a_relay_gets_a_key_that_is_bound_to_it(tmp_path: Path) -> None:
+    wish = make_wish(settings(tmp_path, access="relay"), "a", Asked())
+    assert wish.key == f'restrict,command="/usr/bin/qmp-hostagent relay" {KEY}'
+    assert wish.key_blob == BLOB
+
+
 def test_what_is_missing_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(HostUnknown, match="'z'"):
         make_wish(settings(tmp_path), "z", Asked())

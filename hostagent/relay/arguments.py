@@ -1,0 +1,86 @@
+"""Whether an argument of a script is one that the script may have. Default: no."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Final
+
+from hostagent.relay.settings import Allowed
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@-]{0,127}")
+NUMBER: Final = re.compile(r"[0-9]{1,15}")
+BOOT: Final = re.compile(r"[0-9a-f-]{36}")
+TEXT_LIMIT: Final = 400
+
+
+class Refused(Exception):
+    """It is not allowed; the message says why."""
+
+
+def path_below(path: str, roots: tuple[str, ...]) -> bool:
+    """Tell whether a path is in one of the directories, also after all symbolic links that are there now are followed."""
+    if not os.path.isabs(path) or os.path.normpath(path) != path or any(c < " " or c == "\x7f" for c in path):
+        return False
+    real = os.path.realpath(path)
+    return any(
+        path.startswith(f"{root}/") and real.startswith(f"{os.path.realpath(root)}/") for root in roots if root != "/"
+    )
+
+
+def check(kind: str, word: str, allowed: Allowed) -> None:
+    """Check one argument.
+
+    Args:
+        kind: What it must be, see `CHECKS`.
+        word: The argument.
+        allowed: What the host's owner allows.
+
+    Raises:
+        Refused: It is not.
+    """
+    if not CHECKS[kind](word, allowed):
+        raise Refused(f"{word[:120]!r} is no {kind} that is allowed here")
+
+
+def _guest(word: str, allowed: Allowed) -> bool:
+    directory, _, name = word.rpartition("/")
+    return directory == allowed.run_dir and bool(NAME.fullmatch(name)) and not os.path.islink(word)
+
+
+def _lock(word: str, allowed: Allowed) -> bool:
+    directory, _, name = word.rpartition("/")
+    stem, _, kind = name.rpartition(".")
+    return directory == f"{allowed.run_dir}/.locks" and kind in {"epoch", "lock"} and bool(NAME.fullmatch(stem))
+
+
+def _in_guest(word: str, allowed: Allowed) -> bool:
+    if not path_below(word, (allowed.run_dir,)):
+        return False
+    name, _, below = word[len(allowed.run_dir) + 1 :].partition("/")
+    return bool(NAME.fullmatch(name)) and bool(below) and not os.path.islink(word)
+
+
+def _text(word: str, allowed: Allowed) -> bool:
+    return 0 < len(word) <= TEXT_LIMIT and word.isprintable() and "\t" not in word
+
+
+CHECKS: Final[dict[str, Callable[[str, Allowed], bool]]] = {
+    "run directory": lambda word, allowed: word == allowed.run_dir,
+    "guest's directory": _guest,
+    "file of a guest": _in_guest,
+    "lock": _lock,
+    "guest's name": lambda word, _: bool(NAME.fullmatch(word)),
+    "signal": lambda word, _: word in {"KILL", "TERM"},
+    "mode": lambda word, _: word in {"0400", "0600"},
+    "number": lambda word, _: bool(NUMBER.fullmatch(word)),
+    "word": lambda word, _: bool(WORD.fullmatch(word)),
+    "boot id": lambda word, _: bool(BOOT.fullmatch(word)),
+    "line of text": _text,
+    "QEMU": lambda word, allowed: word in allowed.qemus,
+    "address or nothing": lambda word, _: not word or bool(WORD.fullmatch(word.strip("[]"))),
+    "image": lambda word, allowed: path_below(word, allowed.images),
+    "file for a guest": lambda word, allowed: path_below(word, (*allowed.images, *allowed.readable, allowed.run_dir)),
+}

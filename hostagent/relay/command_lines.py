@@ -1,0 +1,353 @@
+"""Whether a QEMU may be started with a command line: what is not known to be harmless is refused.
+
+What a guest is made of is the controller's to say; what the guest's QEMU may touch of the host is its owner's. So every
+path must be below RUN_DIR, an image directory or a readable one, and nothing may be named that runs programs, opens devices
+of the host, or gives a monitor to somebody else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from hostagent.relay.arguments import Refused, path_below
+from hostagent.relay.settings import Allowed
+from qmp_migrate.errors import QmpMigrateError
+from qmp_migrate.vm.cmdline import CommandLine, Option
+from qmp_migrate.vm.properties import read
+
+WORDS_LIMIT: Final = 4096
+PLAIN: Final = frozenset(
+    [
+        "name",
+        "uuid",
+        "accel",
+        "cpu",
+        "m",
+        "smp",
+        "nodefaults",
+        "no-user-config",
+        "S",
+        "no-reboot",
+        "no-shutdown",
+        "rtc",
+        "boot",
+        "k",
+        "vga",
+        "numa",
+        "global",
+        "msg",
+        "overcommit",
+        "enable-kvm",
+        "no-acpi",
+        "no-hpet",
+        "watchdog-action",
+        "incoming",
+    ]
+)
+"""Options whose values are never files, as long as they hold no slash."""
+READS: Final = frozenset({"kernel", "initrd", "dtb", "bios", "pflash"})
+MACHINE: Final = frozenset(
+    [
+        "type",
+        "accel",
+        "usb",
+        "vmport",
+        "kernel_irqchip",
+        "kernel-irqchip",
+        "smm",
+        "pflash0",
+        "pflash1",
+        "memory-backend",
+        "hpet",
+        "nvdimm",
+        "graphics",
+        "mem-merge",
+        "dump-guest-core",
+        "i8042",
+        "pit",
+        "sata",
+        "smbus",
+        "pic",
+        "acpi",
+        "gic-version",
+        "its",
+        "virtualization",
+        "secure",
+        "highmem",
+        "confidential-guest-support",
+        "smp.cpus",
+        "smp.maxcpus",
+        "smp.sockets",
+        "smp.cores",
+        "smp.threads",
+        "smp.dies",
+    ]
+)
+DRIVE: Final = frozenset(
+    [
+        "file",
+        "id",
+        "if",
+        "format",
+        "index",
+        "media",
+        "bus",
+        "unit",
+        "cache",
+        "aio",
+        "discard",
+        "detect-zeroes",
+        "readonly",
+        "read-only",
+        "werror",
+        "rerror",
+        "snapshot",
+        "cache.direct",
+        "cache.no-flush",
+        "cache.writeback",
+        "file.locking",
+        "throttling.iops-total",
+        "throttling.bps-total",
+        "node-name",
+    ]
+)
+BLOCKDEV: Final = frozenset(
+    [
+        "driver",
+        "node-name",
+        "filename",
+        "file",
+        "backing",
+        "read-only",
+        "auto-read-only",
+        "discard",
+        "detect-zeroes",
+        "cache.direct",
+        "cache.no-flush",
+        "aio",
+        "locking",
+        "file.driver",
+        "file.filename",
+        "file.read-only",
+        "file.locking",
+        "file.aio",
+        "file.cache.direct",
+        "file.cache.no-flush",
+        "file.node-name",
+        "file.auto-read-only",
+        "file.discard",
+    ]
+)
+CHARDEV: Final = frozenset(["id", "path", "server", "wait", "append", "logappend", "mux", "size", "nowait"])
+DEVICES: Final = re.compile(
+    r"virtio-(net|blk|scsi|balloon|rng|serial|gpu|vga|keyboard|mouse|tablet|mem|iommu|input)(-[a-z-]+)?|pcie-root-port|"
+    r"pcie-pci-bridge|pci-bridge|ioh3420|x3130-upstream|xio3130-downstream|pxb(-pcie)?|scsi-(hd|cd|disk)|ide-(hd|cd)|e1000e?|"
+    r"rtl8139|(qemu|nec-usb)-xhci|usb-(ehci|tablet|kbd|mouse|hub|storage)|(pii|i)x?[0-9-]*usb-uhci|ich9-[a-z0-9-]+|isa-serial|"
+    r"pci-serial|pvpanic(-pci)?|i6300esb|nvme(-ns)?|megasas(-gen2)?|lsi[0-9a-z]*|VGA|bochs-display|qxl(-vga)?|cirrus-vga|ramfb|"
+    r"vmgenid|intel-hda|hda-(duplex|micro|output)|AC97|virtserialport|virtconsole|virtserialbus|pc-dimm|"
+    r"[A-Za-z0-9_.-]+-(x86_64|arm)-cpu"
+)
+USER_NET: Final = frozenset(
+    [
+        "id",
+        "net",
+        "host",
+        "restrict",
+        "hostname",
+        "dns",
+        "domainname",
+        "hostfwd",
+        "ipv4",
+        "ipv6",
+        "dhcpstart",
+        "dnssearch",
+    ]
+)
+TAP: Final = frozenset(["id", "ifname", "script", "downscript", "vhost", "queues", "br", "sndbuf"])
+SOCKET_NET: Final = frozenset(["id", "connect", "listen", "mcast", "localaddr"])
+OBJECTS: Final = {
+    "iothread": "qom-type id poll-max-ns poll-grow poll-shrink aio-max-batch thread-pool-min thread-pool-max",
+    "memory-backend-ram": "qom-type id size share prealloc merge dump policy host-nodes prealloc-threads reserve",
+    "memory-backend-memfd": "qom-type id size share prealloc merge dump policy host-nodes hugetlb hugetlbsize seal reserve",
+    "rng-random": "qom-type id filename",
+    "rng-builtin": "qom-type id",
+    "throttle-group": "qom-type id limits",
+}
+RANDOM: Final = frozenset({"/dev/urandom", "/dev/random"})
+
+
+def check_command_line(words: Sequence[str], directory: str, allowed: Allowed) -> None:
+    """Check a QEMU's command line.
+
+    Args:
+        words: All of it.
+        directory: The guest's, which is where it runs.
+        allowed: What the host's owner allows.
+
+    Raises:
+        Refused: Something in it is not allowed; the message says what.
+    """
+    if not words or words[0] not in allowed.qemus:
+        raise Refused(f"{words[0] if words else ''!r} is none of the QEMUs that are allowed here")
+    if len(words) > WORDS_LIMIT:
+        raise Refused("a command line of more than 4,096 words")
+    try:
+        command = CommandLine.parse(words)
+        if command.argv() != list(words):
+            raise Refused("a command line that is written otherwise than qmp-migrate does")
+        for option in command.options:
+            _check(option, directory, allowed)
+    except QmpMigrateError as error:
+        raise Refused(f"the command line cannot be read: {error}") from None
+
+
+def _check(option: Option, directory: str, allowed: Allowed) -> None:
+    name, value = option.name, option.value or ""
+    refused = Refused(f"-{name} {value[:100]}: not allowed by the relay")
+    own = (allowed.run_dir,)
+    if name in PLAIN:
+        if "/" in value or (name == "incoming" and value != "defer"):
+            raise refused
+    elif name == "append":
+        return
+    elif name in READS:
+        _path(value, (*allowed.readable, *allowed.images), refused)
+    elif name in {"display", "serial", "parallel", "monitor"}:
+        if value not in {"none", "null"} and not re.fullmatch(r"chardev:[A-Za-z0-9_.-]+", value):
+            raise refused
+    elif name == "vnc":
+        if not re.fullmatch(r"none|[A-Za-z0-9.:\[\]-]*:[0-9]+(,password=on|,to=[0-9]+)*", value):
+            raise refused
+    elif name == "smbios":
+        if "file" in {key for key, _ in _items(value)}:
+            raise refused
+    elif name in {"machine", "M"}:
+        _keys(_items(value, "type"), MACHINE, refused)
+        if "/" in value:
+            raise refused
+    elif name == "mon":
+        _keys(_items(value, "chardev"), frozenset({"chardev", "mode", "id", "pretty"}), refused)
+    elif name in CHECKED:
+        CHECKED[name](value, directory, allowed, own, refused)
+    else:
+        raise refused
+
+
+def _drive(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "file")
+    _keys(items, DRIVE, refused)
+    given = dict(items)
+    if given.get("format", "") not in {"raw", "qcow2"} and "file" in given:
+        raise refused  # QEMU would guess it from what the guest has written
+    if "file" in given:
+        reads = (*allowed.images, *allowed.readable) if _is_on(given, "readonly", "read-only") else allowed.images
+        _path(given["file"], reads, refused)
+
+
+def _blockdev(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "driver", takes_json=True)
+    _keys(items, BLOCKDEV, refused)
+    given = dict(items)
+    for key in ("driver", "file.driver"):
+        if given.get(key, "file") not in {"file", "raw", "qcow2"}:
+            raise refused
+    reads = (*allowed.images, *allowed.readable) if _is_on(given, "read-only", "file.read-only") else allowed.images
+    for key in ("filename", "file.filename"):
+        if key in given:
+            _path(given[key], reads, refused)
+    for key in ("file", "backing"):
+        if "/" in given.get(key, "") or ":" in given.get(key, ""):
+            raise refused
+
+
+def _device(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "driver", takes_json=True)
+    if "/" in value or not DEVICES.fullmatch(dict(items).get("driver", "")):
+        raise refused
+    _keys(items, None, refused)
+
+
+def _netdev(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "type", takes_json=True)
+    given = dict(items)
+    kind = given.get("type", "")
+    known = {"user": USER_NET, "tap": TAP, "bridge": frozenset({"id", "br"}), "socket": SOCKET_NET}.get(kind)
+    if known is None:
+        raise refused
+    _keys([item for item in items if item[0] != "type"], known, refused)
+    if kind == "tap":
+        for key in ("script", "downscript"):
+            if given.get(key) != "no":
+                raise refused
+    slashes = [text for key, text in items if "/" in text and not (kind == "user" and key in {"net", "dnssearch"})]
+    if slashes:
+        raise refused
+
+
+def _chardev(value: str, directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "backend")
+    given = dict(items)
+    if given.get("backend", "") not in {"socket", "file", "null", "ringbuf"}:
+        raise refused
+    _keys([item for item in items if item[0] != "backend"], CHARDEV, refused)
+    if "path" in given:
+        _path(given["path"], (directory,), refused)
+    elif given["backend"] in {"socket", "file"}:
+        raise refused
+
+
+def _object(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "qom-type", takes_json=True)
+    given = dict(items)
+    known = OBJECTS.get(given.get("qom-type", ""))
+    if known is None:
+        raise refused
+    _keys([(key.partition(".")[0], text) for key, text in items], frozenset(known.split()), refused)
+    if given["qom-type"] == "rng-random" and given.get("filename") not in RANDOM:
+        raise refused
+    if any("/" in text for key, text in items if key != "filename"):
+        raise refused
+
+
+def _fw_cfg(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+    items = _items(value, "name")
+    _keys(items, frozenset({"name", "string", "file"}), refused)
+    for key, text in items:
+        if key == "file":
+            _path(text, (*allowed.readable, *allowed.images), refused)
+
+
+Rule = Callable[[str, str, Allowed, "tuple[str, ...]", Refused], None]
+CHECKED: Final[dict[str, Rule]] = {
+    "drive": _drive,
+    "blockdev": _blockdev,
+    "device": _device,
+    "netdev": _netdev,
+    "chardev": _chardev,
+    "object": _object,
+    "fw_cfg": _fw_cfg,
+}
+
+
+def _items(value: str, implied: str = "", *, takes_json: bool = False) -> list[tuple[str, str]]:
+    return list(read(value, implied=implied, takes_json=takes_json).items)
+
+
+def _keys(items: list[tuple[str, str]], known: frozenset[str] | None, refused: Refused) -> None:
+    keys = [key for key, _ in items]
+    if known is not None and not set(keys) <= known:
+        raise refused
+    repeated = {key for key in keys if keys.count(key) > 1}
+    if repeated - {"hostfwd", "dnssearch"}:
+        raise refused  # which of the two counts is QEMU's to say, not ours to guess
+
+
+def _is_on(given: dict[str, str], *keys: str) -> bool:
+    return any(given.get(key) == "on" for key in keys)
+
+
+def _path(path: str, roots: tuple[str, ...], refused: Refused) -> None:
+    if not path_below(path, roots):
+        raise refused

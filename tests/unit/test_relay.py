@@ -1,0 +1,462 @@
+"""The relay: what the controller sends is done, and nothing else. Behind a real sshd: `tests/component/test_relay.py`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostagent.relay import commands, known, qmp
+from hostagent.relay.arguments import Refused, path_below
+from hostagent.relay.command_lines import check_command_line
+from hostagent.relay.commands import PROBE, Request, understand
+from hostagent.relay.entry import main as entry
+from hostagent.relay.settings import Allowed, BadSettings, read
+from qmp_migrate.hosts import command as host_command
+from qmp_migrate.hosts import files, process_scripts
+from qmp_migrate.hosts.command import behind_login_shell, script_argv
+from qmp_migrate.hosts.fenced import _FENCE
+from qmp_migrate.migration import locks
+
+KNOWN = commands.load()
+QEMU = "/usr/bin/qemu-system-x86_64"
+BOOT = "0b0e4f0e-6a55-4a55-9d5b-1f6f0b1f7a10"
+GOOD = [
+    *("-nodefaults", "-no-user-config", "-display", "none", "-name", "guest=web1", "-uuid", BOOT),
+    *(
+        "-machine",
+        "type=pc-q35-7.2",
+        "-accel",
+        "tcg",
+        "-cpu",
+        "qemu64-v1",
+        "-m",
+        "size=64M",
+        "-smp",
+        "cpus=1,maxcpus=1",
+    ),
+    *("-kernel", "/boot/vmlinuz", "-append", "console=ttyS0 root=/dev/vda"),
+    *("-S", "-incoming", "defer"),
+]
+
+
+@pytest.fixture
+def allowed(tmp_path: Path) -> Allowed:
+    for name in ("run/web1/tls", "run/.locks", "images", "boot"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "images/out").symlink_to(tmp_path / "secret")
+    (tmp_path / "run/link").symlink_to("/etc")
+    return Allowed(str(tmp_path / "run"), (str(tmp_path / "images"),), (str(tmp_path / "boot"), "/boot"), (QEMU,))
+
+
+def asked(source: str, *args: str) -> str:
+    return shlex.join(behind_login_shell(script_argv(source, args), 10.0))
+
+
+def request(command: str, allowed: Allowed) -> Request:
+    return understand(command, allowed, KNOWN)
+
+
+def argv(allowed: Allowed, *more: str) -> list[str]:
+    directory = f"{allowed.run_dir}/web1"
+    monitors = []
+    for name in ("qmp", "agent"):
+        monitors += ["-chardev", f"socket,id={name},path={directory}/{name}.sock,server=on,wait=off"]
+        monitors += ["-mon", f"chardev={name},mode=control"]
+    return [QEMU, *GOOD, *monitors, *more]
+
+
+def test_the_scripts_that_are_known_are_those_that_are_sent() -> None:
+    assert known.FILE.read_text() == known.written(), "run: python -m hostagent.relay.known"
+
+
+def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> None:
+    guest = f"{allowed.run_dir}/web1"
+    command = asked(process_scripts.IDENTIFY, guest)
+    assert request(command, allowed).argv == tuple(shlex.split(command))
+    epoch = f"{allowed.run_dir}/.locks/web1.epoch"
+    assert request(asked(_FENCE + process_scripts.DISCARD, epoch, "3", guest), allowed).how == "run"
+    assert request(asked(locks._BUMP, epoch, "0", "migration m-1"), allowed).how == "run"
+    kill = request(asked(process_scripts.KILL, "17", "1234", BOOT, "100", "KILL"), allowed)
+    assert kill.guests_pid == ("17", "1234")
+    probe = [QEMU, *(word or "tcg" for word in PROBE)]
+    assert request(shlex.join(behind_login_shell(probe, 10.0)), allowed).input_digest == KNOWN["questions"]
+    words = argv(allowed)
+    launch = asked(process_scripts.LAUNCH, guest, "2000", "qmp.sock", "qemu.log", "9", *words)
+    assert request(launch, allowed).record == tuple(words)
+    assert request(shlex.join(["qmp-relay", "connect", f"{guest}/qmp.sock"]), allowed).how == "connect"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "sh",
+        "bash -i",
+        "id",
+        "sh -c id",
+        "scp -t /tmp",
+        "/usr/lib/openssh/sftp-server",
+        "internal-sftp",
+        "qmp-relay connect /etc/passwd",
+        "qmp-relay connect",
+        "qmp-relay connect a b",
+        "sh -c 'id' sh",
+        "'unfinished",
+        "a\nb",
+        f"{QEMU} -monitor stdio",
+    ],
+)
+def test_anything_else_is_refused(command: str, allowed: Allowed) -> None:
+    with pytest.raises(Refused):
+        request(command, allowed)
+
+
+def test_the_same_words_in_another_notation_are_refused(allowed: Allowed) -> None:
+    command = asked(process_scripts.LIST, allowed.run_dir)
+    request(command, allowed)
+    for other in (
+        f"{command}; id",
+        f"{command} && id",
+        f"{command} $(id)",
+        f"{command}\nid",
+        f" {command}",
+        f"{command} >x",
+    ):
+        with pytest.raises(Refused):
+            request(other, allowed)
+
+
+@pytest.mark.parametrize(
+    ("source", "args"),
+    [
+        (files.READ, ["/etc/passwd", "0", "10"]),
+        (files.READ, ["{run}/../secret", "0", "10"]),
+        (files.READ, ["{run}/web1/../../secret", "0", "10"]),
+        (files.READ, ["{run}/link/passwd", "0", "10"]),
+        (files.READ, ["{run}/.locks/web1.epoch", "0", "10"]),
+        (files.WRITE, ["{run}/web1/a\nb", "0600", "1"]),
+        (files.WRITE, ["{run}/web1", "0600", "1"]),
+        (files.WRITE, ["{run}/web1/x", "u+s", "1"]),
+        (process_scripts.IDENTIFY, ["{run}/link"]),
+        (process_scripts.IDENTIFY, ["{run}/.."]),
+        (process_scripts.IDENTIFY, ["{run}/web1/tls"]),
+        (process_scripts.IDENTIFY, ["{run}/web1", "more"]),
+        (process_scripts.IDENTIFY, []),
+        (process_scripts.KILL, ["-1", "0", BOOT, "1", "KILL"]),
+        (process_scripts.KILL, ["1;id", "0", BOOT, "1", "KILL"]),
+        (process_scripts.LIST, ["/"]),
+        (locks._BUMP, ["{run}/.locks/../x.epoch", "0", "x"]),
+        (locks._BUMP, ["{run}/.locks/x.sh", "0", "x"]),
+        (locks._BUMP, ["{run}/.locks/x.epoch", "0", "two\nlines"]),
+    ],
+)
+def test_a_known_script_with_other_arguments_is_refused(source: str, args: list[str], allowed: Allowed) -> None:
+    with pytest.raises(Refused):
+        request(asked(source, *(arg.replace("{run}", allowed.run_dir) for arg in args)), allowed)
+
+
+def test_a_script_that_differs_by_one_character_is_unknown(allowed: Allowed) -> None:
+    for source in (process_scripts.LIST + " ", process_scripts.LIST.replace("cd", "rm", 1) + "#", _FENCE + "id"):
+        with pytest.raises(Refused, match="does not know"):
+            request(asked(source, allowed.run_dir), allowed)
+
+
+HOSTILE: list[list[str]] = [
+    ["-monitor", "stdio"],
+    ["-monitor", "unix:/tmp/x,server"],
+    ["-qmp", "tcp:0.0.0.0:4444,server"],
+    ["-gdb", "tcp::1234"],
+    ["-s"],
+    ["-plugin", "/tmp/x.so"],
+    ["-readconfig", "/etc/passwd"],
+    ["-incoming", "exec:id"],
+    ["-incoming", "tcp:0:1"],
+    ["-runas", "root"],
+    ["-chroot", "/"],
+    ["-daemonize"],
+    ["-D", "/etc/x"],
+    ["-trace", "file=/etc/x"],
+    ["-netdev", "tap,id=n,ifname=t,script=/tmp/x,downscript=no"],
+    ["-netdev", "tap,id=n,ifname=t"],
+    ["-netdev", "user,id=n,smb=/etc"],
+    ["-netdev", "user,id=n,guestfwd=tcp:10.0.2.100:1-cmd:id"],
+    ["-netdev", "user,id=n,tftp=/etc"],
+    ["-netdev", "bridge,id=n,br=br0,helper=/tmp/x"],
+    ["-netdev", "vhost-user,id=n,chardev=c"],
+    ["-net", "nic"],
+    ["-nic", "user"],
+    ["-drive", "file=/etc/shadow,format=raw,if=none,id=d"],
+    ["-drive", "file={images}/a"],
+    ["-drive", "file={images}/out,format=raw,if=none,id=d"],
+    ["-drive", "file=fat:rw:/etc,format=raw"],
+    ["-drive", "file=nbd:unix:/x,format=raw"],
+    ["-drive", "file={images}/a,format=vmdk"],
+    ["-drive", "file={images}/a,format=raw,file=/etc/shadow"],
+    ["-drive", "driver=ssh,file=x,format=raw"],
+    ["-blockdev", "driver=host_device,filename=/dev/sda,node-name=a"],
+    ["-blockdev", '{"driver":"file","filename":"/etc/shadow","node-name":"a"}'],
+    ["-blockdev", '{"driver":"qcow2","file":{"driver":"ssh","path":"/x"},"node-name":"a"}'],
+    ["-blockdev", '{"driver":"raw","file":"json:{}","node-name":"a"}'],
+    ["-device", "vfio-pci,host=0000:01:00.0"],
+    ["-device", "usb-host,hostbus=1,hostaddr=1"],
+    ["-device", "loader,file=/etc/shadow"],
+    ["-device", "ivshmem-plain,memdev=m"],
+    ["-device", "virtio-net-pci,romfile=/etc/shadow"],
+    ["-device", '{"driver":"vhost-vsock-pci"}'],
+    ["-chardev", "socket,id=c,host=0.0.0.0,port=1,server=on"],
+    ["-chardev", "pipe,id=c,path=/tmp/x"],
+    ["-chardev", "file,id=c,path=/etc/x"],
+    ["-chardev", "file,id=c,path={run}/other/x"],
+    ["-chardev", "spicevmc,id=c,name=x"],
+    ["-object", "memory-backend-file,id=m,mem-path=/etc/x,size=1M"],
+    ["-object", "secret,id=s,file=/etc/shadow"],
+    ["-object", "filter-dump,id=f,netdev=n,file=/tmp/x"],
+    ["-object", "input-linux,id=i,evdev=/dev/input/event0"],
+    ["-object", "rng-random,id=r,filename=/etc/shadow"],
+    ["-fw_cfg", "name=opt/x,file=/etc/shadow"],
+    ["-smbios", "file=/etc/shadow"],
+    ["-acpitable", "file=/etc/shadow"],
+    ["-kernel", "/etc/shadow"],
+    ["-bios", "{run}/web1/x"],
+    ["-machine", "q35,dumpdtb=/etc/x"],
+    ["-machine", "q35,firmware=/etc/x"],
+    ["-vnc", "unix:/tmp/x"],
+    ["-spice", "port=1,disable-ticketing=on"],
+    ["-virtfs", "local,path=/,mount_tag=x,security_model=none"],
+    ["-fsdev", "local,id=f,path=/,security_model=none"],
+    ["-sandbox", "off"],
+    ["-mem-path", "/tmp"],
+    ["-tpmdev", "passthrough,id=t,path=/dev/tpm0"],
+    ["-semihosting"],
+    ["-audiodev", "wav,id=a,path=/tmp/x"],
+    ["-L", "/tmp"],
+    ["-pidfile", "/etc/x"],
+    ["-writeconfig", "/etc/x"],
+    ["-set", "device.x.y=z"],
+    ["-cpu", "host,x=/etc"],
+]
+
+
+@pytest.mark.parametrize("words", HOSTILE, ids=lambda words: " ".join(words)[:60])
+def test_a_guest_that_reaches_out_is_not_started(words: list[str], allowed: Allowed) -> None:
+    more = [word.replace("{run}", allowed.run_dir).replace("{images}", allowed.images[0]) for word in words]
+    check_command_line(argv(allowed), f"{allowed.run_dir}/web1", allowed)
+    with pytest.raises(Refused):
+        check_command_line(argv(allowed, *more), f"{allowed.run_dir}/web1", allowed)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-drive", "file={images}/a.qcow2,format=qcow2,if=none,id=d,cache=none"],
+        ["-blockdev", '{"driver":"raw","file":{"driver":"file","filename":"{images}/a"},"node-name":"a"}'],
+        ["-netdev", "user,id=n,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp::80-:80,net=10.0.2.0/24"],
+        ["-netdev", "tap,id=n,ifname=t0,script=no,downscript=no"],
+        ["-device", "virtio-net-pci,netdev=n,id=nic0,mac=52:54:00:00:00:01"],
+        ["-object", "rng-random,id=r,filename=/dev/urandom"],
+        ["-chardev", "file,id=s,path={run}/web1/serial.log,append=on", "-serial", "chardev:s"],
+    ],
+)
+def test_a_guest_as_our_spec_makes_it_is_started(words: list[str], allowed: Allowed) -> None:
+    more = [word.replace("{run}", allowed.run_dir).replace("{images}", allowed.images[0]) for word in words]
+    check_command_line(argv(allowed, *more), f"{allowed.run_dir}/web1", allowed)
+
+
+def test_another_program_is_not_started(allowed: Allowed) -> None:
+    for words in ([], ["/bin/sh"], ["qemu-system-x86_64"], [f"{allowed.run_dir}/web1/qemu"]):
+        with pytest.raises(Refused):
+            check_command_line(words, f"{allowed.run_dir}/web1", allowed)
+
+
+INET = {"transport": "socket", "type": "inet", "host": "::1", "port": "1"}
+EXEC = {"transport": "exec", "args": ["id"]}
+
+
+def said(allowed: Allowed, **command: Any) -> bytes:
+    return qmp.checked(json.dumps(command).encode(), allowed)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": "1"},
+        {"execute": "query-status", "id": 7},
+        {"execute": "migrate", "arguments": {"uri": "tcp:10.0.0.2:49152"}},
+        {"execute": "migrate", "arguments": {"channels": [{"channel-type": "main", "addr": INET}]}},
+        {"execute": "migrate-incoming", "arguments": {"uri": "tcp:[::]:0,to=100"}},
+        {"exec-oob": "migrate-pause"},
+        {"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 1, "downtime-limit": 300, "tls-creds": "tls0"}},
+        {"execute": "human-monitor-command", "arguments": {"command-line": "info network"}},
+    ],
+)  # fmt: skip
+def test_what_the_controller_says_to_a_monitor_passes(command: dict[str, Any], allowed: Allowed) -> None:
+    assert json.loads(said(allowed, **command)) == command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"execute": "migrate", "arguments": {"uri": "exec:id"}},
+        {"execute": "migrate", "arguments": {"uri": "file:/etc/x"}},
+        {"execute": "migrate", "arguments": {"uri": "unix:/tmp/x"}},
+        {"execute": "migrate", "arguments": {"uri": "tcp:a:1", "channels": []}},
+        {"execute": "migrate", "arguments": {"channels": [{"channel-type": "main", "addr": EXEC}]}},
+        {"execute": "migrate-incoming", "arguments": {"uri": "exec:id"}},
+        {"execute": "migrate-set-parameters", "arguments": {"cpr-exec-command": ["id"]}},
+        {"execute": "migrate-set-parameters", "arguments": {"mode": "cpr-exec"}},
+        {"execute": "human-monitor-command", "arguments": {"command-line": "info network\nmigrate exec:id"}},
+        {"execute": "human-monitor-command", "arguments": {"command-line": "savevm x"}},
+        {"execute": "screendump", "arguments": {"filename": "/tmp/x"}},
+        {"execute": "pmemsave", "arguments": {"val": 0, "size": 1, "filename": "/tmp/x"}},
+        {"execute": "dump-guest-memory", "arguments": {"paging": False, "protocol": "file:/tmp/x"}},
+        {"execute": "chardev-add", "arguments": {"id": "c", "backend": {"type": "file", "data": {"out": "/tmp/x"}}}},
+        {"execute": "blockdev-add", "arguments": {"driver": "file", "filename": "/etc/shadow", "node-name": "a"}},
+        {"execute": "object-add", "arguments": {"qom-type": "secret", "id": "s", "file": "/etc/shadow"}},
+        {"execute": "object-add", "arguments": {"qom-type": "tls-creds-psk", "id": "s", "dir": "/etc", "endpoint": "client"}},
+        {"execute": "device_add", "arguments": {"driver": "vfio-pci", "host": "01:00.0"}},
+        {"execute": "netdev_add", "arguments": {"type": "tap", "id": "n", "script": "/tmp/x"}},
+        {"execute": "getfd", "arguments": {"fdname": "x"}},
+        {"execute": "qom-set", "arguments": {"path": "/", "property": "x", "value": 1}},
+        {"execute": "query-status", "exec-oob": "quit"},
+        {"execute": "quit", "arguments": {"x": 1}},
+        {"execute": "xen-save-devices-state", "arguments": {"filename": "/x"}},
+        {"execute": ["quit"]},
+        {"execute": "quit", "more": 1},
+        {},
+    ],
+)  # fmt: skip
+def test_what_reaches_beyond_the_guest_does_not(command: dict[str, Any], allowed: Allowed) -> None:
+    with pytest.raises(Refused):
+        said(allowed, **command)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"execute":"query-status","execute":"quit"}',
+        b'{"execute":"migrate","arguments":{"uri":"tcp:a:1","uri":"exec:id"}}',
+        b'{"execute":"quit"}{"execute":"quit"}',
+        b"[" * 10_000,
+        b'["quit"]',
+        b"quit",
+        b"\xff",
+        b'{"execute":"quit"',
+    ],
+)
+def test_lines_that_two_would_read_differently_are_refused(line: bytes, allowed: Allowed) -> None:
+    with pytest.raises(Refused):
+        qmp.checked(line, allowed)
+
+
+ANY = Allowed("/run/x", ("/srv/x",), ("/boot",), (QEMU,))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.text(max_size=200))
+def test_no_text_is_a_command(text: str) -> None:
+    with pytest.raises(Refused):
+        request(text, ANY)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    st.lists(st.text(max_size=30), max_size=6), st.sampled_from(sorted(k for k in vars(process_scripts) if k.isupper()))
+)
+def test_no_arguments_lead_out(args: list[str], name: str) -> None:
+    source = getattr(process_scripts, name)
+    try:
+        found = request(asked(source, *(arg.replace("\0", "") for arg in args)), ANY)
+    except Refused:
+        return
+    assert all("/" not in word or word.startswith("/run/x") for word in found.argv[-len(args) :] if args)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_look_at_qmp(line: bytes) -> None:
+    try:
+        passed = qmp.checked(line, ANY)
+    except Refused:
+        return
+    assert json.loads(passed)
+
+
+def test_links_that_lead_out_are_followed_before_they_are_believed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/out").symlink_to("/etc")
+    (tmp_path / "in/own").symlink_to(tmp_path / "in")
+    roots = (str(tmp_path / "in"),)
+    assert path_below(f"{tmp_path}/in/a/b", roots)
+    assert path_below(f"{tmp_path}/in/own/a", roots)
+    for path in (f"{tmp_path}/in", f"{tmp_path}/in/out/passwd", f"{tmp_path}/in/../x", f"{tmp_path}/inner", "in/a", ""):
+        assert not path_below(path, roots), path
+
+
+def test_settings_that_anybody_may_write_or_that_say_nonsense_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    assert read(path) == Allowed()
+    path.write_text('run_dir = "/run/x"\nimages = ["/srv/images"]\n')
+    assert read(path).images == ("/srv/images",)
+    path.chmod(0o666)
+    with pytest.raises(BadSettings, match="others"):
+        read(path)
+    path.chmod(0o600)
+    for text in (
+        "x = 1",
+        'images = "/srv"',
+        'images = ["srv"]',
+        'run_dir = "/"',
+        'qemus = ["/a/../b"]',
+        "run_dir = [",
+        "run_dir = 1",
+    ):
+        path.write_text(text)
+        with pytest.raises(BadSettings):
+            read(path)
+
+
+def test_it_explains_and_makes_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings_file = tmp_path / "relay.toml"
+    settings_file.write_text(f'run_dir = "{tmp_path}/run"\n')
+    assert entry(["--settings", str(settings_file), "--explain", "id"]) == 77
+    assert entry(["--settings", str(settings_file), "--explain", asked(process_scripts.LIST, f"{tmp_path}/run")]) == 0
+    key = tmp_path / "key.pub"
+    key.write_text("ssh-ed25519 AAAA me\n")
+    capsys.readouterr()
+    assert entry(["--line", str(key)]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith('restrict,command="')
+    assert line.endswith(' relay" ssh-ed25519 AAAA me\n')
+    assert entry(["--nonsense"]) == 2
+
+
+def test_the_controller_knows_a_refusal_when_it_sees_one() -> None:
+    from hostagent.relay.main import MARK, STATUS
+    from qmp_migrate.errors import RelayRefused
+    from qmp_migrate.hosts.base import Completed
+
+    assert host_command.RELAY_STATUS == STATUS
+    with pytest.raises(RelayRefused, match="no shell here"):
+        host_command.not_refused(Completed(STATUS, b"", f"{MARK}no shell here\n".encode()), "a")
+    assert host_command.not_refused(Completed(STATUS, b"", b"else"), "a").returncode == STATUS
+
+
+def test_a_stream_is_cut_into_objects_wherever_it_is_cut_by_the_network() -> None:
+    commands_ = [b'{"execute":"a","arguments":{"x":"}]\\"{"}}', b'{"execute":"b"}', b'{"id":[1,{"y":"\\\\"}]}']
+    stream = b"\r\n" + commands_[0] + commands_[1] + b" \n" + commands_[2]
+    for size in (1, 2, 3, 7, len(stream)):
+        objects, found = qmp.Objects(), []
+        for at in range(0, len(stream), size):
+            found += objects.feed(stream[at : at + size])
+        assert found == commands_
+    with pytest.raises(Refused):
+        qmp.Objects().feed(b"x")
+    with pytest.raises(Refused):
+        qmp.Objects().feed(b'{"' + b"x" * (2 << 20))
