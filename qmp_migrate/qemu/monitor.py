@@ -161,7 +161,12 @@ class Monitor:
                 hint="a monitor serves one client at a time: end the other one, or give QEMU a second -qmp socket",
                 host=host,
             ) from None
-        except (QMPError, OSError, EOFError) as error:
+        except (
+            QMPError,
+            OSError,
+            EOFError,
+            AssertionError,
+        ) as error:  # the library asserts that the peer is still there
             sock.close()
             raise MonitorLost(
                 f"{label} does not speak QMP: {_reason(error)}",

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import base64
+import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,10 @@ from hostagent import counters
 from hostagent.answers import facts_of, migration_status_of, runstate_of
 from hostagent.foreign import _is_qemu, _name
 from hostagent.mandate import read_mandate, read_record
+from hostagent.relay import commands, qmp
+from hostagent.relay.arguments import Refused
+from hostagent.relay.commands import understand
+from hostagent.relay.settings import Allowed
 from hostagent.roles import role_of
 from qmp_migrate.bus.conflicts import Conflicts
 from qmp_migrate.bus.follow import Order
@@ -33,6 +39,9 @@ from qmp_migrate.bus.wire import decode, encode
 from qmp_migrate.errors import BusError, QmpCommandFailed, QmpMigrateError
 from qmp_migrate.exposition import parse_listen
 from qmp_migrate.fleet import enrolment_scripts, foreign, notices
+from qmp_migrate.hosts.command import behind_login_shell, script_argv
+from qmp_migrate.hosts.command import command_line as command_of
+from qmp_migrate.migration import locks
 from qmp_migrate.qemu import devices, features, images, migration
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.settings import parse as parse_settings
@@ -208,6 +217,10 @@ class Liar:
         raise QmpCommandFailed("no such command", command=command, error_class="CommandNotFound")
 
 
+GREETING: Final = (SEEDS / "greeting.json").read_bytes().strip() + b"\r\n"
+EVENT: Final = b'{"event": "STOP", "data": {}, "timestamp": {"seconds": 1700000000, "microseconds": 1}}\r\n'
+ALLOWED: Final = Allowed("/run/x", ("/srv/x",), ("/boot",), ("/usr/bin/qemu-system-x86_64",))
+KNOWN: Final = commands.load()
 LOOP: Final = asyncio.new_event_loop()
 ASKED: Final = (
     lambda m: devices.look(m, named=frozenset({"nic0", "gone"}), anonymous=1),
@@ -239,6 +252,39 @@ def answers(data: bytes) -> None:
         role_of(runstate=runstate_of(document.get("query-status")), migration_status=status, arrived=len(data) % 2 == 0)
     if first is not None:
         raise first
+
+
+async def _speak(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setblocking(False)
+        theirs.sendall(GREETING + b'{"return": {}}\r\n' if len(data) % 2 else b"")
+        with contextlib.suppress(BlockingIOError):
+            theirs.send(data)
+        theirs.shutdown(socket.SHUT_WR)
+        monitor = await Monitor.connect(ours, label="liar", timeout=5.0)
+        try:
+            with monitor.events() as events:
+                await monitor.execute("query-status", timeout=5.0)
+                await events.get(timeout=0.01)
+        finally:
+            await monitor.close()
+
+
+def monitor_lines(data: bytes) -> None:
+    """What comes from a monitor's socket: in place of its greeting, or after it."""
+    LOOP.run_until_complete(_speak(data))
+
+
+def qmp_filter(data: bytes) -> None:
+    """What a stolen key says to a monitor, through the relay."""
+    for found in qmp.Objects().feed(data):
+        qmp.checked(found, ALLOWED)
+
+
+def relay_command(data: bytes) -> None:
+    """What a stolen key asks of the relay."""
+    understand(text(data), ALLOWED, KNOWN)
 
 
 def command_line(data: bytes) -> None:
@@ -307,6 +353,12 @@ def foreign_line() -> bytes:
     return f"boot b-1\nqemu 17 1234 0 {' '.join(words)} - - {argv}\nuid 0\nfile ab 640 root:qmp /etc/x\n".encode()
 
 
+def relay_seed() -> bytes:
+    """Return a command as the controller sends it."""
+    argv = ["/run/x/.locks/web1.epoch", "0", "migration m-1"]
+    return command_of("h", behind_login_shell(script_argv(locks._BUMP, argv), 10.0)).encode()
+
+
 PROC: Final = (
     b"cpu  10 20 30 40 50 60 70 80 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nbtime 1700000000\n",
     b"MemTotal:       24000 kB\nMemAvailable:   12000 kB\nHugePages_Total:       4\nHugepagesize:       2048 kB\n",
@@ -357,6 +409,17 @@ TARGETS: Final[dict[str, Target]] = {
         (b'{"schema": "handover.record/1", "migration": "m-1", "state": "ended", "mark": "x"}',),
     ),
     "answers": Target(answers, (QmpMigrateError,), ((SEEDS / "answers.json").read_bytes(),)),
+    "monitor-lines": Target(
+        monitor_lines,
+        (QmpMigrateError, TimeoutError),
+        (GREETING, b'{"return": {"status": "running"}, "id": "x"}\r\n', EVENT),
+    ),
+    "relay-qmp": Target(
+        qmp_filter,
+        (Refused,),
+        (b'{"execute": "migrate", "arguments": {"uri": "tcp:a:1"}, "id": 1}', b'{"exec-oob": "migrate-pause"}'),
+    ),
+    "relay-command": Target(relay_command, (Refused,), (relay_seed(),)),
     "command-line": Target(command_line, (QmpMigrateError,), command_line_seeds()),
     "settings": Target(settings, (QmpMigrateError,), (SETTINGS,)),
     "spec": Target(spec, (QmpMigrateError,), (SPEC,)),
