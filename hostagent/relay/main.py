@@ -25,7 +25,7 @@ STATUS: Final = 77
 MARK: Final = "qmp-relay: refused: "
 PIECE: Final = 1 << 16
 ENVIRONMENT: Final = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
-LOCK_LINE: Final = re.compile(r"(lock|unlock)\t[0-9]{1,4}\t([^\t]+)\t[^\t]*|[a-z]{1,10}(\t[0-9a-zA-Z .:-]*)*")
+LOCK_LINE: Final = re.compile(r"(?:lock|unlock)\t[3-9]\t([^\t]+)\t[^\t]*|beat\t*")
 
 
 def main(settings: Path) -> NoReturn:
@@ -120,8 +120,8 @@ def _check_lock(line: str, allowed: Allowed) -> None:
     match = LOCK_LINE.fullmatch(line)
     if match is None:
         raise Refused(f"{line[:60]!r} is not said to a holder of locks")
-    if match[2] is not None:
-        check("lock", match[2], allowed)
+    if match[1] is not None:
+        check("lock", match[1], allowed)
 
 
 def _connect(request: Request, allowed: Allowed) -> NoReturn:

@@ -16,6 +16,7 @@ from hostagent.relay.arguments import Refused, path_below
 from hostagent.relay.command_lines import check_command_line
 from hostagent.relay.commands import PROBE, Request, understand
 from hostagent.relay.entry import main as entry
+from hostagent.relay.main import _check_lock
 from hostagent.relay.settings import Allowed, BadSettings, read
 from qmp_migrate.hosts import command as host_command
 from qmp_migrate.hosts import files, process_scripts
@@ -460,3 +461,25 @@ def test_a_stream_is_cut_into_objects_wherever_it_is_cut_by_the_network() -> Non
         qmp.Objects().feed(b"x")
     with pytest.raises(Refused):
         qmp.Objects().feed(b'{"' + b"x" * (2 << 20))
+
+
+def test_a_holder_of_locks_is_told_of_locks_only(allowed: Allowed) -> None:
+    lock = f"{allowed.run_dir}/.locks/web1.lock"
+    for line in (f"lock\t3\t{lock}\tme, since now", f"unlock\t3\t{lock}\t", "beat\t\t\t", "beat"):
+        _check_lock(line, allowed)
+    for line in (
+        "",
+        "lock",
+        "lock\t3\t.profile\tx\tmore",
+        "lock\t3\t.profile\tx",
+        f"lock\t1\t{lock}\tx",
+        f"lock\t33\t{lock}\tx",
+        f"lock\t\t{lock}\tx",
+        f"lock\t3\t{allowed.run_dir}/x\tx",
+        f"lock\t3\t{allowed.run_dir}/.locks/../x.lock\tx",
+        f"lock 3 {lock} x",
+        "beat\tx",
+        "exec\tx",
+    ):
+        with pytest.raises(Refused):
+            _check_lock(line, allowed)
