@@ -14,6 +14,8 @@ WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@-]{0,127}")
 NUMBER: Final = re.compile(r"[0-9]{1,15}")
 BOOT: Final = re.compile(r"[0-9a-f-]{36}")
 TEXT_LIMIT: Final = 400
+DEVICES: Final = frozenset({"/dev/kvm", "/dev/urandom", "/dev/random", "/dev/net/tun", "/dev/vhost-net"})
+"""What a guest may need besides files; the controller looks whether it is there."""
 
 
 class Refused(Exception):
@@ -82,5 +84,7 @@ CHECKS: Final[dict[str, Callable[[str, Allowed], bool]]] = {
     "QEMU": lambda word, allowed: word in allowed.qemus,
     "address or nothing": lambda word, _: not word or bool(WORD.fullmatch(word.strip("[]"))),
     "image": lambda word, allowed: path_below(word, allowed.images),
-    "file for a guest": lambda word, allowed: path_below(word, (*allowed.images, *allowed.readable, allowed.run_dir)),
+    "file for a guest": lambda word, allowed: (
+        word in DEVICES or path_below(word, (*allowed.images, *allowed.readable, allowed.run_dir))
+    ),
 }

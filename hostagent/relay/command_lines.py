@@ -221,7 +221,7 @@ def _check(option: Option, directory: str, allowed: Allowed) -> None:
         if not re.fullmatch(r"none|[A-Za-z0-9.:\[\]-]*:[0-9]+(,password=on|,to=[0-9]+)*", value):
             raise refused
     elif name == "smbios":
-        if "file" in {key for key, _ in _items(value)}:
+        if {"file", "path"} & {key for key, _ in _items(value)}:
             raise refused
     elif name in {"machine", "M"}:
         _keys(_items(value, "type"), MACHINE, refused)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -57,6 +60,9 @@ async def bound() -> AsyncIterator[Bound]:
                 yield Bound(server, host, run_dir, directory)
             finally:
                 await host.close()
+                for record in run_dir.glob("*/pid"):  # of a test that failed
+                    with contextlib.suppress(OSError, ValueError, IndexError):
+                        os.kill(int(record.read_text().split()[0]), signal.SIGKILL)
 
 
 def guest(bound: Bound) -> list[str]:

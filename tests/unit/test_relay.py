@@ -223,6 +223,7 @@ HOSTILE: list[list[str]] = [
     ["-object", "rng-random,id=r,filename=/etc/shadow"],
     ["-fw_cfg", "name=opt/x,file=/etc/shadow"],
     ["-smbios", "file=/etc/shadow"],
+    ["-smbios", "type=11,path=/etc/shadow"],
     ["-acpitable", "file=/etc/shadow"],
     ["-kernel", "/etc/shadow"],
     ["-bios", "{run}/web1/x"],
