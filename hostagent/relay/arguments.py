@@ -83,8 +83,9 @@ CHECKS: Final[dict[str, Callable[[str, Allowed], bool]]] = {
     "line of text": _text,
     "QEMU": lambda word, allowed: word in allowed.qemus,
     "address or nothing": lambda word, _: not word or bool(WORD.fullmatch(word.strip("[]"))),
-    "image": lambda word, allowed: path_below(word, allowed.images),
+    "image": lambda word, allowed: path_below(word, (*allowed.images, *allowed.qcow2_images)),
     "file for a guest": lambda word, allowed: (
-        word in DEVICES or path_below(word, (*allowed.images, *allowed.readable, allowed.run_dir))
+        word in DEVICES
+        or path_below(word, (*allowed.images, *allowed.qcow2_images, *allowed.readable, allowed.run_dir))
     ),
 }

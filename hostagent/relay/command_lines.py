@@ -47,7 +47,8 @@ PLAIN: Final = frozenset(
     ]
 )
 """Options whose values are never files, as long as they hold no slash."""
-READS: Final = frozenset({"kernel", "initrd", "dtb", "bios", "pflash"})
+READS: Final = frozenset({"kernel", "initrd", "dtb", "bios"})
+"""Not ``pflash``: it takes no format, and QEMU guesses it from what the guest has written."""
 MACHINE: Final = frozenset(
     [
         "type",
@@ -103,44 +104,20 @@ DRIVE: Final = frozenset(
         "read-only",
         "werror",
         "rerror",
-        "snapshot",
         "cache.direct",
         "cache.no-flush",
         "cache.writeback",
-        "file.locking",
         "throttling.iops-total",
         "throttling.bps-total",
-        "node-name",
     ]
 )
 BLOCKDEV: Final = frozenset(
     [
-        "driver",
-        "node-name",
-        "filename",
-        "file",
-        "backing",
-        "read-only",
-        "auto-read-only",
-        "discard",
-        "detect-zeroes",
-        "cache.direct",
-        "cache.no-flush",
-        "aio",
-        "locking",
-        "file.driver",
-        "file.filename",
-        "file.read-only",
-        "file.locking",
-        "file.aio",
-        "file.cache.direct",
-        "file.cache.no-flush",
-        "file.node-name",
-        "file.auto-read-only",
-        "file.discard",
+        *("driver", "node-name", "filename", "file", "read-only", "auto-read-only", "discard", "detect-zeroes"),
+        *("cache.direct", "cache.no-flush", "aio", "locking"),
     ]
 )
-CHARDEV: Final = frozenset(["id", "path", "server", "wait", "append", "logappend", "mux", "size", "nowait"])
+CHARDEV: Final = frozenset(["id", "path", "server", "wait", "append", "logappend", "size", "nowait"])
 DEVICES: Final = re.compile(
     r"virtio-(net|blk|scsi|balloon|rng|serial|gpu|vga|keyboard|mouse|tablet|mem|iommu|input)(-[a-z-]+)?|pcie-root-port|"
     r"pcie-pci-bridge|pci-bridge|ioh3420|x3130-upstream|xio3130-downstream|pxb(-pcie)?|scsi-(hd|cd|disk)|ide-(hd|cd)|e1000e?|"
@@ -199,6 +176,7 @@ def check_command_line(words: Sequence[str], directory: str, allowed: Allowed) -
             raise Refused("a command line that is written otherwise than qmp-migrate does")
         for option in command.options:
             _check(option, directory, allowed)
+        _check_block_graph(command, allowed)
     except QmpMigrateError as error:
         raise Refused(f"the command line cannot be read: {error}") from None
 
@@ -239,27 +217,62 @@ def _drive(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...],
     items = _items(value, "file")
     _keys(items, DRIVE, refused)
     given = dict(items)
-    if given.get("format", "") not in {"raw", "qcow2"} and "file" in given:
-        raise refused  # QEMU would guess it from what the guest has written
     if "file" in given:
-        reads = (*allowed.images, *allowed.readable) if _is_on(given, "readonly", "read-only") else allowed.images
-        _path(given["file"], reads, refused)
+        # Without a format QEMU would guess it from what the guest has written.
+        roots = _roots(given.get("format", ""), allowed, refused, reads=_is_on(given, "readonly", "read-only"))
+        _path(given["file"], roots, refused)
 
 
-def _blockdev(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
+def _blockdev(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
     items = _items(value, "driver", takes_json=True)
     _keys(items, BLOCKDEV, refused)
     given = dict(items)
-    for key in ("driver", "file.driver"):
-        if given.get(key, "file") not in {"file", "raw", "qcow2"}:
+    wanted = "filename" if given.get("driver") == "file" else "file"
+    if given.get("driver", "") not in {"file", "raw", "qcow2"} or not given.get("node-name") or wanted not in given:
+        raise refused
+    if {"filename", "file"} - {wanted} & set(given):
+        raise refused
+    if given.get("auto-read-only", "off") != "off" or given.get("locking", "auto") != "auto":
+        raise refused
+
+
+def _check_block_graph(command: CommandLine, allowed: Allowed) -> None:
+    """Check which file is opened as what: a guest that has written a header as raw must not have it read as qcow2.
+
+    The header of a qcow2 image names other files. So an image is in a directory of raw or in one of qcow2 images, and each
+    file node is below exactly one node of that format.
+    """
+    graph = [dict(_items(option.value or "", "driver", takes_json=True)) for option in command.named("blockdev")]
+    files = {given["node-name"]: given for given in graph if given["driver"] == "file"}
+    names = [given["node-name"] for given in graph]
+    used: list[str] = []
+    if len(set(names)) != len(names):
+        raise Refused("-blockdev: a node name twice")
+    for given in graph:
+        if given["driver"] == "file":
+            continue
+        refused = Refused(f"-blockdev {given['node-name'][:60]}: not allowed by the relay")
+        file = files.get(given["file"])
+        if file is None:
             raise refused
-    reads = (*allowed.images, *allowed.readable) if _is_on(given, "read-only", "file.read-only") else allowed.images
-    for key in ("filename", "file.filename"):
-        if key in given:
-            _path(given[key], reads, refused)
-    for key in ("file", "backing"):
-        if "/" in given.get(key, "") or ":" in given.get(key, ""):
-            raise refused
+        reads = _is_on(given, "read-only") and _is_on(file, "read-only")
+        _path(file["filename"], _roots(given["driver"], allowed, refused, reads=reads), refused)
+        used.append(given["file"])
+    if sorted(used) != sorted(files):
+        raise Refused("-blockdev: a file that is not below exactly one node of its format")
+    for option in command.options:
+        if option.name == "blockdev" or not option.has_properties:
+            continue
+        values = _items(option.value or "", takes_json=option.name in {"device", "object", "netdev"})
+        if any(text in files for _, text in values):
+            raise Refused(f"-{option.name}: a file node is used without its format")
+
+
+def _roots(kind: str, allowed: Allowed, refused: Refused, *, reads: bool) -> tuple[str, ...]:
+    roots = {"raw": allowed.images, "qcow2": allowed.qcow2_images}.get(kind)
+    if roots is None:
+        raise refused
+    return (*roots, *allowed.readable) if reads else roots
 
 
 def _device(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
@@ -296,6 +309,8 @@ def _chardev(value: str, directory: str, _allowed: Allowed, _own: tuple[str, ...
         _path(given["path"], (directory,), refused)
     elif given["backend"] in {"socket", "file"}:
         raise refused
+    if given["backend"] == "socket" and given.get("server") != "on":
+        raise refused  # a client: what the guest says would be heard by a monitor, ours or its own QEMU's second one
 
 
 def _object(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:

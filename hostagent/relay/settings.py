@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 DEFAULT: Final = Path("/etc/qmp-migrate/relay.toml")
-KEYS: Final = {"run_dir": str, "images": list, "readable": list, "qemus": list}
+KEYS: Final = {"run_dir": str, "images": list, "qcow2_images": list, "readable": list, "qemus": list}
 
 
 class BadSettings(Exception):
@@ -23,13 +23,16 @@ class Allowed:
 
     Attributes:
         run_dir: Where guests' directories are.
-        images: Directories whose files are disks of guests.
+        images: Directories whose files are raw disks of guests.
+        qcow2_images: Directories whose files are qcow2 disks of guests. No file may be opened as both: its guest could
+            write a header that names other files of the host.
         readable: Directories whose files may be read by a guest's QEMU: kernels, firmware, installation media.
         qemus: QEMU binaries.
     """
 
     run_dir: str = "/run/qmp-migrate"
     images: tuple[str, ...] = ()
+    qcow2_images: tuple[str, ...] = ()
     readable: tuple[str, ...] = ("/usr/share/OVMF", "/usr/share/qemu", "/usr/share/seabios", "/boot")
     qemus: tuple[str, ...] = ("/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-aarch64")
 
@@ -47,6 +50,8 @@ def read(path: Path) -> Allowed:
         return Allowed()
     except (OSError, UnicodeDecodeError) as error:
         raise BadSettings(f"{path} cannot be read: {error}") from None
+    if status.st_uid not in {0, os.geteuid()}:
+        raise BadSettings(f"{path} belongs to somebody else")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BadSettings(f"{path} can be written by others than its owner")
     try:
@@ -60,12 +65,26 @@ def read(path: Path) -> Allowed:
         if not isinstance(words, list) or not all(_is_path(word) for word in words):
             raise BadSettings(f"{path}: {key} must be {'an absolute path' if KEYS[key] is str else 'absolute paths'}")
     default = Allowed()
-    return Allowed(
+    made = Allowed(
         run_dir=found.get("run_dir", default.run_dir),
         images=tuple(found.get("images", default.images)),
+        qcow2_images=tuple(found.get("qcow2_images", default.qcow2_images)),
         readable=tuple(found.get("readable", default.readable)),
         qemus=tuple(found.get("qemus", default.qemus)),
     )
+    # What a guest writes must not be what another is read from.
+    places = [(made.run_dir,), made.images, made.qcow2_images, made.readable]
+    for number, some in enumerate(places):
+        for others in places[number + 1 :]:
+            for one in some:
+                for other in others:
+                    if f"{os.path.realpath(one)}/".startswith(f"{os.path.realpath(other)}/") or (
+                        f"{os.path.realpath(other)}/".startswith(f"{os.path.realpath(one)}/")
+                    ):
+                        raise BadSettings(
+                            f"{path}: {one} and {other} are in one another, and stand for different things"
+                        )
+    return made
 
 
 def _is_path(word: object) -> bool:

@@ -219,7 +219,7 @@ class Liar:
 
 GREETING: Final = (SEEDS / "greeting.json").read_bytes().strip() + b"\r\n"
 EVENT: Final = b'{"event": "STOP", "data": {}, "timestamp": {"seconds": 1700000000, "microseconds": 1}}\r\n'
-ALLOWED: Final = Allowed("/run/x", ("/srv/x",), ("/boot",), ("/usr/bin/qemu-system-x86_64",))
+ALLOWED: Final = Allowed("/run/x", ("/srv/x",), ("/srv/q",), ("/boot",), ("/usr/bin/qemu-system-x86_64",))
 KNOWN: Final = commands.load()
 LOOP: Final = asyncio.new_event_loop()
 ASKED: Final = (

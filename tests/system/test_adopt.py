@@ -20,7 +20,8 @@ from tests.support.lab import Lab, wait_for
 from tests.support.outside import qmp
 
 QEMU = shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
-BASE = ["-machine", "pc-q35-7.2", "-cpu", "qemu64", "-accel", "tcg", "-m", "160M", "-smp", "1", "-nodefaults"]
+# Memory that is not a multiple of 256 KiB: see `tests.support.lab.MEMORY`.
+BASE = ["-machine", "pc-q35-7.2", "-cpu", "qemu64", "-accel", "tcg", "-m", "163848K", "-smp", "1", "-nodefaults"]
 OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
@@ -110,7 +111,7 @@ def moves(made: ByHand) -> None:
     wait_for(begun, 60)
     checked = made.lab.cli("check", made.name, "--to", "b", "--json", config=config, code=None)
     assert not [c for c in checked.doc["checks"] if c["status"] == "fail"], checked.out
-    result = made.lab.cli("migrate", made.name, "--to", "b", "--json", config=config).doc
+    result = made.lab.cli("migrate", made.name, "--to", "b", "--downtime-limit", "5s", "--json", config=config).doc
     assert (result["outcome"], result["owner"]) == ("completed", "destination")
     (listed,) = [g for g in made.lab.cli("vm", "list", "--json", config=config).doc["guests"] if g["name"] == made.name]
     assert (listed["host"], listed["state"]) == ("b", "running")

@@ -48,12 +48,18 @@ GOOD = [
 
 @pytest.fixture
 def allowed(tmp_path: Path) -> Allowed:
-    for name in ("run/web1/tls", "run/.locks", "images", "boot"):
+    for name in ("run/web1/tls", "run/.locks", "images", "qcow2", "boot"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "secret").write_text("x")
     (tmp_path / "images/out").symlink_to(tmp_path / "secret")
     (tmp_path / "run/link").symlink_to("/etc")
-    return Allowed(str(tmp_path / "run"), (str(tmp_path / "images"),), (str(tmp_path / "boot"), "/boot"), (QEMU,))
+    return Allowed(
+        str(tmp_path / "run"),
+        (str(tmp_path / "images"),),
+        (str(tmp_path / "qcow2"),),
+        (str(tmp_path / "boot"), "/boot"),
+        (QEMU,),
+    )
 
 
 def asked(source: str, *args: str) -> str:
@@ -195,6 +201,26 @@ HOSTILE: list[list[str]] = [
     ["-nic", "user"],
     ["-drive", "file=/etc/shadow,format=raw,if=none,id=d"],
     ["-drive", "file={images}/a"],
+    ["-drive", "file={images}/a,format=qcow2,if=none,id=d"],
+    ["-drive", "file={qcow2}/a,format=raw,if=none,id=d"],
+    ["-drive", "file=/boot/iso,format=raw,if=none,id=d"],
+    ["-blockdev", "driver=file,node-name=f,filename={images}/a"],
+    ["-blockdev", "driver=file,node-name=f,filename={images}/a", "-blockdev", "driver=qcow2,node-name=d,file=f"],
+    ["-blockdev", "driver=file,node-name=f,filename={qcow2}/a", "-blockdev", "driver=raw,node-name=d,file=f"],
+    [
+        *("-blockdev", "driver=file,node-name=f,filename={qcow2}/a", "-blockdev", "driver=qcow2,node-name=d,file=f"),
+        *("-device", "virtio-blk-pci,drive=f"),
+    ],
+    [
+        *("-blockdev", "driver=file,node-name=f,filename={images}/a", "-blockdev", "driver=raw,node-name=d,file=f"),
+        *("-blockdev", "driver=raw,node-name=e,file=f"),
+    ],
+    [
+        "-blockdev",
+        "driver=file,node-name=f,filename={images}/a,locking=off",
+        "-blockdev",
+        "driver=raw,node-name=d,file=f",
+    ],
     ["-drive", "file={images}/out,format=raw,if=none,id=d"],
     ["-drive", "file=fat:rw:/etc,format=raw"],
     ["-drive", "file=nbd:unix:/x,format=raw"],
@@ -212,6 +238,9 @@ HOSTILE: list[list[str]] = [
     ["-device", "virtio-net-pci,romfile=/etc/shadow"],
     ["-device", '{"driver":"vhost-vsock-pci"}'],
     ["-chardev", "socket,id=c,host=0.0.0.0,port=1,server=on"],
+    ["-chardev", "socket,id=c,path={run}/web1/x.sock"],
+    ["-chardev", "socket,id=c,path={run}/web1/x.sock,server=off"],
+    ["-pflash", "{images}/a"],
     ["-chardev", "pipe,id=c,path=/tmp/x"],
     ["-chardev", "file,id=c,path=/etc/x"],
     ["-chardev", "file,id=c,path={run}/other/x"],
@@ -246,9 +275,14 @@ HOSTILE: list[list[str]] = [
 ]
 
 
-@pytest.mark.parametrize("words", HOSTILE, ids=lambda words: " ".join(words)[:60])
+@pytest.mark.parametrize("words", HOSTILE, ids=lambda words: " ".join(words))
 def test_a_guest_that_reaches_out_is_not_started(words: list[str], allowed: Allowed) -> None:
-    more = [word.replace("{run}", allowed.run_dir).replace("{images}", allowed.images[0]) for word in words]
+    more = [
+        word.replace("{run}", allowed.run_dir)
+        .replace("{images}", allowed.images[0])
+        .replace("{qcow2}", allowed.qcow2_images[0])
+        for word in words
+    ]
     check_command_line(argv(allowed), f"{allowed.run_dir}/web1", allowed)
     with pytest.raises(Refused):
         check_command_line(argv(allowed, *more), f"{allowed.run_dir}/web1", allowed)
@@ -257,8 +291,11 @@ def test_a_guest_that_reaches_out_is_not_started(words: list[str], allowed: Allo
 @pytest.mark.parametrize(
     "words",
     [
-        ["-drive", "file={images}/a.qcow2,format=qcow2,if=none,id=d,cache=none"],
-        ["-blockdev", '{"driver":"raw","file":{"driver":"file","filename":"{images}/a"},"node-name":"a"}'],
+        ["-drive", "file={qcow2}/a,format=qcow2,if=none,id=d,cache=none"],
+        ["-drive", "file={images}/a,format=raw,if=none,id=d"],
+        ["-drive", "file=/boot/iso,format=raw,if=none,id=d,readonly=on"],
+        ["-blockdev", "driver=file,node-name=f,filename={images}/a", "-blockdev", "driver=raw,node-name=d,file=f"],
+        ["-blockdev", "driver=file,node-name=f,filename={qcow2}/a", "-blockdev", "driver=qcow2,node-name=d,file=f"],
         ["-netdev", "user,id=n,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp::80-:80,net=10.0.2.0/24"],
         ["-netdev", "tap,id=n,ifname=t0,script=no,downscript=no"],
         ["-device", "virtio-net-pci,netdev=n,id=nic0,mac=52:54:00:00:00:01"],
@@ -267,7 +304,12 @@ def test_a_guest_that_reaches_out_is_not_started(words: list[str], allowed: Allo
     ],
 )
 def test_a_guest_as_our_spec_makes_it_is_started(words: list[str], allowed: Allowed) -> None:
-    more = [word.replace("{run}", allowed.run_dir).replace("{images}", allowed.images[0]) for word in words]
+    more = [
+        word.replace("{run}", allowed.run_dir)
+        .replace("{images}", allowed.images[0])
+        .replace("{qcow2}", allowed.qcow2_images[0])
+        for word in words
+    ]
     check_command_line(argv(allowed, *more), f"{allowed.run_dir}/web1", allowed)
 
 
@@ -357,7 +399,7 @@ def test_lines_that_two_would_read_differently_are_refused(line: bytes, allowed:
         qmp.checked(line, allowed)
 
 
-ANY = Allowed("/run/x", ("/srv/x",), ("/boot",), (QEMU,))
+ANY = Allowed("/run/x", ("/srv/x",), ("/srv/q",), ("/boot",), (QEMU,))
 
 
 @settings(max_examples=1500, deadline=None)
