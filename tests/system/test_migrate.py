@@ -229,7 +229,8 @@ def test_a_guest_that_resets_itself_on_the_way_is_told_of(lab: Lab) -> None:
     with lab.guest(append="qm.rate=5 qm.ws=16 qm.tick=10 qm.reboot_after_ticks=1000") as guest:
         process = lab.popen("migrate", guest.name, "--to", "b", "--bandwidth", "1MiB", "--json")
         wait_for_phase(lab, guest, "copying")
-        guest.wait("a", lambda v: v.boots > 1)
+        boots = guest.verdict("a").boots  # on a busy machine, it may have done so before
+        guest.wait("a", lambda v: v.boots > boots)
         interrupt(process)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 6, err
