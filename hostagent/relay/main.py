@@ -24,6 +24,8 @@ STATUS: Final = 77
 """Exit status of a refusal (EX_NOPERM)."""
 MARK: Final = "qmp-relay: refused: "
 PIECE: Final = 1 << 16
+REASONS: Final = 100
+"""So many refusals of one session are logged; each is answered."""
 ENVIRONMENT: Final = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
 LOCK_LINE: Final = re.compile(r"(?:lock|unlock)\t[3-9]\t([^\t]+)\t[^\t]*|beat\t*")
 
@@ -134,7 +136,7 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
         sys.stdout.flush()
         os._exit(1)
     os.write(1, b"ok\n")
-    said: set[str] = set()
+    said: set[object] = set()
     objects = qmp.Objects()
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
@@ -155,8 +157,8 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
                         monitor.sendall(qmp.checked(line, allowed))
                     except Refused as refused:
                         reason, identifier = (*refused.args, None)[:2]
-                        if reason not in said:
-                            said.add(str(reason))
+                        if reason not in said and len(said) < REASONS:
+                            said.add(reason)
                             syslog.syslog(syslog.LOG_WARNING, f"refused: {request.name}: {reason}")
                         _write(1, qmp.answer(str(reason), identifier))
 

@@ -6,6 +6,7 @@ Each command is read as JSON, checked, and written anew: QEMU sees what was chec
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ def checked(line: bytes, allowed: Allowed) -> bytes:
         Refused: It is not allowed; ``args[1]`` is its id, for the answer.
     """
     try:
-        command = json.loads(line, object_pairs_hook=_without_repetition)
+        command = json.loads(line, object_pairs_hook=_without_repetition, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         raise Refused("not one JSON object a line", None) from None
     if not isinstance(command, dict):
@@ -169,6 +170,13 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a member twice")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("no number of JSON's")
+    return number
 
 
 def _allowed(name: str, arguments: dict[str, Any], allowed: Allowed) -> bool:

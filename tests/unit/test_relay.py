@@ -392,6 +392,9 @@ def test_what_reaches_beyond_the_guest_does_not(command: dict[str, Any], allowed
         b"quit",
         b"\xff",
         b'{"execute":"quit"',
+        b'{"execute":"quit","id":1e999}',
+        b'{"execute":"quit","id":-Infinity}',
+        b'{"execute":"quit","id":NaN}',
     ],
 )
 def test_lines_that_two_would_read_differently_are_refused(line: bytes, allowed: Allowed) -> None:
