@@ -49,6 +49,8 @@ Description: live migration of plain QEMU guests over QMP and SSH
  /etc/qmp-migrate/hostagent.env says to whom it belongs.
 """
 
+SERVICES = " ".join(sorted(unit.name for unit in (ROOT / "contrib" / "systemd").glob("*.service")))
+
 POSTINST = """#!/bin/sh
 set -e
 if [ "$1" = configure ]; then
@@ -56,7 +58,7 @@ if [ "$1" = configure ]; then
     if command -v systemd-tmpfiles >/dev/null; then systemd-tmpfiles --create qmp-migrate.conf || :; fi
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload || :
-        systemctl try-restart qmp-hostagent.service qmp-migrate-notify.service || :
+        systemctl try-restart @SERVICES@ || :
     fi
 fi
 """
@@ -64,7 +66,7 @@ fi
 PRERM = """#!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-    systemctl disable --now qmp-hostagent.service qmp-migrate-notify.service 2>/dev/null || :
+    systemctl disable --now @SERVICES@ 2>/dev/null || :
 fi
 find /usr/lib/qmp-migrate -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || :
 """
@@ -154,7 +156,7 @@ def build(wheel: Path, out: Path, compression: str = "xz") -> Path:
             CONTROL.format(version=version, architecture=architecture, size=size, minor=minor, next=minor + 1),
         )
         for script, text in (("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)):
-            put(tree / "DEBIAN" / script, text, 0o755)
+            put(tree / "DEBIAN" / script, text.replace("@SERVICES@", SERVICES), 0o755)
         files = sorted(path for path in tree.rglob("*") if path.is_file() and "DEBIAN" not in path.parts)
         sums = [
             f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}"

@@ -6,10 +6,13 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from qmp_migrate.errors import ConfigError
+from qmp_migrate.errors import BusError, ConfigError
+
+if TYPE_CHECKING:
+    from qmp_migrate.settings import MqttSettings
 
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _EXAMPLE: Final = "write it like mqtt://127.0.0.1:1883 or mqtts://broker.example:8883"
@@ -41,6 +44,28 @@ class BrokerAddress:
 
     def __repr__(self) -> str:
         return f"BrokerAddress({self.url!r})"
+
+    @classmethod
+    def of(cls, mqtt: MqttSettings) -> BrokerAddress:
+        """Read the address that the settings name.
+
+        Args:
+            mqtt: The section ``[mqtt]``.
+
+        Raises:
+            BusError: It names no broker.
+            ConfigError: As `parse`.
+        """
+        if mqtt.url is None:
+            raise BusError("the settings name no broker", hint='add [mqtt] url = "mqtt://HOST:1883"')
+        return cls.parse(
+            mqtt.url,
+            username=mqtt.username,
+            password_file=mqtt.password_file,
+            ca_file=mqtt.ca_file,
+            cert_file=mqtt.cert_file,
+            key_file=mqtt.key_file,
+        )
 
     @classmethod
     def parse(

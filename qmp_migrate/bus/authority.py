@@ -5,11 +5,11 @@ A directory holds all of it::
     ca.crt ca.key           the authority; ca.key never leaves this machine
     broker.crt broker.key   the broker's, with the names and addresses that it is reached by
     crl.pem                 identities that are revoked
-    identities/NAME.crt     one pair each, for an agent (its host's name), ``controller@NAME``, ``subscriber@NAME``
-    identities/NAME.key
+    identities/NAME.crt     one pair each, for an agent (its host's name), ``controller@NAME``, ``subscriber@NAME``,
+    identities/NAME.key     ``bridge@NAME``
 
 The common name is the identity: Mosquitto takes it for the user name. A host's identity is its name, by DESIGN rule 10, so
-that no certificate is ever made out to a name with ``+``, ``#`` or ``/``; the other two roles have an ``@``, which no host
+that no certificate is ever made out to a name with ``+``, ``#`` or ``/``; the other roles have an ``@``, which no host
 name has, so that nobody but an agent can write below a host.
 """
 
@@ -33,7 +33,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from qmp_migrate.errors import ConfigError, InvalidName, UsageError
 from qmp_migrate.vm.names import validate_name
 
-Role = Literal["agent", "controller", "subscriber"]
+Role = Literal["agent", "controller", "subscriber", "bridge"]
 
 CA_DAYS: Final = 3650
 LEAF_DAYS: Final = 397
@@ -69,7 +69,7 @@ class Identity:
 
 
 def identity_name(role: Role, name: str) -> str:
-    """Return the identity of a host's agent, a controller or a subscriber.
+    """Return the identity of a host's agent, a controller, a subscriber or a bridge.
 
     Raises:
         InvalidName: The name is none.
@@ -81,7 +81,8 @@ def identity_name(role: Role, name: str) -> str:
 def role_of(identity: str) -> Role:
     """Return what an identity may do."""
     prefix = identity.partition("@")[0] if "@" in identity else "agent"
-    return "controller" if prefix == "controller" else "subscriber" if prefix == "subscriber" else "agent"
+    others: tuple[Role, ...] = ("controller", "subscriber", "bridge")
+    return next((role for role in others if role == prefix), "agent")
 
 
 class Authority:
@@ -168,7 +169,7 @@ class Authority:
 
         Args:
             role: What it may do.
-            name: Of the host, controller or subscriber.
+            name: Of the host, controller, subscriber or bridge.
             renew: Make a new certificate and key although there are some; the old certificate is revoked.
 
         Returns:

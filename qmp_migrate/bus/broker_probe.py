@@ -133,6 +133,7 @@ async def _topics(
         "agent": f"{topics.root}/host/{entry.name}/broker-check",
         "controller": f"{topics.root}/controller/{entry.name}/broker-check",
         "subscriber": "",
+        "bridge": "",  # what it may write, a controller does not see
     }[entry.role]
     forbidden = [("write under another host's name", f"{topics.root}/host/{other}/broker-check")]
     if entry.role != "controller":

@@ -20,6 +20,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -46,6 +47,21 @@ STOP_TIMEOUT_S: Final = 0.5
 log = structlog.get_logger("qmp_migrate.bus")
 
 
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """Whether we are there, for those who know nothing of sessions: retained, and our last will.
+
+    Attributes:
+        topic: Where it is said.
+        there: Payload after each connect.
+        away: Payload of the last will, and at the end.
+    """
+
+    topic: str
+    there: bytes = b"online"
+    away: bytes = b"offline"
+
+
 class BusClient:
     """A connection to the broker that is always there, as far as the caller can tell.
 
@@ -54,6 +70,7 @@ class BusClient:
         topics: The topics in use.
         role: Short word for the client id, for example ``ctl``, ``agent``, ``events``; for the broker's logs.
         presence: Our own status with its last will, or ``None`` for a mere subscriber.
+        sign: The same for a publisher of topics that are not the bus's own; not together with `presence`.
 
     Attributes:
         topics: The topics in use.
@@ -61,9 +78,18 @@ class BusClient:
         tried: Set once the first attempt to connect has ended, either way.
     """
 
-    def __init__(self, address: BrokerAddress, topics: Topics, *, role: str, presence: Presence | None = None) -> None:
+    def __init__(
+        self,
+        address: BrokerAddress,
+        topics: Topics,
+        *,
+        role: str,
+        presence: Presence | None = None,
+        sign: Sign | None = None,
+    ) -> None:
         self.topics = topics
         self.presence = presence
+        self._sign = sign
         self._address = address
         # Unique per process and the same after a reconnect, so that the broker ends the old connection first.
         # At most 23 characters: all that MQTT 3.1.1 promises.
@@ -178,6 +204,22 @@ class BusClient:
             self._outbox.put_state(topic, b"")
             self._nudge()
 
+    def publish_foreign(self, topic: str, payload: bytes) -> None:
+        """Publish a retained payload on a topic that is not the bus's own, in the format of others; empty: clear it.
+
+        Args:
+            topic: Where to.
+            payload: What.
+        """
+        if not self._closing:
+            self._outbox.put_state(topic, payload)
+            self._nudge()
+
+    def publish_sign(self) -> None:
+        """Say again that we are there, where there is a `Sign`."""
+        if self._sign is not None:
+            self.publish_foreign(self._sign.topic, self._sign.there)
+
     def publish_event(self, topic: str, message: BusMessage) -> None:
         """Publish an event. Kept through an outage as far as there is room, in order."""
         if (payload := self._encode(topic, message)) is not None:
@@ -265,6 +307,8 @@ class BusClient:
         if self.presence is not None:
             # A new session before each connection: the will of the last one must not speak for this one.
             will = aiomqtt.Will(self.presence.topic, encode(self.presence.begin()), qos=1, retain=True)
+        elif self._sign is not None:
+            will = aiomqtt.Will(self._sign.topic, self._sign.away, qos=1, retain=True)
         connection = Connection.to(
             self._address,
             identifier=self._identifier,
@@ -278,6 +322,8 @@ class BusClient:
             self._to_subscribe = list(self._subscriptions)
             if self.presence is not None and not self._closing:
                 self._outbox.put_state(self.presence.topic, encode(self.presence.current()))
+            if self._sign is not None and not self._closing:
+                self._outbox.put_state(self._sign.topic, self._sign.there)
             self._outbox.resend_states(last=self.presence.topic if self.presence else None)
             self._nudge()
             self._outage.ended()
@@ -372,6 +418,8 @@ class BusClient:
             self._log_once("name-used-twice", self.presence.topic, "another process publishes under our name")
 
     def _say_farewell(self) -> None:
+        if self._sign is not None and self._task is not None:
+            self.publish_foreign(self._sign.topic, self._sign.away)
         if self.presence is None or self._task is None:
             return
         self.presence.state = "stopped"

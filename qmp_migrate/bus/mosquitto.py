@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from qmp_migrate.bus.authority import Identity, role_of
+from qmp_migrate.bus.home_assistant import DEFAULT_PREFIX, node_of
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.bus.wire import MAX_PAYLOAD_BYTES
 
@@ -128,7 +129,16 @@ def _controller(root: str) -> list[str]:
 
 
 def _subscriber(root: str) -> list[str]:
-    return [f"read {root}/#"]
+    return [f"read {root}/#", *(f"read {topic}" for topic in _of_home_assistant(root))]
 
 
-_RULES: Final = {"agent": _agent, "controller": _controller, "subscriber": _subscriber}
+def _bridge(root: str) -> list[str]:
+    return [f"read {root}/#", *(f"readwrite {topic}" for topic in _of_home_assistant(root))]
+
+
+def _of_home_assistant(root: str) -> list[str]:
+    node = node_of(root)
+    return [f"{DEFAULT_PREFIX}/+/{node}/+/config", f"{DEFAULT_PREFIX}/{node}/#"]
+
+
+_RULES: Final = {"agent": _agent, "controller": _controller, "subscriber": _subscriber, "bridge": _bridge}

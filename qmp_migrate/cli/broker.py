@@ -11,7 +11,7 @@ from qmp_migrate.cli.context import Context, data, fail, put, run, say
 from qmp_migrate.errors import ConfigError, QmpMigrateError, UsageError
 
 if TYPE_CHECKING:
-    from qmp_migrate.bus.authority import Authority, Identity
+    from qmp_migrate.bus.authority import Authority, Identity, Role
 
 app = typer.Typer(
     name="broker",
@@ -25,6 +25,10 @@ Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="NAME", help=
 Controllers = Annotated[list[str] | None, typer.Option("--controller", metavar="NAME", help="Repeatable.")]
 Subscribers = Annotated[
     list[str] | None, typer.Option("--subscriber", metavar="NAME", help="Who may read everything; repeatable.")
+]
+Bridges = Annotated[
+    list[str] | None,
+    typer.Option("--bridge", metavar="NAME", help="Who may tell Home Assistant of everything; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 MARK = "qmp-migrate.broker"
@@ -41,6 +45,7 @@ def init(
     host: Hosts = None,
     controller: Controllers = None,
     subscriber: Subscribers = None,
+    bridge: Bridges = None,
     port: Annotated[int, typer.Option(help="MQTT over TLS.", min=1, max=65535)] = 8883,
     websockets: Annotated[int, typer.Option(metavar="PORT", help="Websockets, too; 0: none.", min=0, max=65535)] = 0,
     bind: Annotated[str, typer.Option(metavar="ADDRESS", help="Listen there only.")] = "",
@@ -74,12 +79,12 @@ def init(
             _one_word(name, settings[name])
         from qmp_migrate.bus.authority import Authority
 
-        _check_names(hosts, controller or [], subscriber or [])
+        wanted = _wanted(hosts, controller or ["main"], subscriber, bridge)
         authority = Authority.create(directory)
         with authority.locked():
             authority.issue_broker(settings["address"])
             _remember(directory, settings)
-            new = _issue(authority, hosts, controller or ["main"], subscriber or [])
+            new = _issue(authority, wanted)
             _render(authority, settings)
     except QmpMigrateError as error:
         fail(error, as_json=json)
@@ -98,18 +103,19 @@ def add(
     host: Hosts = None,
     controller: Controllers = None,
     subscriber: Subscribers = None,
+    bridge: Bridges = None,
     json: Json = False,
 ) -> None:
     """Add identities, and write the access list anew (the broker has to read it again: SIGHUP)."""
     try:
         from qmp_migrate.bus.authority import Authority
 
-        if not (host or controller or subscriber):
-            raise UsageError("nobody to add", hint="--host NAME, --controller NAME or --subscriber NAME")
-        _check_names(host or [], controller or [], subscriber or [])
+        wanted = _wanted(host, controller, subscriber, bridge)
+        if not wanted:
+            raise UsageError("nobody to add", hint="--host NAME, --controller NAME, --subscriber NAME or --bridge NAME")
         authority = Authority.open(directory)
         with authority.locked():
-            new = _issue(authority, host or [], controller or [], subscriber or [])
+            new = _issue(authority, wanted)
             _render(authority, _remembered(directory))
     except QmpMigrateError as error:
         fail(error, as_json=json)
@@ -136,6 +142,7 @@ def list_(directory: Directory, json: Json = False) -> None:
         "agent": "write under its host",
         "controller": "read hosts, write migrations",
         "subscriber": "read everything",
+        "bridge": "read everything, write Home Assistant's",
     }
     for entry in identities:
         table.add_row(entry.name, may[entry.role], entry.expires_at.strftime("%Y-%m-%d"), _state(entry))
@@ -237,23 +244,26 @@ def _from_settings(options: Context, host: list[str] | None) -> tuple[list[str],
     return host or sorted(settings.hosts), settings.mqtt.root
 
 
-def _check_names(hosts: list[str], controllers: list[str], subscribers: list[str]) -> None:
+def _wanted(
+    hosts: list[str] | None, controllers: list[str] | None, subscribers: list[str] | None, bridges: list[str] | None
+) -> list[tuple[Role, str]]:
+    """Return who is asked for, once all names are checked."""
     from qmp_migrate.bus.authority import identity_name
 
-    for name in hosts:
-        identity_name("agent", name)
-    for name in controllers:
-        identity_name("controller", name)
-    for name in subscribers:
-        identity_name("subscriber", name)
-
-
-def _issue(authority: Authority, hosts: list[str], controllers: list[str], subscribers: list[str]) -> list[str]:
-    issued = [
-        *(authority.issue("agent", name) for name in hosts),
-        *(authority.issue("controller", name) for name in controllers),
-        *(authority.issue("subscriber", name) for name in subscribers),
+    given: list[tuple[Role, list[str] | None]] = [
+        ("agent", hosts),
+        ("controller", controllers),
+        ("subscriber", subscribers),
+        ("bridge", bridges),
     ]
+    wanted: list[tuple[Role, str]] = [(role, name) for role, names in given for name in names or ()]
+    for role, name in wanted:
+        identity_name(role, name)
+    return wanted
+
+
+def _issue(authority: Authority, wanted: list[tuple[Role, str]]) -> list[str]:
+    issued = [authority.issue(role, name) for role, name in wanted]
     return [entry.name for entry, new in issued if new]
 
 

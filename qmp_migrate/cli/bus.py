@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qmp_migrate.cli.context import Context, run, say
-from qmp_migrate.errors import BusError
 
 if TYPE_CHECKING:
     from qmp_migrate.bus.follow import Followed
@@ -125,16 +124,7 @@ async def _follow(settings: Settings, *, vm: str | None, wanted: Wanted, json: b
     if vm is not None:
         validate_name(vm, "guest name")
     mqtt = settings.mqtt
-    if mqtt.url is None:
-        raise BusError("the settings name no broker", hint='add [mqtt] url = "mqtt://HOST:1883"')
-    address = BrokerAddress.parse(
-        mqtt.url,
-        username=mqtt.username,
-        password_file=mqtt.password_file,
-        ca_file=mqtt.ca_file,
-        cert_file=mqtt.cert_file,
-        key_file=mqtt.key_file,
-    )
+    address = BrokerAddress.of(mqtt)
     async with BusClient(address, Topics(mqtt.root), role="events") as client:
         await client.wait_connected()
         if not json:

@@ -15,6 +15,7 @@ from qmp_migrate.cli import (
     bus,
     doctor,
     forecasting,
+    home_assistant,
     hosts,
     metrics,
     migrations,
@@ -51,6 +52,7 @@ adopting.register(app)
 bus.register(app)
 metrics.register(app)
 notify.register(app)
+home_assistant.register(app)
 doctor.register(app)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qmp_migrate.cli.context import Context, run, say
-from qmp_migrate.errors import BusError, ConfigError
+from qmp_migrate.cli.signals import until_stopped
+from qmp_migrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.notifying import Target
@@ -102,33 +101,11 @@ async def _serve(settings: Settings, targets: list[Target], state: Path | None) 
     from qmp_migrate.fleet.notifying import Delivered, Notifier
 
     mqtt = settings.mqtt
-    if mqtt.url is None:
-        raise BusError("the settings name no broker", hint='add [mqtt] url = "mqtt://HOST:1883"')
-    address = BrokerAddress.parse(
-        mqtt.url,
-        username=mqtt.username,
-        password_file=mqtt.password_file,
-        ca_file=mqtt.ca_file,
-        cert_file=mqtt.cert_file,
-        key_file=mqtt.key_file,
-    )
+    address = BrokerAddress.of(mqtt)
     delivered = Delivered(state or _beside_the_journal(settings))
-    task = asyncio.current_task()
-    assert task is not None
-    stopped = asyncio.Event()
-
-    def stop() -> None:
-        stopped.set()
-        task.cancel()
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     say().print(f"telling {len(targets)} receivers what {address.url} says (Ctrl-C ends)", style="dim")
-    try:
-        async with BusClient(address, Topics(mqtt.root), role="notify") as client:
-            await Notifier(targets, delivered).run(client)
-    except asyncio.CancelledError:
-        if not stopped.is_set():
-            raise
+    async with BusClient(address, Topics(mqtt.root), role="notify") as client:
+        await until_stopped(Notifier(targets, delivered).run(client))
 
 
 def _beside_the_journal(settings: Settings) -> Path | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Awaitable
 from typing import Final
 
 _OUTPUT: Final = (1, 2)
@@ -27,6 +28,25 @@ def go_on_without_terminal() -> None:
 
     with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not in the main thread
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hang_up)
+
+
+async def until_stopped(work: Awaitable[None]) -> None:
+    """Wait for work that has no end of its own; SIGTERM ends it in good order, and is no error."""
+    task = asyncio.current_task()
+    assert task is not None
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
 
 
 def end_as_by_ctrl_c() -> None:

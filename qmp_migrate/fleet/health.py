@@ -195,8 +195,7 @@ async def _bus(controller: Controller, names: Sequence[str]) -> list[Check]:
         return []
     seen: dict[str, str] = {}
     try:
-        address = BrokerAddress.parse(mqtt.url, username=mqtt.username, password_file=mqtt.password_file,
-                                      ca_file=mqtt.ca_file, cert_file=mqtt.cert_file, key_file=mqtt.key_file)  # fmt: skip
+        address = BrokerAddress.of(mqtt)
         async with asyncio.timeout(BUS_S), BusClient(address, Topics(mqtt.root), role="doctor") as client:
             await client.wait_connected()
             async for news in follow(client):

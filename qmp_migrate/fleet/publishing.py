@@ -23,15 +23,7 @@ async def on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
     from qmp_migrate.bus.topics import Topics
 
     mqtt = settings.mqtt
-    assert mqtt.url is not None
-    address = BrokerAddress.parse(
-        mqtt.url,
-        username=mqtt.username,
-        password_file=mqtt.password_file,
-        ca_file=mqtt.ca_file,
-        cert_file=mqtt.cert_file,
-        key_file=mqtt.key_file,
-    )
+    address = BrokerAddress.of(mqtt)
     name = f"ctl-{secrets.token_hex(4)}"
     client = controller_client(address, Topics(mqtt.root), name)
     client.start()

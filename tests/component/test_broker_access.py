@@ -48,7 +48,8 @@ class Secured:
         self.port, self.websockets = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         (directory.with_name("state")).mkdir()
-        words = ["--host", "a", "--host", "b", "--controller", "main", "--subscriber", "dash", "--address", "localhost"]
+        words = ["--host", "a", "--host", "b", "--controller", "main", "--subscriber", "dash"]
+        words += ["--bridge", "ha", "--address", "localhost"]
         words += ["--port", str(self.port), "--websockets", str(self.websockets), "--bind", "127.0.0.1"]
         broker_command("init", str(directory), *words, "--state", str(directory.with_name("state")), "--run-as", "root")
         self.url = f"mqtts://localhost:{self.port}"
@@ -94,7 +95,7 @@ async def test_each_identity_may_what_it_must_and_nothing_else(secured: Secured,
         f"{scheme}://localhost:{port}", TOPICS, secured.directory / "ca.crt", secured.authority.identities()
     )
     assert [trial for trial in trials if not trial.passed] == []
-    assert len(trials) >= 17
+    assert len(trials) >= 20
 
 
 async def heard(connection: Connection, pattern: str) -> list[str]:
@@ -124,6 +125,39 @@ async def test_nobody_reads_what_is_not_for_him(secured: Secured) -> None:
         ]
     async with secured.as_("subscriber@dash") as subscriber:
         assert len(await heard(subscriber, "#")) == 3
+
+
+async def test_a_bridge_tells_home_assistant_and_nobody_else_does(secured: Secured) -> None:
+    node = "qmp-migrate_v1"
+    allowed = [f"homeassistant/sensor/{node}/guest_web1_host/config", f"homeassistant/{node}/vm/web1"]
+    refused = [
+        "homeassistant/status",
+        "homeassistant/sensor/another/x/config",
+        f"homeassistant/sensor/{node}/x/set",
+        "qmp-migrate/v1/host/a/vm/web1",
+        "qmp-migrate/v1/migration/m-1/state",
+    ]
+    async with secured.as_("bridge@ha") as bridge:
+        for topic in (*allowed, *refused):
+            await bridge.publish(topic, b"bridge", qos=1, retain=True)
+    for name in ("a", "controller@main", "subscriber@dash"):
+        async with secured.as_(name) as other:
+            for topic in (*allowed, "homeassistant/status"):
+                await other.publish(topic, name.encode(), qos=1, retain=True)
+    async with secured.as_("subscriber@dash") as home_assistant:
+        assert sorted(await heard(home_assistant, "homeassistant/#")) == sorted(allowed)
+    for name in ("a", "controller@main"):
+        async with secured.as_(name) as other:
+            assert await heard(other, "homeassistant/#") == []
+    async with secured.as_("bridge@ha") as bridge:
+        await bridge.subscribe([("#", 1)])
+        async with asyncio.timeout(5):
+            topics = {}
+            async for message in bridge.messages:
+                topics[str(message.topic)] = message.payload
+                if len(topics) == len(allowed):
+                    break
+        assert topics == dict.fromkeys(allowed, b"bridge")
 
 
 @pytest.mark.parametrize("name", ["+", "#", "a/b", "+/vm"])

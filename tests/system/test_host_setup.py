@@ -226,7 +226,7 @@ def test_what_the_package_brought_goes_with_it(site: Site) -> None:
         assert site.machine.run("ls", "-d", path, check=False) == "", path
 
 
-@pytest.mark.parametrize("unit", ["qmp-hostagent", "qmp-migrate-notify"])
+@pytest.mark.parametrize("unit", ["qmp-hostagent", "qmp-migrate-notify", "qmp-migrate-home-assistant"])
 def test_the_units_are_as_hard_as_we_say(site: Site, unit: str) -> None:
     site.setup("--package", str(site.package))
     report = json.loads(site.machine.run("systemd-analyze", "security", "--json=short", f"{unit}.service"))

@@ -27,7 +27,7 @@ def run(*words: str) -> tuple[int, str]:
 def test_the_example_in_contrib_is_what_is_rendered() -> None:
     where, state = PurePosixPath("/etc/mosquitto/qmp-migrate"), PurePosixPath("/var/lib/mosquitto")
     rendered = configuration(where, state, Listeners(8883, 8884))
-    rules = access_list(Topics(), ["a", "b", "controller@main", "subscriber@dashboard"])
+    rules = access_list(Topics(), ["a", "b", "controller@main", "subscriber@dashboard", "bridge@home"])
     assert (CONTRIB / "mosquitto.conf").read_text() == rendered
     assert (CONTRIB / "qmp-migrate.acl").read_text() == rules
 

@@ -121,6 +121,15 @@ def test_asyncapi_hangs_together() -> None:
             assert f"{{{parameter}}}" in channel["address"]
 
 
+def test_asyncapi_is_what_its_authors_call_one() -> None:
+    official = json.loads((Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json").read_text())
+    validator = jsonschema.Draft7Validator(official)
+    document = asyncapi("1")
+    validator.validate(document)
+    document["operations"]["receiveHostVm"]["action"] = "hear"
+    assert not validator.is_valid(document), "and it can fail"
+
+
 def _references(value: Any) -> list[str]:
     if isinstance(value, dict):
         own = [value["$ref"]] if "$ref" in value else []
