@@ -75,7 +75,7 @@ POSTRM = """#!/bin/sh
 set -e
 if [ "$1" = purge ]; then
     rm -rf /etc/qmp-migrate
-    rmdir /run/qmp-migrate /var/lib/qmp-migrate 2>/dev/null || :
+    rmdir /run/qmp-migrate /var/lib/qmp-hostagent 2>/dev/null || :
 fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload || :; fi
 """

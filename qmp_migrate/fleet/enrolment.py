@@ -100,8 +100,8 @@ class Wish:
 
     @property
     def home(self) -> str:
-        """Home directory of a user that has to be made."""
-        return "/var/lib/qmp-migrate" if self.user == DEFAULT_USER else f"/home/{self.user}"
+        """Home directory of a user that has to be made. Not where a controller that is run by root keeps its journal."""
+        return "/var/lib/qmp-hostagent" if self.user == DEFAULT_USER else f"/home/{self.user}"
 
     @property
     def key_blob(self) -> str:

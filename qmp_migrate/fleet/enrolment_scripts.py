@@ -76,6 +76,10 @@ ADD_KEY: Final = r"""
 set -eu
 home=$(getent passwd "$1" | cut -d: -f6)
 [ -d "$home" ] || install -d -m 0750 -o "$1" -g "$(id -gn "$1")" -- "$home"
+runuser -u "$1" -- test -w "$home" -a -x "$home" || {
+    echo "$1 may not write into its home $home, which belongs to $(stat -c %U -- "$home")" >&2
+    exit 1
+}
 exec runuser -u "$1" -- sh -euc '
 umask 077
 cd -- "$1"

@@ -193,10 +193,16 @@ class Connection:
     def lost(self, what: str) -> ConnectionLost:
         """Return the error that says: ``what`` was under way, and nobody knows how it ended."""
         return ConnectionLost(
-            f"the SSH connection to {self._where} ended before {what} was through",
+            f"the SSH connection to {self._where} ended before {what} was through{self._reason()}",
             hint="whether it ran to its end is not known; connect again and look",
             host=self._name,
         )
+
+    def _reason(self) -> str:
+        if self._closed or self._transport is None:
+            return " (it was closed here)"
+        error = self._transport.saved_exception
+        return f": {str(error) or type(error).__name__}" if error is not None else " (it was closed there)"
 
     def _alive(self) -> StreamlocalTransport:
         if self._transport is None or not self.active:

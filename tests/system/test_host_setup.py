@@ -136,13 +136,15 @@ def test_a_bare_machine_becomes_a_host_and_stays_one(site: Site) -> None:
         "agent",
     }
     assert site.machine.run("getent", "passwd", "qmp", check=False) == ""
-    # 2: the work
+    # 2: the work; root has driven migrations from this machine before, and its journal stays its own
+    site.machine.run("install", "-d", "-m", "0700", "/var/lib/qmp-migrate")
     done = site.setup("--package", str(site.package))
     assert (done["changed"], done["ready"]) == (True, True), site.states(done)
     assert "broker connected" in site.agent("StatusText")
     assert site.agent("Type") == "notify"
     assert site.machine.run("ps", "-o", "user=", "-p", site.agent("MainPID")) == "qmp"
     assert site.machine.run("stat", "-c", "%a %U:%G", "/etc/qmp-migrate/agent.key") == "640 root:qmp"
+    assert site.machine.run("stat", "-c", "%a %U:%G", "/var/lib/qmp-migrate") == "700 root:root"
     # 3: the controller can use it, as a user without any right
     assert site.cli("vm", "list", "--json").doc["guests"] == []
     # 4: once more: nothing to do, nothing restarted
@@ -154,12 +156,12 @@ def test_a_bare_machine_becomes_a_host_and_stays_one(site: Site) -> None:
     site.machine.run(
         "sh", "-c", "echo QMP_HOSTAGENT_HOST=b >/etc/qmp-migrate/hostagent.env; chmod 755 /run/qmp-migrate"
     )
-    site.machine.run("sh", "-c", "echo '# mine' >>/var/lib/qmp-migrate/.ssh/authorized_keys")
+    site.machine.run("sh", "-c", "echo '# mine' >>/var/lib/qmp-hostagent/.ssh/authorized_keys")
     mended = site.setup()
     assert (mended["changed"], mended["ready"]) == (True, True), site.states(mended)
     assert site.agent("MainPID") != first
     assert "host a, broker connected" in site.agent("StatusText")
-    keys = site.machine.run("cat", "/var/lib/qmp-migrate/.ssh/authorized_keys").splitlines()
+    keys = site.machine.run("cat", "/var/lib/qmp-hostagent/.ssh/authorized_keys").splitlines()
     assert keys == [(site.directory / "controller.pub").read_text().strip(), "# mine"]
     # 6: a renewed identity is brought there
     site.cli("broker", "renew", str(site.directory / "broker"), "a")

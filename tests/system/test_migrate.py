@@ -196,11 +196,12 @@ def test_after_a_cancel_the_next_try_works(lab: Lab) -> None:
 
 def test_two_controllers_want_the_same_guest_and_one_gets_it(lab: Lab) -> None:
     with lab.guest(append="qm.rate=4 qm.ws=8 qm.tick=10") as guest:
-        first = lab.popen("migrate", guest.name, "--to", "b", "--bandwidth", "10MiB", "--json")
-        wait_for_phase(lab, guest, "copying")
+        first = lab.popen("migrate", guest.name, "--to", "b", "--bandwidth", "2MiB", "--json")
+        record = wait_for_phase(lab, guest, "copying")
         second = lab.cli("migrate", guest.name, "--to", "b", code=None)
         assert second.code == 75, second.err
         assert "pid" in second.err, "it says who holds the guest"
+        lab.quicken(str(record["id"]))
         out, err = first.communicate(timeout=90)
         assert first.returncode == 0, err
         assert json.loads(out)["outcome"] == "completed"

@@ -80,7 +80,7 @@ def test_offline_whose_controller_dies_is_driven_on(lab: Lab, guest: Guest) -> N
 
 
 def test_or_lets_the_guest_run_again_where_it_was(lab: Lab, guest: Guest) -> None:
-    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "10MiB")
+    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "2MiB")
     record = wait_for_phase(lab, guest, "copying")
     process.kill()
     process.communicate()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.cable import Cable
 from tests.support.lab import Guest, Lab, interrupt, wait_for
-from tests.system.test_recover import killed_while_copying, under_way
+from tests.system.test_recover import killed_while_copying, quickened, under_way
 
 TLS_HANDSHAKE = b"\x16\x03"
 MAIN_MAGIC = b"QEVM"
@@ -113,7 +113,7 @@ def test_channels_into_a_black_hole_end_with_the_guest_at_its_source(lab: Lab, g
 
 def test_channels_whose_controller_is_killed_are_driven_on(lab: Lab, guest: Guest) -> None:
     migration = killed_while_copying(lab, guest, "--channels", "3", "--compress", "zlib")
-    [result] = lab.cli("recover", migration, "--json").doc["migrations"]
+    [result] = quickened(lab, migration, "recover", migration, "--json").doc["migrations"]
     assert (result["outcome"], result["channels"], result["encrypted"]) == ("completed", 3, True)
     guest.wait_survived("b")
     assert_as_usual(guest, "b")

@@ -30,7 +30,7 @@ READY = {
     "kvm": "yes",
     "kvm_group": "yes",
     "qemu": "7.2",
-    "home": "/var/lib/qmp-migrate",
+    "home": "/var/lib/qmp-hostagent",
     "shell": "/bin/sh",
     "groups": "qmp kvm",
     "group": "qmp",
