@@ -50,25 +50,25 @@ _LOAD: Final[dict[str, dict[str, Any]]] = {
     "memory_available": {
         "name": "Memory available",
         "device_class": "data_size",
-        "unit_of_measurement": "B",
-        "value_template": "{{ value_json.memory_available_bytes }}",
+        "unit_of_measurement": "GiB",
+        "value_template": "{{ (value_json.memory_available_bytes / 2**30) | round(2) }}",
     },
     "received": {
         "name": "Received",
         "device_class": "data_rate",
-        "unit_of_measurement": "B/s",
-        "value_template": "{{ value_json.receive_bytes_per_s }}",
+        "unit_of_measurement": "MB/s",
+        "value_template": "{{ (value_json.receive_bytes_per_s / 10**6) | round(3) }}",
     },
     "sent": {
         "name": "Sent",
         "device_class": "data_rate",
-        "unit_of_measurement": "B/s",
-        "value_template": "{{ value_json.transmit_bytes_per_s }}",
+        "unit_of_measurement": "MB/s",
+        "value_template": "{{ (value_json.transmit_bytes_per_s / 10**6) | round(3) }}",
     },
     "guests": {"name": "Guests", "icon": "mdi:server", "value_template": "{{ value_json.guests | length }}"},
 }
 _GUEST: Final[dict[tuple[str, str], dict[str, Any]]] = {
-    ("sensor", "host"): {"name": "Host", "icon": "mdi:server", "value_template": "{{ value_json.host }}"},
+    ("sensor", "host"): {"name": "Host", "icon": "mdi:server", "value_template": "{{ value_json.host or 'none' }}"},
     ("sensor", "state"): {"name": "State", "icon": "mdi:power", "value_template": "{{ value_json.state }}"},
     ("binary_sensor", "migrating"): {
         "name": "Migrating",
@@ -84,7 +84,7 @@ _GUEST: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("sensor", "outcome"): {
         "name": "Last migration",
         "icon": "mdi:clipboard-check",
-        "value_template": "{{ value_json.last.outcome }}",
+        "value_template": "{{ value_json.last.outcome or 'none' }}",
     },
     ("binary_sensor", "problem"): {
         "name": "Problem",

@@ -78,7 +78,7 @@ class Announcer:
         except BusError as error:
             log.warning("leftovers-unknown", reason=error.message)
             return
-        for topic in sorted(there - set(self._devices.said)):
+        for topic in _entities_first(there - set(self._devices.said)):
             log.info("leftover-removed", topic=topic)
             client.publish_foreign(topic, b"")
 
@@ -151,6 +151,11 @@ async def remove(client: BusClient, devices: HomeAssistant) -> int:
     """
     await client.wait_connected()
     there = await retained(client, devices, SETTLED_S)
-    for topic in (*sorted(there), devices.status_topic):
+    for topic in (*_entities_first(there), devices.status_topic):
         client.publish_foreign(topic, b"")
     return len(there)
+
+
+def _entities_first(topics: set[str]) -> list[str]:
+    """Return topics in the order in which they are cleared: an entity that is still there complains of an empty state."""
+    return sorted(topics, key=lambda topic: (not topic.endswith("/config"), topic))
