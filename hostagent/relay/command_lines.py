@@ -36,7 +36,6 @@ PLAIN: Final = frozenset(
         "k",
         "vga",
         "numa",
-        "global",
         "msg",
         "overcommit",
         "enable-kvm",
@@ -119,12 +118,19 @@ BLOCKDEV: Final = frozenset(
 )
 CHARDEV: Final = frozenset(["id", "path", "server", "wait", "append", "logappend", "size", "nowait"])
 DEVICES: Final = re.compile(
-    r"virtio-(net|blk|scsi|balloon|rng|serial|gpu|vga|keyboard|mouse|tablet|mem|iommu|input)(-[a-z-]+)?|pcie-root-port|"
+    r"virtio-(net|blk|scsi|balloon|rng|serial|gpu|vga|keyboard|mouse|tablet|mem|iommu)"
+    r"(-(pci(-(non-)?transitional)?|device|ccw))?|pcie-root-port|"
     r"pcie-pci-bridge|pci-bridge|ioh3420|x3130-upstream|xio3130-downstream|pxb(-pcie)?|scsi-(hd|cd|disk)|ide-(hd|cd)|e1000e?|"
     r"rtl8139|(qemu|nec-usb)-xhci|usb-(ehci|tablet|kbd|mouse|hub|storage)|(pii|i)x?[0-9-]*usb-uhci|ich9-[a-z0-9-]+|isa-serial|"
     r"pci-serial|pvpanic(-pci)?|i6300esb|nvme(-ns)?|megasas(-gen2)?|lsi[0-9a-z]*|VGA|bochs-display|qxl(-vga)?|cirrus-vga|ramfb|"
     r"vmgenid|intel-hda|hda-(duplex|micro|output)|AC97|virtserialport|virtconsole|virtserialbus|pc-dimm|"
     r"[A-Za-z0-9_.-]+-(x86_64|arm)-cpu"
+)
+FILES: Final = frozenset({"romfile", "evdev"})
+"""Properties of devices that name a file without a slash, too: beside the guest's monitor, or in QEMU's own directories."""
+GLOBAL: Final = re.compile(
+    r"(?!migration\.)[A-Za-z0-9_-]+\.(?!romfile=|evdev=)[A-Za-z0-9_.-]+=[A-Za-z0-9_.:-]*|"
+    r"driver=cfi\.pflash01,property=secure,value=(on|off)"
 )
 USER_NET: Final = frozenset(
     [
@@ -190,6 +196,9 @@ def _check(option: Option, directory: str, allowed: Allowed) -> None:
             raise refused
     elif name == "append":
         return
+    elif name == "global":
+        if not GLOBAL.fullmatch(value):
+            raise refused
     elif name in READS:
         _path(value, (*allowed.readable, *allowed.images), refused)
     elif name in {"display", "serial", "parallel", "monitor"}:
@@ -264,7 +273,7 @@ def _check_block_graph(command: CommandLine, allowed: Allowed) -> None:
         if option.name == "blockdev" or not option.has_properties:
             continue
         values = _items(option.value or "", takes_json=option.name in {"device", "object", "netdev"})
-        if any(text in files for _, text in values):
+        if any(text in files or text.startswith("#") for _, text in values):  # "#block123": a name that QEMU gives
             raise Refused(f"-{option.name}: a file node is used without its format")
 
 
@@ -277,7 +286,10 @@ def _roots(kind: str, allowed: Allowed, refused: Refused, *, reads: bool) -> tup
 
 def _device(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
     items = _items(value, "driver", takes_json=True)
-    if "/" in value or not DEVICES.fullmatch(dict(items).get("driver", "")):
+    # As QEMU will read them: JSON can write a slash without one.
+    if any("/" in key + text for key, text in items) or not DEVICES.fullmatch(dict(items).get("driver", "")):
+        raise refused
+    if any(key.rpartition(".")[2] in FILES and text for key, text in items):
         raise refused
     _keys(items, None, refused)
 
@@ -347,6 +359,8 @@ CHECKED: Final[dict[str, Rule]] = {
 
 
 def _items(value: str, implied: str = "", *, takes_json: bool = False) -> list[tuple[str, str]]:
+    if takes_json and value[:1].isspace():
+        raise Refused(f"{value[:60]!r}: QEMU would not take it for JSON")
     return list(read(value, implied=implied, takes_json=takes_json).items)
 
 
