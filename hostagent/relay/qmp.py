@@ -195,7 +195,8 @@ def _allowed(name: str, arguments: dict[str, Any], allowed: Allowed) -> bool:
         case "migrate-set-parameters":
             return keys <= PARAMETERS
         case "human-monitor-command":
-            return keys == {"command-line"} and arguments["command-line"] in MONITOR
+            line = arguments.get("command-line")
+            return keys == {"command-line"} and isinstance(line, str) and line in MONITOR
         case "object-add":
             where = arguments.get("dir")
             return (

@@ -374,6 +374,7 @@ def test_what_the_controller_says_to_a_monitor_passes(command: dict[str, Any], a
         {"execute": "migrate-set-parameters", "arguments": {"mode": "cpr-exec"}},
         {"execute": "human-monitor-command", "arguments": {"command-line": "info network\nmigrate exec:id"}},
         {"execute": "human-monitor-command", "arguments": {"command-line": "savevm x"}},
+        {"execute": "human-monitor-command", "arguments": {"command-line": ["info network"]}},
         {"execute": "screendump", "arguments": {"filename": "/tmp/x"}},
         {"execute": "pmemsave", "arguments": {"val": 0, "size": 1, "filename": "/tmp/x"}},
         {"execute": "dump-guest-memory", "arguments": {"paging": False, "protocol": "file:/tmp/x"}},
