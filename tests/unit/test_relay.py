@@ -547,3 +547,40 @@ def test_a_holder_of_locks_is_told_of_locks_only(allowed: Allowed) -> None:
     ):
         with pytest.raises(Refused):
             _check_lock(line, allowed)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+MEMBERS: dict[str, frozenset[str]] = {
+    **qmp.KEYS,
+    "migrate": frozenset({"uri", "channels"}),
+    "migrate-incoming": frozenset({"uri", "channels"}),
+    "migrate-recover": frozenset({"uri"}),
+    "migrate-set-parameters": qmp.PARAMETERS,
+    "human-monitor-command": frozenset({"command-line"}),
+    "object-add": qmp.TLS,
+    "query-status": frozenset(),
+}
+ASKED = st.sampled_from(sorted(MEMBERS)).flatmap(
+    lambda name: st.tuples(
+        st.just(name),
+        st.dictionaries(st.sampled_from(sorted(MEMBERS[name])), VALUES, max_size=4) if MEMBERS[name] else st.just({}),
+    )
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(ASKED, VALUES)
+def test_whatever_the_values_are_it_is_passed_on_as_it_is_or_refused(
+    asked: tuple[str, dict[str, Any]], identifier: Any
+) -> None:
+    command = {"execute": asked[0], "arguments": asked[1], "id": identifier}
+    try:
+        line = qmp.checked(json.dumps(command).encode(), ANY)
+    except Refused:
+        return
+    assert json.loads(line) == command
+    assert line.count(b"\n") == 1
