@@ -16,6 +16,11 @@ BOOT: Final = re.compile(r"[0-9a-f-]{36}")
 TEXT_LIMIT: Final = 400
 DEVICES: Final = frozenset({"/dev/kvm", "/dev/urandom", "/dev/random", "/dev/net/tun", "/dev/vhost-net"})
 """What a guest may need besides files; the controller looks whether it is there."""
+READ: Final = frozenset({"argv.json", "qemu.log"})
+WRITTEN: Final = frozenset({"serial.log.1"})
+"""What the controller itself writes into a guest's directory. Its pid and its record are written when it is started."""
+KEPT: Final = frozenset({"pid", "argv.json", "cwd", "qemu.log"})
+"""What a guest must not write there, by a character device: others believe it."""
 
 
 class Refused(Exception):
@@ -65,6 +70,11 @@ def _in_guest(word: str, allowed: Allowed) -> bool:
     return bool(NAME.fullmatch(name)) and bool(below) and not os.path.islink(word)
 
 
+def _named(word: str, allowed: Allowed, names: frozenset[str]) -> bool:
+    directory, _, name = word.rpartition("/")
+    return _guest(directory, allowed) and name in names and not os.path.islink(word)
+
+
 def _text(word: str, allowed: Allowed) -> bool:
     return 0 < len(word) <= TEXT_LIMIT and word.isprintable() and "\t" not in word
 
@@ -73,6 +83,8 @@ CHECKS: Final[dict[str, Callable[[str, Allowed], bool]]] = {
     "run directory": lambda word, allowed: word == allowed.run_dir,
     "guest's directory": _guest,
     "file of a guest": _in_guest,
+    "record or log of a guest": lambda word, allowed: _named(word, allowed, READ),
+    "serial log that travels": lambda word, allowed: _named(word, allowed, WRITTEN),
     "lock": _lock,
     "guest's name": lambda word, _: bool(NAME.fullmatch(word)),
     "signal": lambda word, _: word in {"KILL", "TERM"},

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from hostagent.relay.arguments import Refused, path_below
+from hostagent.relay.arguments import KEPT, Refused, path_below
 from hostagent.relay.settings import Allowed
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.vm.cmdline import CommandLine, Option
@@ -319,6 +319,8 @@ def _chardev(value: str, directory: str, _allowed: Allowed, _own: tuple[str, ...
     _keys([item for item in items if item[0] != "backend"], CHARDEV, refused)
     if "path" in given:
         _path(given["path"], (directory,), refused)
+        if given["path"].rpartition("/")[2] in KEPT:
+            raise refused
     elif given["backend"] in {"socket", "file"}:
         raise refused
     if given["backend"] == "socket" and given.get("server") != "on":

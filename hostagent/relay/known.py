@@ -20,8 +20,8 @@ FENCE: Final = ("lock", "number")
 # Module and constant, then what each argument must be. "*" after the last one: any number of these. "argv": a QEMU's
 # command line.
 SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    ("hosts.files", "READ"): ("file of a guest", "number", "number"),
-    ("hosts.files", "WRITE"): ("file of a guest", "mode", "number"),
+    ("hosts.files", "READ"): ("record or log of a guest", "number", "number"),
+    ("hosts.files", "WRITE"): ("serial log that travels", "mode", "number"),
     ("hosts.process_scripts", "IS_ALIVE"): PID,
     ("hosts.process_scripts", "WAIT_GONE"): (*PID, "number"),
     ("hosts.process_scripts", "KILL"): (*PID, "number", "signal"),
