@@ -19,8 +19,8 @@ DEVICES: Final = frozenset({"/dev/kvm", "/dev/urandom", "/dev/random", "/dev/net
 READ: Final = frozenset({"argv.json", "qemu.log"})
 WRITTEN: Final = frozenset({"serial.log.1"})
 """What the controller itself writes into a guest's directory. Its pid and its record are written when it is started."""
-KEPT: Final = frozenset({"pid", "argv.json", "cwd", "qemu.log"})
-"""What a guest must not write there, by a character device: others believe it."""
+KEPT: Final = ("pid", "argv.json", "cwd", "qemu.log")
+"""Beginnings of names that a guest must not write there, by a character device: others believe those files."""
 
 
 class Refused(Exception):
@@ -31,7 +31,10 @@ def path_below(path: str, roots: tuple[str, ...]) -> bool:
     """Tell whether a path is in one of the directories, also after all symbolic links that are there now are followed."""
     if not os.path.isabs(path) or os.path.normpath(path) != path or any(c < " " or c == "\x7f" for c in path):
         return False
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except ValueError:  # no name of a file at all
+        return False
     return any(
         path.startswith(f"{root}/") and real.startswith(f"{os.path.realpath(root)}/") for root in roots if root != "/"
     )
@@ -57,10 +60,10 @@ def _guest(word: str, allowed: Allowed) -> bool:
     return directory == allowed.run_dir and bool(NAME.fullmatch(name)) and not os.path.islink(word)
 
 
-def _lock(word: str, allowed: Allowed) -> bool:
+def _lock(word: str, allowed: Allowed, wanted: str) -> bool:
     directory, _, name = word.rpartition("/")
     stem, _, kind = name.rpartition(".")
-    return directory == f"{allowed.run_dir}/.locks" and kind in {"epoch", "lock"} and bool(NAME.fullmatch(stem))
+    return directory == f"{allowed.run_dir}/.locks" and kind == wanted and bool(NAME.fullmatch(stem))
 
 
 def _in_guest(word: str, allowed: Allowed) -> bool:
@@ -85,7 +88,9 @@ CHECKS: Final[dict[str, Callable[[str, Allowed], bool]]] = {
     "file of a guest": _in_guest,
     "record or log of a guest": lambda word, allowed: _named(word, allowed, READ),
     "serial log that travels": lambda word, allowed: _named(word, allowed, WRITTEN),
-    "lock": _lock,
+    # Apart: who may write the one may not have it read as the other.
+    "lock": lambda word, allowed: _lock(word, allowed, "lock"),
+    "epoch": lambda word, allowed: _lock(word, allowed, "epoch"),
     "guest's name": lambda word, _: bool(NAME.fullmatch(word)),
     "signal": lambda word, _: word in {"KILL", "TERM"},
     "mode": lambda word, _: word in {"0400", "0600"},

@@ -121,11 +121,13 @@ DEVICES: Final = re.compile(
     r"virtio-(net|blk|scsi|balloon|rng|serial|gpu|vga|keyboard|mouse|tablet|mem|iommu)"
     r"(-(pci(-(non-)?transitional)?|device|ccw))?|pcie-root-port|"
     r"pcie-pci-bridge|pci-bridge|ioh3420|x3130-upstream|xio3130-downstream|pxb(-pcie)?|scsi-(hd|cd|disk)|ide-(hd|cd)|e1000e?|"
-    r"rtl8139|(qemu|nec-usb)-xhci|usb-(ehci|tablet|kbd|mouse|hub|storage)|(pii|i)x?[0-9-]*usb-uhci|ich9-[a-z0-9-]+|isa-serial|"
+    r"rtl8139|(qemu|nec-usb)-xhci|usb-(ehci|tablet|kbd|mouse|hub|storage)|(pii|i)x?[0-9-]*usb-uhci|ich9-(ahci|usb-[a-z0-9-]+)|isa-serial|"
     r"pci-serial|pvpanic(-pci)?|i6300esb|nvme(-ns)?|megasas(-gen2)?|lsi[0-9a-z]*|VGA|bochs-display|qxl(-vga)?|cirrus-vga|ramfb|"
-    r"vmgenid|intel-hda|hda-(duplex|micro|output)|AC97|virtserialport|virtconsole|virtserialbus|pc-dimm|"
+    r"vmgenid|virtserialport|virtconsole|virtserialbus|pc-dimm|"
     r"[A-Za-z0-9_.-]+-(x86_64|arm)-cpu"
 )
+NODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
+VNC: Final = re.compile(r"none|(127\.0\.0\.1|localhost|\[::1\]):[0-9]+(,password=on|,to=[0-9]+)*")
 FILES: Final = frozenset({"romfile", "evdev"})
 """Properties of devices that name a file without a slash, too: beside the guest's monitor, or in QEMU's own directories."""
 GLOBAL: Final = re.compile(
@@ -182,6 +184,7 @@ def check_command_line(words: Sequence[str], directory: str, allowed: Allowed) -
             raise Refused("a command line that is written otherwise than qmp-migrate does")
         for option in command.options:
             _check(option, directory, allowed)
+        _check_monitors(command)
         _check_block_graph(command, allowed)
     except QmpMigrateError as error:
         raise Refused(f"the command line cannot be read: {error}") from None
@@ -200,12 +203,16 @@ def _check(option: Option, directory: str, allowed: Allowed) -> None:
         if not GLOBAL.fullmatch(value):
             raise refused
     elif name in READS:
-        _path(value, (*allowed.readable, *allowed.images), refused)
+        # QEMU reads a list of files, with words for each, where the kernel is one for multiboot.
+        if re.search(r"[,\s]", value):
+            raise refused
+        _path(value, allowed.readable, refused)
     elif name in {"display", "serial", "parallel", "monitor"}:
-        if value not in {"none", "null"} and not re.fullmatch(r"chardev:[A-Za-z0-9_.-]+", value):
+        to_chardev = name in {"serial", "parallel"} and re.fullmatch(r"chardev:[A-Za-z0-9_.-]+", value)
+        if value not in {"none", "null"} and not to_chardev:
             raise refused
     elif name == "vnc":
-        if not re.fullmatch(r"none|[A-Za-z0-9.:\[\]-]*:[0-9]+(,password=on|,to=[0-9]+)*", value):
+        if not VNC.fullmatch(value):
             raise refused
     elif name == "smbios":
         if {"file", "path"} & {key for key, _ in _items(value)}:
@@ -215,15 +222,27 @@ def _check(option: Option, directory: str, allowed: Allowed) -> None:
         if "/" in value:
             raise refused
     elif name == "mon":
-        _keys(_items(value, "chardev"), frozenset({"chardev", "mode", "id", "pretty"}), refused)
+        items = _items(value, "chardev")
+        _keys(items, frozenset({"chardev", "mode", "id", "pretty"}), refused)
+        if dict(items).get("mode") != "control":
+            raise refused  # the other one is for people, and runs programs
     elif name in CHECKED:
         CHECKED[name](value, directory, allowed, own, refused)
     else:
         raise refused
 
 
+def _check_monitors(command: CommandLine) -> None:
+    """Check that the only monitors are those that are named: by itself QEMU shows one for people on its screen."""
+    for name in ("nodefaults", "no-user-config"):
+        if not command.named(name):
+            raise Refused(f"a command line without -{name}")
+    if [option.value for option in command.named("display")] != ["none"]:
+        raise Refused("a command line without -display none")
+
+
 def _drive(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...], refused: Refused) -> None:
-    items = _items(value, "file")
+    items = _items(value)
     _keys(items, DRIVE, refused)
     given = dict(items)
     if "file" in given:
@@ -237,7 +256,10 @@ def _blockdev(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, .
     _keys(items, BLOCKDEV, refused)
     given = dict(items)
     wanted = "filename" if given.get("driver") == "file" else "file"
-    if given.get("driver", "") not in {"file", "raw", "qcow2"} or not given.get("node-name") or wanted not in given:
+    name = given.get("node-name", "")
+    if given.get("driver", "") not in {"file", "raw", "qcow2"} or wanted not in given:
+        raise refused
+    if not NODE.fullmatch(name) or name in {"on", "off"}:
         raise refused
     if {"filename", "file"} - {wanted} & set(given):
         raise refused
@@ -272,7 +294,7 @@ def _check_block_graph(command: CommandLine, allowed: Allowed) -> None:
     for option in command.options:
         if option.name == "blockdev" or not option.has_properties:
             continue
-        values = _items(option.value or "", takes_json=option.name in {"device", "object", "netdev"})
+        values = read(option.value or "", takes_json=option.name in {"device", "object", "netdev"}).items
         if any(text in files or text.startswith("#") for _, text in values):  # "#block123": a name that QEMU gives
             raise Refused(f"-{option.name}: a file node is used without its format")
 
@@ -306,6 +328,8 @@ def _netdev(value: str, _directory: str, _allowed: Allowed, _own: tuple[str, ...
         for key in ("script", "downscript"):
             if given.get(key) != "no":
                 raise refused
+    if any(key == "hostfwd" and not re.match(r"(tcp|udp)?:", text) for key, text in items):
+        raise refused
     slashes = [text for key, text in items if "/" in text and not (kind == "user" and key in {"net", "dnssearch"})]
     if slashes:
         raise refused
@@ -319,7 +343,7 @@ def _chardev(value: str, directory: str, _allowed: Allowed, _own: tuple[str, ...
     _keys([item for item in items if item[0] != "backend"], CHARDEV, refused)
     if "path" in given:
         _path(given["path"], (directory,), refused)
-        if given["path"].rpartition("/")[2] in KEPT:
+        if given["path"].rpartition("/")[2].startswith(KEPT):
             raise refused
     elif given["backend"] in {"socket", "file"}:
         raise refused
@@ -345,7 +369,7 @@ def _fw_cfg(value: str, _directory: str, allowed: Allowed, _own: tuple[str, ...]
     _keys(items, frozenset({"name", "string", "file"}), refused)
     for key, text in items:
         if key == "file":
-            _path(text, (*allowed.readable, *allowed.images), refused)
+            _path(text, allowed.readable, refused)
 
 
 Rule = Callable[[str, str, Allowed, "tuple[str, ...]", Refused], None]
@@ -363,7 +387,24 @@ CHECKED: Final[dict[str, Rule]] = {
 def _items(value: str, implied: str = "", *, takes_json: bool = False) -> list[tuple[str, str]]:
     if takes_json and value[:1].isspace():
         raise Refused(f"{value[:60]!r}: QEMU would not take it for JSON")
+    if not (takes_json and value.startswith("{")):
+        _check_segments(value, implied)
     return list(read(value, implied=implied, takes_json=takes_json).items)
+
+
+def _check_segments(value: str, implied: str) -> None:
+    """Refuse what QEMU and we might cut apart differently: each part is ``key=value``, or the first one's key is implied.
+
+    A key that stands alone means ``on`` to QEMU, or ``off`` where it begins with ``no``; and what is no key to it may be one
+    to us.
+    """
+    for number, part in enumerate(value.replace(",,", "\0").split(",")):
+        key, equals, _ = part.partition("=")
+        if equals and re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+            continue
+        if number == 0 and implied and re.fullmatch(r"[A-Za-z0-9_.-]+", part):
+            continue
+        raise Refused(f"{value[:60]!r}: a part of it is not key=value")
 
 
 def _keys(items: list[tuple[str, str]], known: frozenset[str] | None, refused: Refused) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 FILE: Final = Path(__file__).with_name("scripts.json")
 PID: Final = ("number", "number", "boot id")
-FENCE: Final = ("lock", "number")
+FENCE: Final = ("epoch", "number")
 
 # Module and constant, then what each argument must be. "*" after the last one: any number of these. "argv": a QEMU's
 # command line.
@@ -43,10 +43,10 @@ SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("migration.facts", "_FACTS"): ("run directory", "guest's name", "QEMU", "address or nothing"),
     ("migration.facts", "_PATHS"): ("file for a guest", "*"),
     ("migration.facts", "_SIZES"): ("file for a guest", "*"),
-    ("migration.locks", "_EPOCH"): ("lock",),
+    ("migration.locks", "_EPOCH"): ("epoch",),
     ("migration.locks", "_HOLDER"): ("lock",),
     ("migration.locks", "_PLACE"): ("run directory",),
-    ("migration.locks", "_BUMP"): ("lock", "number", "line of text"),
+    ("migration.locks", "_BUMP"): ("epoch", "number", "line of text"),
     ("migration.recovery", "_LAUNCHING"): ("guest's directory",),
     ("migration.image_stamps", "_STAMPS"): ("image", "*"),
     ("fleet.health", "_FACTS"): ("run directory", "QEMU"),

@@ -159,7 +159,7 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
                         reason, identifier = (*refused.args, None)[:2]
                         if reason not in said and len(said) < REASONS:
                             said.add(reason)
-                            syslog.syslog(syslog.LOG_WARNING, f"refused: {request.name}: {reason}")
+                            syslog.syslog(syslog.LOG_WARNING, f"refused: {request.name}: {str(reason)!a}")
                         _write(1, qmp.answer(str(reason), identifier))
 
 

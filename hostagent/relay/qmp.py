@@ -14,6 +14,7 @@ from hostagent.relay.arguments import Refused, path_below
 from hostagent.relay.settings import Allowed
 
 LINE_LIMIT: Final = 1 << 20
+DEPTH_LIMIT: Final = 32
 _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST, _QUOTE, _ESCAPE = b'{}[]"\\'
 QUERY: Final = re.compile(r"query-[a-z0-9-]{1,60}")
 ANY: Final = frozenset(
@@ -121,6 +122,8 @@ class Objects:
             self._quoted = True
         elif byte in (_OPEN, _OPEN_LIST):
             self._depth += 1
+            if self._depth > DEPTH_LIMIT:  # QEMU gives up at 1024, and takes what follows for new commands
+                raise Refused("a QMP command that is nested too deeply", None)
         elif byte in (_CLOSE, _CLOSE_LIST):
             self._depth -= 1
         self._at += 1
@@ -144,6 +147,8 @@ def checked(line: bytes, allowed: Allowed) -> bytes:
     if not isinstance(command, dict):
         raise Refused("not a JSON object", None)
     identifier = command.get("id")
+    if not isinstance(identifier, str | int | None) or len(str(identifier)) > 128:
+        raise Refused("a QMP command with an odd id", None)
     names = [command[key] for key in ("execute", "exec-oob") if key in command]
     arguments = command.get("arguments", {})
     if len(names) != 1 or not isinstance(names[0], str) or not isinstance(arguments, dict):

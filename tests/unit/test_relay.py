@@ -19,7 +19,7 @@ from hostagent.relay.entry import main as entry
 from hostagent.relay.main import _check_lock
 from hostagent.relay.settings import Allowed, BadSettings, read
 from qmp_migrate.hosts import command as host_command
-from qmp_migrate.hosts import files, process_scripts
+from qmp_migrate.hosts import files, lock_scripts, process_scripts
 from qmp_migrate.hosts.command import behind_login_shell, script_argv
 from qmp_migrate.hosts.fenced import _FENCE
 from qmp_migrate.migration import locks
@@ -167,6 +167,8 @@ def test_the_same_words_in_another_notation_are_refused(allowed: Allowed) -> Non
         (locks._BUMP, ["{run}/.locks/../x.epoch", "0", "x"]),
         (locks._BUMP, ["{run}/.locks/x.sh", "0", "x"]),
         (locks._BUMP, ["{run}/.locks/x.epoch", "0", "two\nlines"]),
+        (locks._BUMP, ["{run}/.locks/x.lock", "0", "x"]),
+        (lock_scripts.END_HOLDER, ["{run}/.locks/x.epoch", "123"]),
     ],
 )
 def test_a_known_script_with_other_arguments_is_refused(source: str, args: list[str], allowed: Allowed) -> None:
@@ -277,6 +279,30 @@ HOSTILE: list[list[str]] = [
     ["-smbios", "type=11,path=/etc/shadow"],
     ["-acpitable", "file=/etc/shadow"],
     ["-kernel", "/etc/shadow"],
+    ["-kernel", "{images}/a"],
+    ["-initrd", "/boot/m,/etc/shadow"],
+    ["-initrd", "/boot/m /etc/shadow"],
+    ["-fw_cfg", "name=opt/x,file={images}/a"],
+    ["-vnc", "127.0.0.1:77", "-vnc", ":0"],
+    ["-vnc", "unix:0"],
+    ["-vnc", "0.0.0.0:1"],
+    ["-monitor", "chardev:agent"],
+    ["-mon", "chardev=agent,mode=readline"],
+    ["-mon", "chardev=agent"],
+    ["-display", "none", "-display", "none"],
+    ["-drive", "{images}/x,,file=json:x,format=raw,if=none,id=d"],
+    ["-drive", "{images}/x,format=raw,if=none,id=d"],
+    ["-device", "virtio-scsi-pci", "-device", "scsi-cd,nodrive"],
+    ["-device", "virtio-net-pci,noromfile"],
+    ["-chardev", "socket,id=c,path={run}/web1/x.sock,server"],
+    ["-netdev", "user,id=n,hostfwd=unix:x-:22"],
+    [
+        *("-blockdev", "driver=file,node-name=off,filename={qcow2}/o", "-blockdev"),
+        *("driver=qcow2,node-name=d,file=off,read-only=on",),
+    ],
+    ["-chardev", "file,id=c,path={run}/web1/pid.new"],
+    ["-chardev", "file,id=c,path={run}/web1/argv.json.moved-1"],
+    ["-device", "AC97"],
     ["-bios", "{run}/web1/x"],
     ["-machine", "q35,dumpdtb=/etc/x"],
     ["-machine", "q35,firmware=/etc/x"],
@@ -336,6 +362,16 @@ def test_a_guest_as_our_spec_makes_it_is_started(words: list[str], allowed: Allo
         for word in words
     ]
     check_command_line(argv(allowed, *more), f"{allowed.run_dir}/web1", allowed)
+
+
+@pytest.mark.parametrize("word", ["-nodefaults", "-no-user-config", "-display"])
+def test_qemu_shows_no_monitor_for_people(word: str, allowed: Allowed) -> None:
+    """By itself it has one on its screen, which VNC shows; `migrate exec:` there runs a program."""
+    words = argv(allowed)
+    at = words.index(word)
+    del words[at : at + (2 if word == "-display" else 1)]
+    with pytest.raises(Refused, match=word):
+        check_command_line(words, f"{allowed.run_dir}/web1", allowed)
 
 
 def test_another_program_is_not_started(allowed: Allowed) -> None:
@@ -421,6 +457,8 @@ def test_what_reaches_beyond_the_guest_does_not(command: dict[str, Any], allowed
         b'{"execute":"quit","id":1e999}',
         b'{"execute":"quit","id":-Infinity}',
         b'{"execute":"quit","id":NaN}',
+        b'{"execute":"quit","id":[1]}',
+        b'{"execute":"quit","id":"' + b"x" * 200 + b'"}',
     ],
 )
 def test_lines_that_two_would_read_differently_are_refused(line: bytes, allowed: Allowed) -> None:
@@ -557,6 +595,15 @@ def test_a_holder_of_locks_is_told_of_locks_only(allowed: Allowed) -> None:
             _check_lock(line, allowed)
 
 
+@pytest.mark.parametrize("depth", [33, 1023, 1025, 5000])
+def test_what_is_nested_deeper_than_qemu_reads_is_refused_before_it_ends(depth: int) -> None:
+    """QEMU gives up at 1024 levels, and takes what follows for new commands."""
+    inner = b'{"execute":"migrate","arguments":{"uri":"exec:id"}}'
+    with pytest.raises(Refused, match="nested"):
+        qmp.Objects().feed(b'{"execute":"query-status","id":' + b"[" * depth + inner + b"]" * depth + b"}")
+    assert len(qmp.Objects().feed(b'{"execute":"x","id":' + b"[" * 20 + b"]" * 20 + b"}")) == 1
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -581,7 +628,7 @@ ASKED = st.sampled_from(sorted(MEMBERS)).flatmap(
 
 
 @settings(max_examples=1500, deadline=None)
-@given(ASKED, VALUES)
+@given(ASKED, st.text(max_size=8) | st.integers(0, 1 << 60))
 def test_whatever_the_values_are_it_is_passed_on_as_it_is_or_refused(
     asked: tuple[str, dict[str, Any]], identifier: Any
 ) -> None:
