@@ -104,10 +104,10 @@ class Objects:
                     break
                 if self._buffer[0] != _OPEN:
                     raise Refused("something that is no QMP command", None)
+            if self._at >= LINE_LIMIT:
+                raise Refused("a QMP command that does not end", None)
             if self._step():
                 found.append(bytes(self._buffer[: self._at]))
-        if len(self._buffer) > LINE_LIMIT:
-            raise Refused("a QMP command that does not end", None)
         return found
 
     def _step(self) -> bool:

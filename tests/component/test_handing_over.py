@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -194,6 +194,16 @@ async def test_an_agent_that_died_between_its_word_and_its_deed_goes_on(pair: Ha
     await handed_over(pair)
 
 
+async def told(say: Callable[[], None], agents: Agents, reason: str) -> None:
+    """Say something until the agent has refused it: it listens from some time after its start."""
+
+    def heard() -> bool:
+        say()
+        return reason in agents.text("b")
+
+    await until(heard, "the agent listens", timeout=20)
+
+
 async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
     pair: HandingPair, agents: Agents, broker: Mosquitto
 ) -> None:
@@ -208,6 +218,7 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
             client.publish_event(TOPICS.host_token(token.host, token.migration), token)
 
         good = pair.token("run", offer, other)
+        await told(lambda: say(good.model_copy(update={"signature": "1" * 64})), agents, "its signature is not one")
         say(good)  # answers nothing
         say(good.model_copy(update={"signature": "0" * 64}))
         say(pair.token("offer", offer).model_copy(update={"offer": other}))  # changed on the way
