@@ -5,6 +5,8 @@ The tests use the product's own rig through its own command line, as users do.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -13,13 +15,19 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from qmp_migrate.errors import QmpMigrateError, UsageError
+from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.settings import MqttSettings, load
+from qmp_migrate.vm.spec import parse_spec
+
+_T = TypeVar("_T")
 
 CLI = [sys.executable, "-m", "qmp_migrate.cli"]
 COMMAND_S = 90.0
@@ -121,6 +129,26 @@ def asked(monitor: Path) -> str:
     return "".join(lines)
 
 
+def qmp(guest: Guest, host: str, command: str, **arguments: Any) -> Any:
+    """Send one command to a guest's monitor from outside, while no controller is connected; return its answer.
+
+    Raises:
+        AssertionError: QEMU refused it.
+    """
+    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rw") as stream:
+        connection.settimeout(30.0)
+        connection.connect(str(guest.directory(host) / "qmp.sock"))
+        stream.readline()  # the greeting
+        reply: dict[str, Any] = {}
+        for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+            stream.write(json.dumps(message))
+            stream.flush()
+            while "event" in (reply := json.loads(stream.readline())):
+                pass
+            assert "return" in reply, reply
+        return reply["return"]
+
+
 def wait_for(
     look: Callable[[], Any], seconds: float, told: Callable[[], str] = lambda: "", *, every: float = 0.02
 ) -> Any:
@@ -161,18 +189,46 @@ class Lab:
         assert code is None or ran.code == code, f"{words}: exit {ran.code}, not {code}\n{out}\n{err}"
         return ran
 
+    def ask(self, work: Callable[[Controller], Awaitable[_T]], *, config: Path | None = None) -> _T:
+        """Use the library for what is not under test: it saves the start of a Python. Nothing goes to the bus."""
+
+        async def call() -> _T:
+            quiet = load(config or self.settings).model_copy(update={"mqtt": MqttSettings()})
+            async with Controller.open(quiet) as controller:
+                return await work(controller)
+
+        return asyncio.run(call())
+
+    def start(self, spec: Path, *, on: str, config: Path | None = None) -> None:
+        """Start a guest, as ``vm start`` does."""
+        parsed = parse_spec(spec.read_text(), source=str(spec), base_dir=str(spec.parent))
+        self.ask(lambda controller: controller.start(parsed, on=on), config=config)
+
+    def remove(self, name: str) -> None:
+        """End a guest wherever it is, as ``vm stop --force`` does on each host that has it."""
+
+        async def work(controller: Controller) -> None:
+            listed, _unreachable = await controller.list_guests()
+            for host in {found.host for found in listed if found.name == name}:
+                with contextlib.suppress(QmpMigrateError):  # what is left is seen by `assert_nothing_left`
+                    await controller.stop(name, on=host, force=True)
+
+        self.ask(work)
+
     def quicken(self, migration: str, *, config: Path | None = None) -> None:
         """Let a copy that was begun slowly go as fast as it can, as soon as somebody drives it."""
-        words = ("tune", migration, "--bandwidth", "1GiB", "--downtime-limit", "2s")
-        told = ""
 
-        def look() -> bool:
-            nonlocal told
-            ran = self.cli(*words, config=config, code=None)
-            told = ran.err
-            return ran.code == 0
+        async def work(controller: Controller) -> None:
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        await controller.tune(migration, bandwidth_bytes_per_s=1 << 30, downtime_limit_ms=2000)
+                    except UsageError:  # nobody drives it yet
+                        await asyncio.sleep(0.1)
+                    else:
+                        return
 
-        wait_for(look, 30, lambda: told)
+        self.ask(work, config=config)
 
     def popen(self, *words: str, config: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -229,14 +285,12 @@ class Lab:
             keys["extra"] = f'[[disk]]\npath = "{image}"\nformat = "raw"\nsize = "4MiB"\n' + keys.get("extra", "")
         guest = Guest(self, name, self.spec(name, **keys), image)
         try:
-            self.cli("vm", "start", str(guest.spec), "--on", on, config=config)
+            self.start(guest.spec, on=on, config=config)
             if ready:
                 guest.wait_ready(on)
             yield guest
         finally:
-            listed = self.cli("vm", "list", "--json").doc["guests"]
-            for where in {found["host"] for found in listed if found["name"] == name}:
-                self.cli("vm", "stop", name, "--on", where, "--force", code=None)
+            self.remove(name)
             guest.spec.unlink(missing_ok=True)
             if image is not None:
                 image.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import Guest, Lab, qemus
-from tests.system.test_migrate import assert_untouched
+from tests.support.story import assert_untouched
 
 
 @pytest.fixture(scope="module")

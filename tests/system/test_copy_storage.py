@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from typing import Any
 import pytest
 
 from qmp_migrate.rig.disk_journal import check_journal
-from tests.support.lab import Guest, Lab, interrupt
-from tests.system.test_migrate import assert_untouched, wait_for_phase
+from tests.support.lab import Guest, Lab, interrupt, qmp
+from tests.support.story import assert_untouched, record, wait_for_phase
 
 BUSY = "qm.rate=4 qm.ws=8 qm.tick=10 qm.disk=/dev/vda"
 MIB = 1 << 20
@@ -122,31 +121,16 @@ def with_disks(
         yield Disks(lab, guest, here, there, config)
 
 
-def ask(guest: Guest, host: str, command: str, **arguments: Any) -> Any:
-    """Ask the guest's QEMU something, on its monitor."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(20)
-        sock.connect(str(guest.directory(host) / "qmp.sock"))
-        stream = sock.makefile("rw")
-        stream.readline()
-        for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-            stream.write(json.dumps(message))
-            stream.flush()
-            while "event" in (reply := json.loads(stream.readline())):
-                pass
-        return reply["return"]
-
-
 def assert_guest_and_hosts_as_before(d: Disks) -> None:
     """The guest runs on at the source with its own disks, and nothing of a copy is anywhere."""
     assert_untouched(d.guest)
     acknowledged = d.guest.verdict("a").journal
     d.guest.wait("a", lambda v: len(v.journal) > len(acknowledged) + 5)
     assert not d.there.exists(), d.left()
-    assert ask(d.guest, "a", "query-block-jobs") == ask(d.guest, "a", "query-jobs") == []
-    nodes = ask(d.guest, "a", "query-named-block-nodes")
+    assert qmp(d.guest, "a", "query-block-jobs") == qmp(d.guest, "a", "query-jobs") == []
+    nodes = qmp(d.guest, "a", "query-named-block-nodes")
     assert {node["drv"] for node in nodes} <= {"raw", "qcow2", "file"}, nodes
-    objects = ask(d.guest, "a", "qom-list", path="/objects")
+    objects = qmp(d.guest, "a", "qom-list", path="/objects")
     assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
 
 
@@ -177,7 +161,7 @@ def test_a_guest_and_its_disks_move_and_every_record_is_there(lab: Lab, name: st
         assert (d.there / name).stat().st_blocks * 512 < 10 * MIB, "sparse stays sparse"
         kept = [f"{n}.migrated-{result['id']}" for n in (name, "two.qcow2")] if source_images == "rename" else []
         assert sorted(path.name for path in d.here.iterdir()) == kept
-        objects = ask(d.guest, "b", "qom-list", path="/objects")
+        objects = qmp(d.guest, "b", "qom-list", path="/objects")
         assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
 
 
@@ -225,7 +209,8 @@ def test_a_controller_that_dies_is_recovered_from(lab: Lab, phase: str) -> None:
         process.communicate()
         process = lab.popen("recover", "--json", config=d.config)
         if phase == "copying":
-            [under_way] = lab.cli("status", "--json").doc["migrations"]
+            under_way = record(lab, d.guest)
+            assert under_way is not None
             lab.quicken(under_way["id"], config=d.config)
         [result] = ended(process, 0)["migrations"]
         if phase == "disks-mirroring":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from pathlib import Path
 
 from qmp_migrate.rig.disk_journal import check_journal
-from tests.support.lab import Guest, Lab, interrupt, qemus, wait_for
+from tests.support.lab import Guest, Lab, interrupt, qemus, qmp
+from tests.support.story import assert_untouched, wait_for_phase
 
 
 def test_a_running_guest_moves_live_and_proves_that_it_went_on(lab: Lab, guest: Guest) -> None:
@@ -263,38 +262,3 @@ def test_vm_stop_does_not_pull_the_plug_unless_told(lab: Lab) -> None:
         assert qemus(guest.name) == [guest.pid("a")], "it runs on"
         lab.cli("vm", "stop", guest.name, "--force")
         assert not qemus(guest.name)
-
-
-def assert_untouched(guest: Guest) -> None:
-    """The guest runs on at the source without a gap, and nothing is left at the destination."""
-    seen = guest.verdict("a")
-    verdict = guest.wait("a", lambda v: v.last_tick > seen.last_tick + 20 and v.sweeps_ok > seen.sweeps_ok)
-    assert verdict.survived, verdict.reasons
-    assert not guest.directory("b").exists()
-    assert qemus(guest.name) == [guest.pid("a")]
-    assert not list(guest.directory("a").glob("tls-*"))
-
-
-def wait_for_phase(lab: Lab, guest: Guest, phase: str) -> dict[str, object]:
-    """Wait until the journal says that a phase was entered."""
-
-    def look() -> dict[str, object] | None:
-        for record in lab.cli("history", "--vm", guest.name, "--json").doc["migrations"]:
-            if record["phase"] == phase:
-                return record
-        return None
-
-    return wait_for(look, 30)
-
-
-def qmp(guest: Guest, host: str, command: str) -> None:
-    """Send one command to the guest's monitor from outside."""
-    script = (
-        "import asyncio,sys\nfrom qemu.qmp import QMPClient\n"
-        "async def main():\n c=QMPClient()\n await c.connect(sys.argv[1])\n await c.execute(sys.argv[2])\n"
-        " await c.disconnect()\nasyncio.run(main())"
-    )
-    import sys
-
-    path = guest.directory(host) / "qmp.sock"
-    subprocess.run([sys.executable, "-c", script, str(path), command], check=True, timeout=20, cwd=Path("/"))

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.support.cable import Cable
-from tests.support.lab import Guest, Lab, interrupt, qemus, wait_for
-from tests.system.test_migrate import assert_untouched, qmp, wait_for_phase
+from tests.support.lab import Guest, Lab, interrupt, qemus, qmp, wait_for
+from tests.support.story import assert_untouched, record, wait_for_phase
 
 BUSY = {"append": "qm.rate=40 qm.ws=24 qm.tick=10", "memory": f"{128 * 1024 + 8}KiB"}
 """Dirties more than a link of 8 MiB/s carries."""
@@ -71,20 +70,20 @@ def test_offline_whose_destination_dies_lets_the_guest_run_on(lab: Lab, guest: G
 
 def test_offline_whose_controller_dies_is_driven_on(lab: Lab, guest: Guest) -> None:
     process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "10MiB")
-    record = wait_for_phase(lab, guest, "copying")
+    migration = wait_for_phase(lab, guest, "copying")["id"]
     process.kill()
     process.communicate()
-    [result] = lab.cli("recover", str(record["id"]), "--json").doc["migrations"]
+    [result] = lab.cli("recover", migration, "--json").doc["migrations"]
     assert (result["outcome"], result["owner"]) == ("completed", "destination")
     guest.wait_survived("b")
 
 
 def test_or_lets_the_guest_run_again_where_it_was(lab: Lab, guest: Guest) -> None:
     process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "2MiB")
-    record = wait_for_phase(lab, guest, "copying")
+    migration = wait_for_phase(lab, guest, "copying")["id"]
     process.kill()
     process.communicate()
-    assert "the guest is on a" in lab.cli("recover", str(record["id"]), "--back").err
+    assert "the guest is on a" in lab.cli("recover", migration, "--back").err
     assert_untouched(guest)
 
 
@@ -122,11 +121,10 @@ def turned(lab: Lab, guest: Guest, config: Path | None = None) -> Iterator[subpr
 
 
 def latest(lab: Lab, guest: Guest) -> str:
-    """Return the id of a guest's migration, from the journal itself: the command line takes too long for that."""
-    state = tomllib.loads(lab.settings.read_text())["controller"]["state"].removeprefix("sqlite:///")
-    with contextlib.closing(sqlite3.connect(state)) as journal:
-        [migration] = journal.execute("select id from migrations where vm = ?", (guest.name,)).fetchone()
-    return str(migration)
+    """Return the id of a guest's migration."""
+    found = record(lab, guest)
+    assert found is not None
+    return str(found["id"])
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, Any]:

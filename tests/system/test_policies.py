@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from tests.support.lab import Guest, Lab, wait_for
+from tests.support.lab import Lab
+from tests.support.story import wait_for_phase
 
 
 def test_finish_ends_where_gentle_would_give_up(lab: Lab) -> None:
@@ -44,13 +44,3 @@ def test_another_process_retunes_it_and_is_told_what_is_in_force(lab: Lab) -> No
         over = lab.cli("tune", record["id"], "--policy", "finish", code=2)
         assert "is over: completed" in over.err
         guest.wait_survived("b")
-
-
-def wait_for_phase(lab: Lab, guest: Guest, phase: str) -> dict[str, Any]:
-    """Wait until the journal says that a phase was entered."""
-
-    def look() -> dict[str, Any] | None:
-        records = lab.cli("history", "--vm", guest.name, "--json").doc["migrations"]
-        return next((record for record in records if record["phase"] == phase), None)
-
-    return wait_for(look, 30)

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
-from tests.support.lab import Guest, Lab, Ran, wait_for
-
-SLOW = ("--bandwidth", "2MiB")
-"""A copy takes most of a minute: time enough to kill who drives it, and for another to take it up and quicken it."""
-
-
-def killed_while_copying(lab: Lab, guest: Guest, *words: str) -> str:
-    """Begin to move a guest to ``b`` and kill the controller while memory is copied; return the migration's id."""
-    process = lab.popen("migrate", guest.name, "--to", "b", *SLOW, *words)
-    mine: dict[str, str] = wait_for(lambda: under_way(lab, guest), 30)
-    process.kill()
-    process.communicate()
-    return mine["id"]
-
-
-def quickened(lab: Lab, migration: str, *words: str) -> Ran:
-    """Run a command that takes a slow copy up, and let the copy go on quickly from there."""
-    process = lab.popen(*words)
-    lab.quicken(migration)
-    ran = ended(process)
-    assert ran.code == 0, ran.err
-    return ran
-
-
-def under_way(lab: Lab, guest: Guest) -> dict[str, str] | None:
-    records = lab.cli("status", "--json").doc["migrations"]
-    return next((r for r in records if r["vm"] == guest.name and r["phase"] == "copying"), None)
+from tests.support.interrupted import SLOW, ended, killed_while_copying, quickened
+from tests.support.lab import Guest, Lab
+from tests.support.story import wait_for_phase
 
 
 def test_a_copy_that_still_runs_is_driven_on(lab: Lab, guest: Guest) -> None:
@@ -76,7 +51,7 @@ def test_the_next_migrate_of_the_guest_settles_the_last_one_first(lab: Lab, gues
 
 def test_of_two_controllers_one_wins_and_the_other_says_who_holds_the_guest(lab: Lab, guest: Guest) -> None:
     first = lab.popen("migrate", guest.name, "--to", "b", *SLOW, "--json")
-    mine = wait_for(lambda: under_way(lab, guest), 30)
+    mine = wait_for_phase(lab, guest, "copying")
     # Another machine has another journal: what keeps it out are the locks on the hosts.
     other = lab.config(controller={"state": f"sqlite:///{lab.files}/other.sqlite"})
     late = lab.cli("migrate", guest.name, "--to", "b", "--json", code=75, config=other)
@@ -86,11 +61,6 @@ def test_of_two_controllers_one_wins_and_the_other_says_who_holds_the_guest(lab:
     lab.quicken(mine["id"])
     assert ended(first).doc["outcome"] == "completed"
     guest.wait_survived("b")
-
-
-def ended(process: subprocess.Popen[str]) -> Ran:
-    out, err = process.communicate(timeout=60)
-    return Ran(process.returncode, out, err)
 
 
 def test_guarded_hands_over_all_the_same(lab: Lab, guest: Guest) -> None:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.cable import Cable
-from tests.support.lab import Guest, Lab, interrupt, wait_for
-from tests.system.test_recover import killed_while_copying, quickened, under_way
+from tests.support.interrupted import killed_while_copying, quickened
+from tests.support.lab import Guest, Lab, interrupt, qmp, wait_for
+from tests.support.story import wait_for_phase
 
 TLS_HANDSHAKE = b"\x16\x03"
 MAIN_MAGIC = b"QEVM"
@@ -23,26 +23,11 @@ MULTIFD_MAGIC = bytes.fromhex("11223344")
 USUAL = {"multifd-channels": 2, "multifd-compression": "none", "xbzrle-cache-size": 64 << 20, "tls-creds": ""}
 
 
-def ask(guest: Guest, host: str, command: str) -> Any:
-    """Ask the guest's QEMU something, while no controller is connected."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
-        sock.connect(str(guest.directory(host) / "qmp.sock"))
-        with sock.makefile("rw") as lines:
-            for each in ("qmp_capabilities", command):
-                lines.readline() if each == "qmp_capabilities" else None
-                lines.write(json.dumps({"execute": each}))
-                lines.flush()
-                while "return" not in (answer := json.loads(lines.readline())):
-                    assert "error" not in answer, answer
-            return answer["return"]
-
-
 def assert_as_usual(guest: Guest, host: str) -> None:
     """Nothing of a migration stays set in the guest's QEMU."""
-    on = [entry["capability"] for entry in ask(guest, host, "query-migrate-capabilities") if entry["state"]]
+    on = [entry["capability"] for entry in qmp(guest, host, "query-migrate-capabilities") if entry["state"]]
     assert on == []
-    parameters = ask(guest, host, "query-migrate-parameters")
+    parameters = qmp(guest, host, "query-migrate-parameters")
     assert {name: parameters[name] for name in USUAL} == USUAL
 
 
@@ -92,7 +77,7 @@ def test_channels_into_a_black_hole_end_with_the_guest_at_its_source(lab: Lab, g
     with cabled(lab, stall="2s" if end == "watchdog" else "60s") as (config, cable):
         words = ("--channels", "3", "--bandwidth", "20MiB", "--json")
         process = lab.popen("migrate", guest.name, "--to", "b", *words, config=config)
-        wait_for(lambda: under_way(lab, guest), 30)
+        wait_for_phase(lab, guest, "copying", config=config)
         wait_for(lambda: cable.moved["there"] > 4 << 20, 30)
         cable.swallow()
         if end == "cancel":

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.lab import Guest, Lab, wait_for
+from tests.support.story import POLL_S, acts
 
 OF_THE_KERNEL = b"Linux version "
 """Somewhere in every guest's memory."""
@@ -40,7 +41,7 @@ def test_a_destination_that_cannot_take_the_disk_is_seen_and_the_guest_runs_on_a
         with somebody_elses(guest.disk):
             process = lab.popen("migrate", guest.name, "--to", "b", "--json")
             # The destination's `cont` is refused, so it goes; the source then needs the image, and tries again.
-            wait_for(lambda: "resume-source" in story(lab, guest) or process.poll() is not None, 60, every=0.5)
+            wait_for(lambda: "resume-source" in acts(lab, guest) or process.poll() is not None, 60, every=POLL_S)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 4, err
         assert '"owner":"source"' in out.replace(" ", "")
@@ -50,11 +51,6 @@ def test_a_destination_that_cannot_take_the_disk_is_seen_and_the_guest_runs_on_a
         assert not guest.directory("b").exists()
         assert lab.cli("migrate", guest.name, "--to", "b", "--json").doc["warnings"] == []  # a fresh one takes it
         guest.wait_survived("b")
-
-
-def story(lab: Lab, guest: Guest) -> str:
-    records = lab.cli("history", "--vm", guest.name, "--json").doc["migrations"]
-    return lab.cli("report", records[0]["id"], "--json").out if records else ""
 
 
 class Listener:

@@ -1,0 +1,34 @@
+"""A controller that is killed while it copies memory, and a copy that somebody else takes up."""
+
+from __future__ import annotations
+
+import subprocess
+
+from tests.support.lab import Guest, Lab, Ran
+from tests.support.story import wait_for_phase
+
+SLOW = ("--bandwidth", "2MiB")
+"""A copy takes most of a minute: time enough to kill who drives it, and for another to take it up and quicken it."""
+
+
+def killed_while_copying(lab: Lab, guest: Guest, *words: str) -> str:
+    """Begin to move a guest to ``b`` and kill the controller while memory is copied; return the migration's id."""
+    process = lab.popen("migrate", guest.name, "--to", "b", *SLOW, *words)
+    migration = str(wait_for_phase(lab, guest, "copying")["id"])
+    process.kill()
+    process.communicate()
+    return migration
+
+
+def quickened(lab: Lab, migration: str, *words: str) -> Ran:
+    """Run a command that takes a slow copy up, and let the copy go on quickly from there."""
+    process = lab.popen(*words)
+    lab.quicken(migration)
+    ran = ended(process)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def ended(process: subprocess.Popen[str]) -> Ran:
+    out, err = process.communicate(timeout=60)
+    return Ran(process.returncode, out, err)
