@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-
+from tests.support.commands import Command
 from tests.support.lab import Guest, Lab, Ran
 from tests.support.story import wait_for_phase
 
@@ -29,6 +28,6 @@ def quickened(lab: Lab, migration: str, *words: str) -> Ran:
     return ran
 
 
-def ended(process: subprocess.Popen[str]) -> Ran:
+def ended(process: Command) -> Ran:
     out, err = process.communicate(timeout=60)
     return Ran(process.returncode, out, err)

@@ -26,6 +26,7 @@ from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.rig.oracle import Verdict, judge
 from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec import parse_spec
+from tests.support.commands import Command, CommandServer, command_server
 
 _T = TypeVar("_T")
 
@@ -170,6 +171,7 @@ class Lab:
     settings: Path
     template: str
     files: Path
+    commands: CommandServer
 
     def run_dir(self, host: str) -> Path:
         import tomllib
@@ -230,15 +232,10 @@ class Lab:
 
         self.ask(work, config=config)
 
-    def popen(self, *words: str, config: Path | None = None) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*CLI, "--config", str(config or self.settings), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
-        )
+    def popen(self, *words: str, config: Path | None = None) -> Command:
+        """Begin a command."""
+        env = os.environ | {"NO_COLOR": "1", "COLUMNS": "200"}
+        return self.commands.start(["--config", str(config or self.settings), *words], env)
 
     def spec(
         self,
@@ -335,7 +332,7 @@ def qemus(name: str) -> list[int]:
     return found
 
 
-def interrupt(process: subprocess.Popen[str]) -> None:
+def interrupt(process: Command) -> None:
     """Press Ctrl-C."""
     process.send_signal(signal.SIGINT)
 
@@ -352,7 +349,8 @@ def rig(directory: Path) -> Iterator[Lab]:
     files = directory.with_name("files")
     files.mkdir()
     try:
-        yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), files)
+        with command_server() as commands:
+            yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), files, commands)
     finally:
         down = subprocess.run(
             [*CLI, "rig", "down", "--dir", str(directory)], capture_output=True, text=True, timeout=120, env=env

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from qmp_migrate.rig.disk_journal import check_journal
+from tests.support.commands import Command
 from tests.support.lab import Guest, Lab, interrupt, qmp
 from tests.support.story import assert_untouched, record, wait_for_phase
 
@@ -134,7 +135,7 @@ def assert_guest_and_hosts_as_before(d: Disks) -> None:
     assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
 
 
-def begin(d: Disks, phase: str, *words: str) -> subprocess.Popen[str]:
+def begin(d: Disks, phase: str, *words: str) -> Command:
     """Begin a slow move with all disks, and return once it has come to a phase."""
     process = d.lab.popen(
         "migrate", d.guest.name, "--to", "b", "--copy-storage", "full", "--json", *words, config=d.config
@@ -143,7 +144,7 @@ def begin(d: Disks, phase: str, *words: str) -> subprocess.Popen[str]:
     return process
 
 
-def ended(process: subprocess.Popen[str], code: int) -> Any:
+def ended(process: Command, code: int) -> Any:
     out, err = process.communicate(timeout=90)
     assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
     return json.loads(out)

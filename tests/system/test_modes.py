@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.cable import Cable
+from tests.support.commands import Command
 from tests.support.lab import Guest, Lab, interrupt, qemus, qmp, wait_for
 from tests.support.story import assert_untouched, record, wait_for_phase
 
@@ -105,7 +105,7 @@ def test_postcopy_ends_however_busy_the_guest_is(lab: Lab) -> None:
 
 
 @contextlib.contextmanager
-def turned(lab: Lab, guest: Guest, config: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+def turned(lab: Lab, guest: Guest, config: Path | None = None) -> Iterator[Command]:
     """Begin to move a guest to ``b``, slowly, and wait until it runs there in post-copy."""
     words = ("--mode", "postcopy", "--bandwidth", "12MiB", "--downtime-limit", "10ms", "--json")
     process = lab.popen("migrate", guest.name, "--to", "b", *words, config=config)
@@ -127,7 +127,7 @@ def latest(lab: Lab, guest: Guest) -> str:
     return str(found["id"])
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, Any]:
+def ended(process: Command, seconds: float = 60) -> tuple[int, Any]:
     out, _err = process.communicate(timeout=seconds)
     return process.returncode, json.loads(out)
 
