@@ -130,26 +130,6 @@ def asked(monitor: Path) -> str:
     return "".join(lines)
 
 
-def qmp(guest: Guest, host: str, command: str, **arguments: Any) -> Any:
-    """Send one command to a guest's monitor from outside, while no controller is connected; return its answer.
-
-    Raises:
-        AssertionError: QEMU refused it.
-    """
-    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rw") as stream:
-        connection.settimeout(30.0)
-        connection.connect(str(guest.directory(host) / "qmp.sock"))
-        stream.readline()  # the greeting
-        reply: dict[str, Any] = {}
-        for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-            stream.write(json.dumps(message))
-            stream.flush()
-            while "event" in (reply := json.loads(stream.readline())):
-                pass
-            assert "return" in reply, reply
-        return reply["return"]
-
-
 def wait_for(
     look: Callable[[], Any], seconds: float, told: Callable[[], str] = lambda: "", *, every: float = 0.02
 ) -> Any:

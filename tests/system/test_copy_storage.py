@@ -18,7 +18,8 @@ import pytest
 
 from qmp_migrate.rig.disk_journal import check_journal
 from tests.support.commands import Command
-from tests.support.lab import Guest, Lab, interrupt, qmp
+from tests.support.lab import Guest, Lab, interrupt
+from tests.support.outside import qmp
 from tests.support.story import assert_untouched, record, wait_for_phase
 
 BUSY = "qm.rate=4 qm.ws=8 qm.tick=10 qm.disk=/dev/vda"
@@ -128,10 +129,14 @@ def assert_guest_and_hosts_as_before(d: Disks) -> None:
     acknowledged = d.guest.verdict("a").journal
     d.guest.wait("a", lambda v: len(v.journal) > len(acknowledged) + 5)
     assert not d.there.exists(), d.left()
-    assert qmp(d.guest, "a", "query-block-jobs") == qmp(d.guest, "a", "query-jobs") == []
-    nodes = qmp(d.guest, "a", "query-named-block-nodes")
+    assert (
+        qmp(d.guest.directory("a") / "qmp.sock", "query-block-jobs")
+        == qmp(d.guest.directory("a") / "qmp.sock", "query-jobs")
+        == []
+    )
+    nodes = qmp(d.guest.directory("a") / "qmp.sock", "query-named-block-nodes")
     assert {node["drv"] for node in nodes} <= {"raw", "qcow2", "file"}, nodes
-    objects = qmp(d.guest, "a", "qom-list", path="/objects")
+    objects = qmp(d.guest.directory("a") / "qmp.sock", "qom-list", path="/objects")
     assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
 
 
@@ -162,7 +167,7 @@ def test_a_guest_and_its_disks_move_and_every_record_is_there(lab: Lab, name: st
         assert (d.there / name).stat().st_blocks * 512 < 10 * MIB, "sparse stays sparse"
         kept = [f"{n}.migrated-{result['id']}" for n in (name, "two.qcow2")] if source_images == "rename" else []
         assert sorted(path.name for path in d.here.iterdir()) == kept
-        objects = qmp(d.guest, "b", "qom-list", path="/objects")
+        objects = qmp(d.guest.directory("b") / "qmp.sock", "qom-list", path="/objects")
         assert not [entry for entry in objects if entry["type"].startswith("child<tls")], objects
 
 

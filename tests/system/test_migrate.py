@@ -6,7 +6,8 @@ import json
 import re
 
 from qmp_migrate.rig.disk_journal import check_journal
-from tests.support.lab import Guest, Lab, interrupt, qemus, qmp
+from tests.support.lab import Guest, Lab, interrupt, qemus
+from tests.support.outside import qmp
 from tests.support.story import assert_untouched, wait_for_phase
 
 
@@ -120,11 +121,11 @@ def test_a_bandwidth_limit_is_kept(lab: Lab) -> None:
 
 
 def test_a_paused_guest_arrives_paused(lab: Lab, guest: Guest) -> None:
-    qmp(guest, "a", "stop")
+    qmp(guest.directory("a") / "qmp.sock", "stop")
     ran = lab.cli("migrate", guest.name, "--to", "b", "--json")
     assert ran.doc["outcome"] == "completed"
     assert lab.cli("vm", "show", guest.name, "--json").doc["state"] == "paused"
-    qmp(guest, "b", "cont")
+    qmp(guest.directory("b") / "qmp.sock", "cont")
     guest.wait_survived("b")
 
 

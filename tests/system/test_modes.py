@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.cable import Cable
 from tests.support.commands import Command
-from tests.support.lab import Guest, Lab, interrupt, qemus, qmp, wait_for
+from tests.support.lab import Guest, Lab, interrupt, qemus, wait_for
+from tests.support.outside import qmp
 from tests.support.story import assert_untouched, record, wait_for_phase
 
 BUSY = {"append": "qm.rate=40 qm.ws=24 qm.tick=10", "memory": f"{128 * 1024 + 8}KiB"}
@@ -37,11 +38,11 @@ def test_offline_ends_however_busy_the_guest_is(lab: Lab) -> None:
 
 
 def test_offline_leaves_a_guest_paused_that_its_user_had_paused(lab: Lab, guest: Guest) -> None:
-    qmp(guest, "a", "stop")
+    qmp(guest.directory("a") / "qmp.sock", "stop")
     result = lab.cli("migrate", guest.name, "--to", "b", "--mode", "offline", "--json").doc
     assert (result["outcome"], result["blackout_ms"], result["steps"]) == ("completed", 0, [])
     assert lab.cli("vm", "show", guest.name, "--json").doc["state"] == "paused"
-    qmp(guest, "b", "cont")
+    qmp(guest.directory("b") / "qmp.sock", "cont")
     guest.wait_survived("b")
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.cable import Cable
 from tests.support.interrupted import killed_while_copying, quickened
-from tests.support.lab import Guest, Lab, interrupt, qmp, wait_for
+from tests.support.lab import Guest, Lab, interrupt, wait_for
+from tests.support.outside import qmp
 from tests.support.story import wait_for_phase
 
 TLS_HANDSHAKE = b"\x16\x03"
@@ -25,9 +26,13 @@ USUAL = {"multifd-channels": 2, "multifd-compression": "none", "xbzrle-cache-siz
 
 def assert_as_usual(guest: Guest, host: str) -> None:
     """Nothing of a migration stays set in the guest's QEMU."""
-    on = [entry["capability"] for entry in qmp(guest, host, "query-migrate-capabilities") if entry["state"]]
+    on = [
+        entry["capability"]
+        for entry in qmp(guest.directory(host) / "qmp.sock", "query-migrate-capabilities")
+        if entry["state"]
+    ]
     assert on == []
-    parameters = qmp(guest, host, "query-migrate-parameters")
+    parameters = qmp(guest.directory(host) / "qmp.sock", "query-migrate-parameters")
     assert {name: parameters[name] for name in USUAL} == USUAL
 
 
