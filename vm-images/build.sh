@@ -1,8 +1,9 @@
 #!/bin/sh
-# Builds the test guest: build/images/{vmlinuz,initrd.img,manifest.json}. Needs no root; does nothing when nothing changed.
+# Builds the test guests: build/images/{vmlinuz,initrd.img,bare.elf,manifest.json}. Needs no root; does nothing when
+# nothing changed.
 #
-# The kernel is the distribution's own cloud kernel, fetched with the ordinary package client and unpacked, not
-# installed. The initramfs holds our init (static C) and the drivers it loads, nothing else.
+# The bare guest is our own code alone. The Linux guest's kernel is the distribution's own cloud kernel, fetched with the ordinary package client and unpacked, not
+# installed. Its initramfs holds our init (static C) and the drivers it loads, nothing else.
 #
 # Exit status: 0 built or up to date, 1 failed (the reason and what to do are on stderr).
 set -eu
@@ -16,6 +17,8 @@ meta=linux-image-cloud-amd64
 modules="virtio_pci virtio_blk virtio_net virtio_scsi sd_mod virtio-rng virtio_balloon virtio_console
 pvpanic-mmio pvpanic-pci button evdev"
 cflags="-static -O2 -Wall -Wextra -Werror -pthread"
+bare_cflags="-m64 -O2 -std=gnu11 -Wall -Wextra -Werror -ffreestanding -fno-builtin -fno-pie -fno-stack-protector
+-fcf-protection=none -fno-asynchronous-unwind-tables -mno-red-zone"
 
 fail() {
 	printf 'build.sh: %s\n' "$1" >&2
@@ -31,7 +34,7 @@ sha256() {
 	sha256sum "$1" | cut -d ' ' -f 1
 }
 
-# What the result depends on and is ours; a newer kernel of the distribution alone is no reason to build again.
+# What the Linux guest depends on and is ours; a newer kernel of the distribution alone is no reason to build again.
 inputs() {
 	{
 		cat "$here"/*.c "$here"/*.h "$here/build.sh"
@@ -39,11 +42,25 @@ inputs() {
 	} | sha256sum | cut -d ' ' -f 1
 }
 
-up_to_date() {
-	[ -f "$images/manifest.json" ] && [ -f "$images/vmlinuz" ] && [ -f "$images/initrd.img" ] || return 1
-	for value in "$(inputs)" "$(sha256 "$images/vmlinuz")" "$(sha256 "$images/initrd.img")"; do
-		grep -q "\"$value\"" "$images/manifest.json" || return 1
-	done
+bare_inputs() {
+	{
+		cat "$here"/bare/* "$here/build.sh"
+		gcc --version 2>/dev/null | head -n 1
+	} | sha256sum | cut -d ' ' -f 1
+}
+
+# $1: a key. Prints its value in the manifest.
+entry() {
+	sed -n "s/^  \"$1\": \"\(.*\)\",\{0,1\}$/\1/p" "$images/manifest.json" 2>/dev/null || true
+}
+
+# $1: a file of build/images, $2: the manifest's key of its hash.
+whole() {
+	[ -f "$images/$1" ] && [ "$(sha256 "$images/$1")" = "$(entry "$2")" ]
+}
+
+linux_whole() {
+	whole vmlinuz vmlinuz_sha256 && whole initrd.img initrd_sha256
 }
 
 # Prints the path of the kernel's package: the newest that apt knows, else the newest that was fetched before.
@@ -100,61 +117,97 @@ mkdir -p "$images" "$cache"
 need flock util-linux
 exec 9>"$root/build/images.lock"
 flock 9 # two builds at once would mix their results
-if up_to_date; then
+missing=
+for tool in gcc as ld objcopy; do
+	command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+done
+if [ -n "$missing" ] && linux_whole; then
+	echo "build.sh: not there:$missing. No bare guest; the Linux guest that was built before stays" >&2
+	echo "  do: apt-get install gcc libc6-dev binutils" >&2
+	exit 0
+fi
+linux=build bare=build
+if linux_whole && [ "$(inputs)" = "$(entry inputs_sha256)" ]; then linux=keep; fi
+if whole bare.elf bare_sha256 && [ "$(bare_inputs)" = "$(entry bare_inputs_sha256)" ]; then bare=keep; fi
+if [ $linux$bare = keepkeep ]; then
 	echo "build/images is up to date"
 	exit 0
 fi
 
-[ "$(uname -m)" = x86_64 ] || fail "the test guest is built on x86_64 only"
+[ "$(uname -m)" = x86_64 ] || fail "the test guests are built on x86_64 only"
 need gcc "gcc libc6-dev"
+need as binutils
+need ld binutils
 need objcopy binutils
-need cpio cpio
-need dpkg-deb dpkg
-need apt-cache apt
 
 work=$(mktemp -d "$root/build/images.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
-tree=$work/tree
-mkdir -p "$tree/modules" "$tree/dev" "$tree/proc" "$tree/sys"
-: >"$tree/modules/order"
 
-# shellcheck disable=SC2086
-gcc $cflags -o "$tree/init" "$here"/*.c || fail "the workload does not compile" "apt-get install gcc libc6-dev"
-strip "$tree/init"
+# Sets release, package; leaves vmlinuz and initrd.img in $work.
+build_linux() {
+	need cpio cpio
+	need dpkg-deb dpkg
+	need apt-cache apt
+	tree=$work/tree
+	mkdir -p "$tree/modules" "$tree/dev" "$tree/proc" "$tree/sys"
+	: >"$tree/modules/order"
 
-package=$(kernel_package)
-dpkg-deb -x "$package" "$work/kernel"
-vmlinuz=$(ls "$work"/kernel/boot/vmlinuz-*)
-release=${vmlinuz##*/vmlinuz-}
-builtin=$(find "$work/kernel" -name modules.builtin)
-config=$work/kernel/boot/config-$release
-for option in SERIAL_8250_CONSOLE DEVTMPFS BLK_DEV_INITRD; do
-	grep -q "^CONFIG_$option=y" "$config" || fail "kernel $release lacks CONFIG_$option"
-done
-find "$work/kernel" -name '*.ko' -o -name '*.ko.xz' -o -name '*.ko.zst' -o -name '*.ko.gz' >"$work/modules.list"
-for module in $modules; do
-	add_module "$module"
-done
+	# shellcheck disable=SC2086
+	gcc $cflags -o "$tree/init" "$here"/*.c || fail "the workload does not compile" "apt-get install gcc libc6-dev"
+	strip "$tree/init"
 
-# Not compressed: it is small, and unpacking costs more than reading where the processor is emulated. The same input
-# gives the same bytes: fixed times, order, owner and inodes.
-find "$tree" -exec touch -h -d @0 {} +
-(cd "$tree" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) >"$work/initrd.img"
+	package=$(kernel_package)
+	dpkg-deb -x "$package" "$work/kernel"
+	vmlinuz=$(ls "$work"/kernel/boot/vmlinuz-*)
+	release=${vmlinuz##*/vmlinuz-}
+	builtin=$(find "$work/kernel" -name modules.builtin)
+	config=$work/kernel/boot/config-$release
+	for option in SERIAL_8250_CONSOLE DEVTMPFS BLK_DEV_INITRD; do
+		grep -q "^CONFIG_$option=y" "$config" || fail "kernel $release lacks CONFIG_$option"
+	done
+	find "$work/kernel" -name '*.ko' -o -name '*.ko.xz' -o -name '*.ko.zst' -o -name '*.ko.gz' >"$work/modules.list"
+	for module in $modules; do
+		add_module "$module"
+	done
+
+	# Not compressed: it is small, and unpacking costs more than reading where the processor is emulated. The same input
+	# gives the same bytes: fixed times, order, owner and inodes.
+	find "$tree" -exec touch -h -d @0 {} +
+	(cd "$tree" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) >"$work/initrd.img"
+	mv "$vmlinuz" "$work/vmlinuz"
+	chmod 644 "$work/vmlinuz" "$work/initrd.img"
+}
+
+# Leaves bare.elf in $work. 64-bit code in a 32-bit file: QEMU's multiboot loader takes no other.
+build_bare() {
+	# shellcheck disable=SC2086
+	gcc $bare_cflags -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-n -Wl,--no-warn-rwx-segments \
+		-Wl,-T,"$here/bare/bare.ld" -o "$work/bare.elf64" "$here"/bare/start.S "$here"/bare/*.c ||
+		fail "the bare guest does not compile" "apt-get install gcc libc6-dev binutils"
+	objcopy -O elf32-i386 --strip-all "$work/bare.elf64" "$work/bare.elf"
+	chmod 644 "$work/bare.elf"
+}
+
+release=$(entry kernel_release)
+package=$(entry kernel_package)
+[ $bare = keep ] || build_bare
+[ $linux = keep ] || build_linux
 
 rm -f "$images/manifest.json" # it says what lies beside it: nothing, while that is replaced
-mv "$vmlinuz" "$images/vmlinuz"
-mv "$work/initrd.img" "$images/initrd.img"
-chmod 644 "$images/vmlinuz" "$images/initrd.img"
-cat >"$work/manifest.json" <<EOF
+[ $bare = keep ] || mv "$work/bare.elf" "$images/bare.elf"
+[ $linux = keep ] || mv "$work/vmlinuz" "$work/initrd.img" "$images/"
+cat >"$work/manifest.json" <<END
 {
   "schema": "images.manifest/1",
   "kernel_release": "$release",
   "kernel_package": "$(basename "$package")",
   "inputs_sha256": "$(inputs)",
   "vmlinuz_sha256": "$(sha256 "$images/vmlinuz")",
-  "initrd_sha256": "$(sha256 "$images/initrd.img")"
+  "initrd_sha256": "$(sha256 "$images/initrd.img")",
+  "bare_inputs_sha256": "$(bare_inputs)",
+  "bare_sha256": "$(sha256 "$images/bare.elf")"
 }
-EOF
+END
 mv "$work/manifest.json" "$images/manifest.json"
-echo "build/images: Linux $release, initrd.img $(($(wc -c <"$images/initrd.img") / 1024)) KiB"
+echo "build/images: bare.elf $(($(wc -c <"$images/bare.elf") / 1024)) KiB; Linux $release, initrd.img $(($(wc -c <"$images/initrd.img") / 1024)) KiB"
