@@ -1,4 +1,4 @@
-"""Says whether a guest survived, from what the guest itself wrote (the test guest of ``vm-images/``).
+"""Says whether a guest survived, from what the guest itself wrote (the test guests of ``vm-images/``, Linux and bare).
 
 The test guest counts ticks, rewrites and verifies its memory, and keeps a journal on its disk; it tells all of that
 on its serial line. :func:`judge` reads the serial logs of the hosts in the order in which they owned the guest and
@@ -32,6 +32,7 @@ _TICKS = re.compile(rf" {_N}(?:-{_N})? {_N} {_N} {_N}")
 _SWEEP = re.compile(rf" {_N} (ok|bad) pages={_N} since={_N}(?: bad={_N})?")
 _WALL = re.compile(rf" {_N} {_N} {_N}")
 _JOURNAL = re.compile(rf" {_N} {_N}")
+_COMPUTED = re.compile(rf" {_N} {_N} {_N}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Ready:
 
     Attributes:
         ws_mib: Working set in MiB.
-        rate_mib_s: Dirty rate that is aimed at, MiB per second.
+        rate_mib_s: Dirty rate that is aimed at, MiB per second; ``None``: as much as the machine gives.
         tick_ms: Tick period in milliseconds.
         seed: Seed of the memory pattern.
         verify: Whether the guest verifies its memory.
@@ -48,11 +49,26 @@ class Ready:
     """
 
     ws_mib: int
-    rate_mib_s: int
+    rate_mib_s: int | None
     tick_ms: int
     seed: int
     verify: bool
     disk: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """How far a vCPU that only computes had come (bare guest, ``qm.compute``).
+
+    Attributes:
+        cpu: Number of the vCPU.
+        mono_ns: When, on the guest's own clock, nanoseconds.
+        rounds: Rounds it had computed by then, since the guest began.
+    """
+
+    cpu: int
+    mono_ns: int
+    rounds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,7 @@ class Verdict:
         journal: Sequence numbers of disk journal records that the guest was told are on the disk, in order.
         journal_after_handover: How many of them were acknowledged in the last log.
         largest_disk_ms: Longest time a journal write took on the guest's own clock, milliseconds.
+        computed: What the vCPUs that only compute have done, in the order in which the guest told it.
         ended: How the guest ended itself (``poweroff``, ``reboot``, ``panic``), or ``None``.
         kernel: What the guest's kernel wrote first while the guest worked, or ``None``. Only emergencies reach the serial
             line then: an oops, a lock-up, a panic.
@@ -122,6 +139,7 @@ class Verdict:
     journal: tuple[int, ...]
     journal_after_handover: int
     largest_disk_ms: float
+    computed: tuple[Computed, ...]
     ended: str | None
     kernel: str | None
     damaged_lines: tuple[str, ...]
@@ -155,6 +173,7 @@ class _Reading:
     journal: list[int] = field(default_factory=list)
     journal_after: int = 0
     largest_disk_us: int = 0
+    computed: list[Computed] = field(default_factory=list)
     ended: str | None = None
     damaged: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -179,6 +198,8 @@ class _Reading:
                 understood = self._wall(rest)
             case "J":
                 understood = self._journal(rest, after)
+            case "C":
+                understood = self._compute(rest)
             case "BAD":
                 self.corruption.append(text[:-6])
             case "PANIC" | "ERR":
@@ -197,7 +218,7 @@ class _Reading:
         try:
             self.ready = Ready(
                 ws_mib=int(words["ws"]),
-                rate_mib_s=int(words["rate"]),
+                rate_mib_s=None if words["rate"] == "unlimited" else int(words["rate"]),
                 tick_ms=int(words["tick"]),
                 seed=int(words["seed"]),
                 verify=words["verify"] == "1",
@@ -273,6 +294,13 @@ class _Reading:
         self.largest_disk_us = max(self.largest_disk_us, int(fields[2]))
         return True
 
+    def _compute(self, rest: str) -> bool:
+        fields = _COMPUTED.fullmatch(rest)
+        if fields is None:
+            return False
+        self.computed.append(Computed(cpu=int(fields[1]), mono_ns=int(fields[2]), rounds=int(fields[3])))
+        return True
+
     def reasons(self, logs: int) -> tuple[str, ...]:
         """Everything that speaks against the guest's survival, the plainest first."""
         found = []
@@ -320,6 +348,7 @@ class _Reading:
             journal=tuple(self.journal),
             journal_after_handover=self.journal_after,
             largest_disk_ms=self.largest_disk_us / 1000,
+            computed=tuple(self.computed),
             ended=self.ended,
             kernel=self.kernel,
             damaged_lines=tuple(self.damaged),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qmp_migrate.rig.oracle import TickFault, Verdict, judge
+from qmp_migrate.rig.oracle import Computed, TickFault, Verdict, judge
 
 SECOND = 1_000_000_000
 
@@ -107,6 +107,17 @@ def test_kernel_noise_in_the_middle_of_a_line(at: int, cut: int) -> None:
     assert comparable(replace(verdict, kernel=None)) == comparable(judge([LOG]))
     assert verdict.kernel is not None
     assert any("soft lockup" in reason for reason in verdict.reasons)
+
+
+def test_a_bare_guest_with_a_computing_vcpu() -> None:
+    ready = line("QM READY v=1 ws=16 rate=unlimited tick=10 seed=7 verify=0 disk=- guest=bare cpus=2 compute=1 hot=0")
+    log = ready + ticks(1, 5) + line("QM C 1 150000000 400000") + line("QM C 1 350000000 1000000")
+    verdict = judge([log])
+    assert verdict.survived, verdict.reasons
+    assert verdict.ready is not None
+    assert verdict.ready.rate_mib_s is None
+    assert verdict.computed == (Computed(1, 150_000_000, 400_000), Computed(1, 350_000_000, 1_000_000))
+    assert judge([log + line("QM C 1 2")]).damaged_lines
 
 
 @given(st.sampled_from(T_LINES))
