@@ -78,7 +78,7 @@ def _headline(console: Console, text: str) -> None:
 
 
 async def _migrate(console: Console, state: RigState, *, encrypt: bool) -> Verdict:
-    if state.warnings:
+    if not state.guest_file.exists():
         raise RigError(state.warnings[0], hint="build the test guest first: make images, in a checkout")
     settings = load(state.settings_file)
     spec = parse_spec(state.guest_file.read_text("utf-8"), source=str(state.guest_file), base_dir=str(state.directory))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qmp_migrate.cli.context import put, run, say
+from qmp_migrate.rig.images import GuestKind
 
 if TYPE_CHECKING:
     from qmp_migrate.rig.lab import RigStatus
@@ -32,14 +33,17 @@ def _directory(given: Path | None) -> Path:
 def up(
     directory: Dir = None,
     hosts: Annotated[int, typer.Option(min=1, max=26, help="How many hosts.")] = 2,
+    guest: Annotated[
+        GuestKind, typer.Option(help="Test guest of guest.toml: Linux, or one without an operating system.")
+    ] = "linux",
     json: Json = False,
 ) -> None:
-    """Bring the lab up and write its settings and a guest's spec."""
+    """Bring the lab up and write its settings and its test guests' specs."""
 
     async def work() -> RigState:
         from qmp_migrate.rig import lab
 
-        return await lab.up(_directory(directory), hosts)
+        return await lab.up(_directory(directory), hosts, guest=guest)
 
     state = run(work(), as_json=json)
     if json:
@@ -49,6 +53,7 @@ def up(
                 "directory": str(state.directory),
                 "settings": str(state.settings_file),
                 "guest": str(state.guest_file),
+                "bare_guest": str(state.bare_guest_file),
                 "broker": state.broker_url,
                 "hosts": [host.name for host in state.hosts],
                 "warnings": list(state.warnings),

@@ -1,4 +1,4 @@
-"""The two files a rig is used with: settings for the controller, and a spec of the test guest."""
+"""The files a rig is used with: settings for the controller, and specs of its test guests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import getpass
 import json
 from pathlib import Path
 
+from qmp_migrate.rig.accel import CPU, Accelerator
+from qmp_migrate.rig.images import GuestImage
 from qmp_migrate.rig.state import RigState
 
 
@@ -42,29 +44,29 @@ def settings_text(state: RigState, *, identity_file: Path, known_hosts: Path, qe
     return "\n".join(lines) + "\n"
 
 
-def guest_text(*, accel: str, kernel: Path, initrd: Path) -> str:
-    """Return a spec of the test guest (DESIGN §6): one vCPU, 512 MiB, no disk, no network.
+def guest_text(*, name: str, accel: Accelerator, image: GuestImage) -> str:
+    """Return a spec of a test guest (DESIGN §6): one vCPU, 512 MiB, no disk, no network.
 
     It rewrites a working set of 64 MiB with 8 MiB/s and ticks 50 times a second, so that a migration has something to do
     and its blackout shows in the serial log.
 
     Args:
-        accel: ``kvm`` or ``tcg``: what was proven to run a guest on this machine.
-        kernel: Kernel of the test guest.
-        initrd: Its init and workload.
+        name: Its name.
+        accel: ``kvm`` or ``tcg``: what was proven to run this guest on this machine.
+        image: Its files.
     """
     lines = [
         "# Written by: qmp-migrate rig up",
-        _line("name", "web1"),
+        _line("name", name),
         _line("machine", "pc-q35-7.2"),
-        _line("cpu", "qemu64"),
+        _line("cpu", CPU[image.kind]),
         # Not a multiple of 256 KiB: so QEMU before 9.0 loses no writes in a live migration without KVM.
         "# 8 KiB more than 512 MiB: see docs/guide/without-kvm.md",
         _line("memory", f"{512 * 1024 + 8}KiB"),
         "vcpus = 1",
         _line("accel", accel),
-        _line("kernel", str(kernel)),
-        _line("initrd", str(initrd)),
+        _line("kernel", str(image.kernel)),
+        *([] if image.initrd is None else [_line("initrd", str(image.initrd))]),
         _line("append", "console=ttyS0 quiet qm.ws=64 qm.rate=8 qm.tick=20"),
     ]
     return "\n".join(lines) + "\n"

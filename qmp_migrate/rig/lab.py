@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import qmp_migrate
-from qmp_migrate.errors import LaunchFailed, QmpMigrateError, RigError
+from qmp_migrate.errors import LaunchFailed, QmpMigrateError, RigError, UsageError
 from qmp_migrate.hosts import process
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.rig import directory as directories
 from qmp_migrate.rig import sshd
-from qmp_migrate.rig.accel import probe_accel
+from qmp_migrate.rig.accel import Accelerator, kvm_opens, probe_accel
 from qmp_migrate.rig.configuration import guest_text, settings_text
 from qmp_migrate.rig.down import guests_of, identify, take_down
-from qmp_migrate.rig.images import find_images
+from qmp_migrate.rig.images import GUEST_KINDS, GuestKind, find_images
 from qmp_migrate.rig.layout import RigHost, address_of, host_names, run_dir
 from qmp_migrate.rig.state import Part, RigState, load
 
@@ -51,35 +51,38 @@ class RigStatus:
     guests: dict[str, ProcessId]
 
 
-async def up(directory: Path, hosts: int = 2) -> RigState:
+async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux") -> RigState:
     """Bring a rig up; where the same rig is up already, return it as it is.
 
     Args:
         directory: Where to put it: absent, empty, or with a rig in it.
         hosts: How many hosts, 1 to 26.
+        guest: Which test guest ``guest.toml`` starts.
 
     Returns:
-        The rig. Where the test guest's images are not built, it is up without a ``guest.toml``, and its ``warnings``
+        The rig. Where a test guest's images are not built, it is up without that guest's spec, and its ``warnings``
         say so: guests of one's own can be started all the same.
 
     Raises:
-        UsageError: That number of hosts is not possible.
+        UsageError: That number of hosts is not possible, or there is no such guest.
         RigError: The directory cannot be used, another rig is in it, or a part did not come up; with the end of its
             log. Nothing is left running then.
     """
     names = host_names(hosts)
+    if guest not in GUEST_KINDS:
+        raise UsageError(f"{guest} is not a test guest", hint=f"choose one of: {', '.join(GUEST_KINDS)}")
     qemu = _find_qemu()
     program = sshd.find_sshd()
     directory, created = directories.take(directory)
     with directories.exclusive(directory):
         present = load(directory)
         if present is not None:
-            return await _still_up(present, names)
+            return await _still_up(present, names, guest)
         async with AsyncExitStack() as undo:
             if created:
                 undo.callback(directories.give_back, directory)
             directories.check_empty(directory)
-            raising = _Raising(_plan(directory, created, names))
+            raising = _Raising(replace(_plan(directory, created, names), guest=guest))
             undo.push_async_callback(take_down, raising.machine, raising.state)
             await raising.run(qemu, program)
             undo.pop_all()
@@ -138,7 +141,7 @@ class _Raising:
         await sshd.make_key(self.machine, self._key)
         sshd.prepare_privilege_separation()
         await self._together(
-            self._guest(qemu), self._broker(), *(self._sshd(host, program) for host in self.state.hosts)
+            self._guests(qemu), self._broker(), *(self._sshd(host, program) for host in self.state.hosts)
         )
         await self._together(*(self._agent(host) for host in self.state.hosts))
         text = settings_text(self.state, identity_file=self._key, known_hosts=self._known_hosts, qemu=qemu)
@@ -154,14 +157,31 @@ class _Raising:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the others failed because this one did, or say the same
 
-    async def _guest(self, qemu: str) -> None:
+    async def _guests(self, qemu: str) -> None:
+        accelerators = await asyncio.gather(*(self._probe(qemu, kind) for kind in GUEST_KINDS))
+        found = {kind: one for kind, one in zip(GUEST_KINDS, accelerators, strict=True) if one is not None}
+        if found and kvm_opens() and set(found.values()) == {"tcg"}:
+            self._warn("/dev/kvm opens, but no test guest runs under it: they run without KVM (TCG)")
+        for file, kind, name in (
+            (self.state.guest_file, self.state.guest, "web1"),
+            (self.state.bare_guest_file, "bare", "bare1"),
+        ):
+            if kind in found:
+                image = await asyncio.to_thread(find_images, kind)
+                _write(file, guest_text(name=name, accel=found[kind], image=image))
+
+    async def _probe(self, qemu: str, kind: GuestKind) -> Accelerator | None:
         try:
-            image = await asyncio.to_thread(find_images)
+            image = await asyncio.to_thread(find_images, kind)
         except RigError as error:
-            self.state = replace(self.state, warnings=(f"no guest.toml: {error.message}; {error.hint}",))
-            return
-        accel = await probe_accel(qemu, image)
-        _write(self.state.guest_file, guest_text(accel=accel, kernel=image.kernel, initrd=image.initrd))
+            file = self.state.guest_file if kind == self.state.guest else self.state.bare_guest_file
+            if kind in {"bare", self.state.guest}:
+                self._warn(f"no {file.name}: {error.message}; {error.hint}")
+            return None
+        return await probe_accel(qemu, image)
+
+    def _warn(self, text: str) -> None:
+        self.state = replace(self.state, warnings=(*self.state.warnings, text))
 
     async def _broker(self) -> None:
         ready = self.state.part_directory("broker") / "ready"
@@ -215,7 +235,7 @@ def _plan(directory: Path, created: bool, names: list[str]) -> RigState:
     return RigState(directory, created, hosts, parts)
 
 
-async def _still_up(state: RigState, names: list[str]) -> RigState:
+async def _still_up(state: RigState, names: list[str], guest: GuestKind) -> RigState:
     """Return the rig that is there when it is whole and of the wanted size.
 
     Raises:
@@ -232,6 +252,11 @@ async def _still_up(state: RigState, names: list[str]) -> RigState:
     if len(names) != len(state.hosts):
         raise RigError(
             f"a rig with {len(state.hosts)} hosts is up in {state.directory}, not one with {len(names)}",
+            hint="take it down first: qmp-migrate rig down; or use another --dir",
+        )
+    if guest != state.guest:
+        raise RigError(
+            f"a rig whose guest.toml starts the {state.guest} guest is up in {state.directory}, not one with {guest}",
             hint="take it down first: qmp-migrate rig down; or use another --dir",
         )
     return state

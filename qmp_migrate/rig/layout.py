@@ -3,7 +3,8 @@
 ::
 
     DIR/rig.json              what the rig consists of, and which processes those are
-    DIR/qmp-migrate.toml      settings for the controller          DIR/guest.toml   spec of the test guest
+    DIR/qmp-migrate.toml      settings for the controller
+    DIR/guest.toml            spec of the chosen test guest        DIR/guest-bare.toml   of the bare one
     DIR/journal.sqlite        the controller's journal
     DIR/ssh/                  the key pair that all hosts accept, and their host keys (known_hosts)
     DIR/parts/NAME/           one directory per process (broker, sshd-a, agent-a, …): pid, log, argv.json, ready

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.process import ProcessId
+from qmp_migrate.rig.images import GuestKind
 from qmp_migrate.rig.layout import RigHost
 
 SCHEMA = "rig/1"
@@ -44,6 +45,7 @@ class RigState:
         broker_url: ``mqtt://…`` of its broker; empty before that runs.
         complete: True once everything is up.
         warnings: What is missing although the rig is up, for people.
+        guest: Which test guest ``guest.toml`` starts.
     """
 
     directory: Path
@@ -53,6 +55,7 @@ class RigState:
     broker_url: str = ""
     complete: bool = False
     warnings: tuple[str, ...] = ()
+    guest: GuestKind = "linux"
 
     @property
     def settings_file(self) -> Path:
@@ -61,8 +64,13 @@ class RigState:
 
     @property
     def guest_file(self) -> Path:
-        """Spec of the test guest, for ``qmp-migrate vm start``; absent where its images are not built."""
+        """Spec of the chosen test guest, for ``qmp-migrate vm start``; absent where its images are not built."""
         return self.directory / "guest.toml"
+
+    @property
+    def bare_guest_file(self) -> Path:
+        """Spec of the bare test guest, whichever was chosen; absent where its image is not built."""
+        return self.directory / "guest-bare.toml"
 
     def part_directory(self, name: str) -> Path:
         """Return where the files of one process are."""

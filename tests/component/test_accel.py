@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from qmp_migrate.rig import accel
 from qmp_migrate.rig.accel import probe_accel
 from qmp_migrate.rig.images import GuestImage
 
-IMAGE = GuestImage(kernel=Path("/boot/vmlinuz"), initrd=Path("/boot/initrd.img"))
-
-READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\n'; exec sleep 1000"
+READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\nQM T 1 5 6 7\\n'; exec sleep 1000"
+READY_ALONE = "printf 'QM READY v=1\\n'; exec sleep 1000"
 HANGS = "printf 'SeaBIOS\\r\\n'; exec sleep 1000"
 GIVES_UP = "echo 'failed to initialize kvm' >&2; exit 1"
 NO_LINES = "exec cat /dev/zero"
@@ -31,6 +29,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(accel, "_KVM", tmp_path / "kvm")
     (tmp_path / "kvm").touch()
     return tmp_path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> GuestImage:
+    (tmp_path / "vmlinuz").write_text("a kernel")
+    (tmp_path / "initrd.img").write_text("its files")
+    return GuestImage(kernel=tmp_path / "vmlinuz", initrd=tmp_path / "initrd.img")
 
 
 def fake_qemu(directory: Path, behaviour: str) -> Path:
@@ -55,66 +60,92 @@ def has_ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "expected"), [(READY, "kvm"), (HANGS, "tcg"), (GIVES_UP, "tcg"), (NO_LINES, "tcg")]
+    ("behaviour", "expected"),
+    [(READY, "kvm"), (READY_ALONE, "tcg"), (HANGS, "tcg"), (GIVES_UP, "tcg"), (NO_LINES, "tcg")],
 )
-async def test_only_a_guest_that_gets_ready_proves_kvm(machine: Path, behaviour: str, expected: str) -> None:
+async def test_only_a_guest_that_ticks_proves_kvm(
+    machine: Path, behaviour: str, expected: str, image: GuestImage
+) -> None:
     qemu = fake_qemu(machine, behaviour)
-    assert await probe_accel(str(qemu), IMAGE, timeout_s=1.0) == expected
+    limit_s = 0.2 if expected == "tcg" else None
+    assert await probe_accel(str(qemu), image, timeout_s=limit_s) == expected
     (pid,) = starts(machine)
     assert not psutil.pid_exists(pid)
     assert "-accel kvm" in (machine / "argv").read_text()
 
 
-async def test_the_answer_is_kept_until_the_binary_changes(machine: Path) -> None:
+async def test_the_answer_is_kept_until_the_binary_changes(machine: Path, image: GuestImage) -> None:
     qemu = fake_qemu(machine, READY)
-    assert await probe_accel(str(qemu), IMAGE) == "kvm"
-    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert await probe_accel(str(qemu), image) == "kvm"
+    assert await probe_accel(str(qemu), image) == "kvm"
     assert len(starts(machine)) == 1
     fake_qemu(machine, GIVES_UP)
-    assert await probe_accel(str(qemu), IMAGE) == "tcg"
+    assert await probe_accel(str(qemu), image) == "tcg"
     assert len(starts(machine)) == 2
 
 
-async def test_another_boot_of_the_machine_asks_again(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_guest_is_asked_for_itself(machine: Path, image: GuestImage) -> None:
+    bare = GuestImage(kernel=image.kernel)
+    qemu = fake_qemu(machine, f'case "$*" in *-initrd*) {GIVES_UP};; esac; {READY}')
+    for _ in range(2):
+        assert await probe_accel(str(qemu), image) == "tcg"
+        assert await probe_accel(str(qemu), bare) == "kvm"
+    assert len(starts(machine)) == 2
+    image.kernel.write_text("another kernel")
+    assert await probe_accel(str(qemu), bare) == "kvm"
+    assert len(starts(machine)) == 3
+
+
+async def test_the_same_guest_elsewhere_is_not_asked_again(machine: Path, image: GuestImage) -> None:
     qemu = fake_qemu(machine, READY)
-    await probe_accel(str(qemu), IMAGE)
+    await probe_accel(str(qemu), image)
+    (machine / "copy").write_bytes(image.kernel.read_bytes())
+    await probe_accel(str(qemu), GuestImage(kernel=machine / "copy", initrd=image.initrd))
+    assert len(starts(machine)) == 1
+
+
+async def test_another_boot_of_the_machine_asks_again(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, image: GuestImage
+) -> None:
+    qemu = fake_qemu(machine, READY)
+    await probe_accel(str(qemu), image)
     (machine / "boot_id").write_text("another\n")
     monkeypatch.setattr(accel, "_BOOT_ID", machine / "boot_id")
-    await probe_accel(str(qemu), IMAGE)
+    await probe_accel(str(qemu), image)
     assert len(starts(machine)) == 2
     kept = json.loads((machine / "cache/qmp-migrate/accel.json").read_text())
     assert [answer["boot_id"] for answer in kept] == ["another"], "answers of earlier boots are of no use to anyone"
 
 
-async def test_a_cache_that_cannot_be_written_is_no_error(machine: Path) -> None:
+async def test_a_cache_that_cannot_be_written_is_no_error(machine: Path, image: GuestImage) -> None:
     (machine / "cache").write_text("a file where the directory should be")
-    assert await probe_accel(str(fake_qemu(machine, READY)), IMAGE) == "kvm"
+    assert await probe_accel(str(fake_qemu(machine, READY)), image) == "kvm"
 
 
 @pytest.mark.parametrize("content", ["{", "[1, {}]", '{"accel": "kvm"}', ""])
-async def test_a_damaged_cache_is_an_empty_one(machine: Path, content: str) -> None:
+async def test_a_damaged_cache_is_an_empty_one(machine: Path, content: str, image: GuestImage) -> None:
     qemu = fake_qemu(machine, READY)
     cache = machine / "cache/qmp-migrate/accel.json"
     cache.parent.mkdir(parents=True)
     cache.write_text(content)
-    assert await probe_accel(str(qemu), IMAGE) == "kvm"
-    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert await probe_accel(str(qemu), image) == "kvm"
+    assert await probe_accel(str(qemu), image) == "kvm"
     assert len(starts(machine)) == 1
     assert list(cache.parent.iterdir()) == [cache]
 
 
-async def test_no_kvm_no_boot_whatever_was_known(machine: Path) -> None:
+async def test_no_kvm_no_boot_whatever_was_known(machine: Path, image: GuestImage) -> None:
     qemu = fake_qemu(machine, READY)
-    assert await probe_accel(str(qemu), IMAGE) == "kvm"
+    assert await probe_accel(str(qemu), image) == "kvm"
     (machine / "kvm").unlink()
-    assert await probe_accel(str(qemu), IMAGE) == "tcg"
+    assert await probe_accel(str(qemu), image) == "tcg"
     assert len(starts(machine)) == 1
 
 
-async def test_a_cancelled_probe_leaves_no_process(machine: Path) -> None:
+async def test_a_cancelled_probe_leaves_no_process(machine: Path, image: GuestImage) -> None:
     # A wrapper that does not exec: the QEMU is a child of what we started.
     qemu = fake_qemu(machine, f'sleep 1000 &\necho $! >>"{machine}/starts"\nwait')
-    probe = asyncio.create_task(probe_accel(str(qemu), IMAGE, timeout_s=60.0))
+    probe = asyncio.create_task(probe_accel(str(qemu), image, timeout_s=60.0))
     deadline = time.monotonic() + 20
     while len(starts(machine)) < 2:
         assert time.monotonic() < deadline
@@ -130,7 +161,7 @@ async def test_a_cancelled_probe_leaves_no_process(machine: Path) -> None:
     assert not (machine / "cache").exists(), "an unfinished probe has no answer to keep"
 
 
-async def test_a_qemu_that_is_not_there(machine: Path) -> None:
+async def test_a_qemu_that_is_not_there(machine: Path, image: GuestImage) -> None:
     with pytest.raises(RigError, match="no-such-qemu"):
-        await probe_accel("no-such-qemu", IMAGE)
-    assert os.listdir(machine) == ["kvm"]
+        await probe_accel("no-such-qemu", image)
+    assert not (machine / "cache").exists()

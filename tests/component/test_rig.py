@@ -22,7 +22,7 @@ from qmp_migrate.rig import RigState, default_directory, down, lab, sshd, status
 from qmp_migrate.rig.directory import exclusive
 from qmp_migrate.rig.images import GuestImage
 from qmp_migrate.rig.layout import host_names, run_dir
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.spec import GuestSpec, parse_spec
 from tests.support.sshd import short_directory, until
 
 
@@ -296,19 +296,63 @@ def test_the_settings_are_what_the_controller_reads(parent: Path) -> None:
     assert read.mqtt.url == "mqtt://127.0.0.1:1883"
 
 
-async def test_with_images_there_is_a_spec_of_the_test_guest(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Images of both guests; the Linux guest runs under TCG alone, the bare one under KVM, too."""
+
+    async def probed(qemu: str, image: GuestImage) -> str:
+        return "tcg" if image.kind == "linux" else "kvm"
+
+    for name in ("vmlinuz", "initrd.img", "bare.elf"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(lab, "probe_accel", probed)
+    return tmp_path
+
+
+def read_spec(path: Path) -> GuestSpec:
+    return parse_spec(path.read_text(), source=path.name, base_dir="/")
+
+
+async def test_with_images_there_are_specs_of_the_test_guests(directory: Path, images: Path) -> None:
+    state = await up(directory, 1)
+    assert state.warnings == ()
+    spec = read_spec(state.guest_file)
+    assert (spec.name, spec.accel, spec.kernel) == ("web1", "tcg", str(images / "vmlinuz"))
+    bare = read_spec(state.bare_guest_file)
+    assert (bare.name, bare.accel, bare.kernel, bare.initrd) == ("bare1", "kvm", str(images / "bare.elf"), None)
+    with pytest.raises(RigError, match="starts the linux guest"):
+        await up(directory, 1, guest="bare")
+
+
+async def test_the_bare_guest_can_be_chosen(directory: Path, images: Path) -> None:
+    (images / "vmlinuz").unlink()
+    state = await up(directory, 1, guest="bare")
+    assert state.warnings == (), "nobody asked for the Linux guest"
+    for file, name in ((state.guest_file, "web1"), (state.bare_guest_file, "bare1")):
+        spec = read_spec(file)
+        assert (spec.name, spec.accel, spec.kernel) == (name, "kvm", str(images / "bare.elf"))
+    assert await up(directory, 1, guest="bare") == state
+
+
+async def test_a_kvm_that_runs_no_guest_is_told_of_once(
+    directory: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def probed(qemu: str, image: GuestImage) -> str:
         return "tcg"
 
-    for name in ("vmlinuz", "initrd.img"):
-        (tmp_path / name).write_bytes(b"")
     monkeypatch.setattr(lab, "probe_accel", probed)
+    monkeypatch.setattr(lab, "kvm_opens", lambda: True)
     state = await up(directory, 1)
-    assert state.warnings == ()
-    spec = parse_spec(state.guest_file.read_text(), source="guest.toml", base_dir="/")
-    assert (spec.name, spec.accel, spec.kernel) == ("web1", "tcg", str(tmp_path / "vmlinuz"))
+    assert len(state.warnings) == 1
+    assert "no test guest runs under it" in state.warnings[0]
+    assert read_spec(state.bare_guest_file).accel == "tcg"
+
+
+async def test_a_guest_that_is_not_known(directory: Path) -> None:
+    with pytest.raises(UsageError, match="minix is not a test guest") as caught:
+        await up(directory, 1, guest="minix")  # type: ignore[arg-type]
+    assert "linux, bare" in (caught.value.hint or "")
+    assert not is_there(directory)
 
 
 def test_the_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,7 @@ class Lab:
     template: str
     files: Path
     commands: CommandServer
+    bare_template: str = ""
 
     def run_dir(self, host: str) -> Path:
         import tomllib
@@ -222,13 +223,16 @@ class Lab:
         name: str,
         *,
         firmware_only: bool = False,
+        bare: bool = False,
         append: str = "qm.rate=4 qm.ws=8 qm.tick=10",
         extra: str = "",
         **keys: Any,
     ) -> Path:
-        """Write a spec: the rig's own, with another name and other settings."""
+        """Write a spec: the rig's own, with another name and other settings; `bare`: of the guest without an OS."""
         wanted = {"name": name, "memory": MEMORY, "append": f"console=ttyS0 quiet {append}", **keys}
-        lines = [line for line in self.template.splitlines() if line.partition(" =")[0] not in wanted]
+        template = self.bare_template if bare else self.template
+        assert template, "no bare.elf: make images"
+        lines = [line for line in template.splitlines() if line.partition(" =")[0] not in wanted]
         lines += [f"{key} = {json.dumps(value)}" for key, value in wanted.items()]
         if firmware_only:
             lines = [line for line in lines if line.partition(" =")[0] not in {"kernel", "initrd", "append"}]
@@ -254,7 +258,10 @@ class Lab:
     def guest(
         self, *, on: str = "a", ready: bool = True, disk: bool = False, config: Path | None = None, **keys: Any
     ) -> Iterator[Guest]:
-        """A guest of its own on a host; gone afterwards, wherever it went, and proven to have left nothing."""
+        """A guest of its own on a host; gone afterwards, wherever it went, and proven to have left nothing.
+
+        `bare=True`: the guest without an operating system; `accel="tcg"` or `"kvm"`: under that, whatever was probed.
+        """
         name = f"g{uuid.uuid4().hex[:8]}"
         image = self.files / f"{name}.img" if disk else None
         if image is not None:
@@ -329,8 +336,10 @@ def rig(directory: Path) -> Iterator[Lab]:
     files = directory.with_name("files")
     files.mkdir()
     try:
+        bare = Path(told["bare_guest"])
+        template = bare.read_text() if bare.exists() else ""
         with command_server() as commands:
-            yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), files, commands)
+            yield Lab(directory, Path(told["settings"]), Path(told["guest"]).read_text(), files, commands, template)
     finally:
         down = subprocess.run(
             [*CLI, "rig", "down", "--dir", str(directory)], capture_output=True, text=True, timeout=120, env=env

@@ -64,3 +64,13 @@ def test_a_relative_cache_home_is_ignored(places: dict[str, Path], monkeypatch: 
     monkeypatch.setenv("HOME", str(places["named"]))
     with pytest.raises(RigError, match=r"\.cache"):
         find_images()
+
+
+def test_the_bare_guest_is_one_file(places: dict[str, Path]) -> None:
+    put_image(places["checkout"])
+    with pytest.raises(RigError, match=r"bare test guest's bare\.elf is not there"):
+        find_images("bare")
+    (places["checkout"] / "bare.elf").touch()
+    found = find_images("bare")
+    assert (found.kernel, found.initrd, found.kind) == (places["checkout"] / "bare.elf", None, "bare")
+    assert find_images().kind == "linux"
