@@ -5,11 +5,13 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# System tests wait for states and run side by side, each worker in a lab of its own. The others measure time limits, and are
-# run one after the other. WORKERS=0: these, too.
-WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
+# Tests wait for states and run side by side, each worker in a lab of its own; those that measure time limits (marked `alone`)
+# run one after the other. WORKERS=0: all do.
+export WORKERS ?= 2
+# KVM=require: a test that needs KVM fails where there is none, instead of being skipped.
+export KVM ?=
+# Compiled Python is kept, also where the environment says otherwise: the tests start hundreds of controllers.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 
@@ -42,18 +44,23 @@ qemus: packages ## Fetch QEMU 10.0 and 11.1 into build/qemus, unpacked and not i
 demo: venv images ## Show one live migration end to end, with proof that the guest survived
 	@$(BIN)/qmp-migrate rig demo
 
+# Lint and types run beside the unit tests, and the environment, the images and the QEMUs are made side by side: tests/runs.
 .PHONY: test
-test: venv images check ## Run everything that CI runs: lint, types, unit, component and system tests
-	@contrib/qemus.sh --try
-	@$(PYTEST) tests/component
-	@$(PYTEST) $(SIDE_BY_SIDE) tests/system
+test: packages ## Run all that CI runs: lint, types, unit, component and system tests (KVM=require: KVM tests must not be skipped)
+	@py="$(PYTHON)"; $${py:-python3} -m tests.runs test
 
 .PHONY: check
 check: venv ## Lint, types and unit tests (minutes)
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(PYTEST) tests/unit
+	@$(BIN)/python -m tests.runs check
+
+.PHONY: steady
+steady: venv images ## Component and system tests N times, on a busy machine (N=5; TEST='ID …', K=EXPRESSION: these tests alone)
+	@contrib/qemus.sh --try
+	@N='$(or $(N),5)' TEST='$(TEST)' K='$(K)' $(BIN)/python -m tests.runs steady
+
+.PHONY: test-full
+test-full: packages ## Run `make test` and all that is too slow for each commit, here and in a Debian 13; goes on where it stopped
+	@py="$(PYTHON)"; $${py:-python3} -m tests.runs full
 
 .PHONY: bench
 bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out; SET=bus: 1,000 agents)

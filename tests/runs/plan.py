@@ -1,0 +1,98 @@
+"""Which commands `make check` and `make test` consist of, and in which order they may run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from tests.runs.steps import NOTHING_COLLECTED, Step
+
+ROOT: Final = Path(__file__).parents[2]
+BIN: Final = ".venv/bin"
+PYTHON: Final = f"{BIN}/python"
+MAKE: Final = (os.environ.get("MAKE", "make"), "--no-print-directory")
+
+SETUP: Final = (
+    Step("venv", (*MAKE, "venv")),
+    Step("images", (*MAKE, "images")),
+    Step("other QEMUs", ("contrib/qemus.sh", "--try")),
+)
+LINT: Final = (
+    Step("lint", (f"{BIN}/ruff", "check", ".")),
+    Step("format", (f"{BIN}/ruff", "format", "--check", ".")),
+    Step("types", (f"{BIN}/mypy",)),
+)
+
+
+def workers() -> str:
+    """How many tests run side by side: `WORKERS`."""
+    return os.environ.get("WORKERS") or "2"
+
+
+def recorded(step: Step, directory: Path, *, snapshot: Path | None = None) -> Step:
+    """Return a step of tests that writes its record into a directory, and leaves out what a snapshot of it holds."""
+    if not step.tests:
+        return step
+    words: tuple[str, ...] = ("-p", "tests.runs.record", "--record", str(record_of(step.name, directory)))
+    if snapshot:
+        words += ("--recorded", str(snapshot))
+    return replace(step, argv=(*step.argv, *words))
+
+
+def record_of(name: str, directory: Path) -> Path:
+    """Return the path of the record of a step of tests."""
+    return directory / f"{name.replace(', ', '-').replace(': ', '-').replace(' ', '-')}.jsonl"
+
+
+def pytest(*words: str, side_by_side: bool = True) -> tuple[str, ...]:
+    """Return the command that runs these tests."""
+    spread = ("-n", workers(), "--dist", "worksteal") if side_by_side and workers() != "0" else ()
+    return (PYTHON, "-m", "pytest", *spread, *words)
+
+
+def stage(name: str) -> tuple[Step, ...]:
+    """Return the steps of a directory of tests: those that run side by side, then those that measure time limits."""
+    both = (
+        _tests(name, pytest(f"tests/{name}", "-m", "not full and not alone")),
+        _tests(f"{name}, alone", pytest(f"tests/{name}", "-m", "alone and not full", side_by_side=False)),
+    )
+    return both if name != "system" else (_tests(name, pytest(f"tests/{name}", "-m", "not full")),)
+
+
+def full_stages() -> tuple[Step, ...]:
+    """Return the steps that `make test-full` has besides those of `make test`."""
+    directories = ("unit", "component", "system")
+    return (
+        *(_tests(f"{name}, full", pytest(f"tests/{name}", "-m", "full and not alone")) for name in directories),
+        _tests("full, alone", pytest("tests", "-m", "full and alone", side_by_side=False)),
+    )
+
+
+def _tests(name: str, argv: tuple[str, ...]) -> Step:
+    # It is no failure when no test is marked for a stage.
+    return Step(name, argv, live=True, tests=True, fine=(0, NOTHING_COLLECTED))
+
+
+def check(*, after_setup: bool) -> list[Step]:
+    """Return the steps of `make check`: lint and types beside the unit tests, then those that must be alone."""
+    setup = [step.name for step in SETUP] if after_setup else []
+    needs = ("venv",) if after_setup else ()
+    unit, alone = stage("unit")
+    beside = [replace(step, needs=needs) for step in LINT]
+    return [
+        *beside,
+        replace(unit, needs=needs),
+        replace(alone, needs=needs, follows=(*setup, unit.name, *(step.name for step in beside))),
+    ]
+
+
+def test() -> list[Step]:
+    """Return the steps of `make test`: set-up, `check`, then the component and the system tests where that has passed."""
+    steps = [*SETUP, *check(after_setup=True)]
+    needs = tuple(step.name for step in steps)
+    for step in (*stage("component"), *stage("system")):
+        before = tuple(other.name for other in steps if other.live)
+        steps.append(replace(step, needs=needs, follows=before))
+    return steps
