@@ -18,6 +18,8 @@ need ssh-keygen openssh-client
 need mosquitto mosquitto
 need /bin/busybox busybox-static
 need cpio cpio
+need objcopy binutils
+need xz xz-utils # newer kernels come with compressed modules
 need gcc gcc
 need /usr/include/stdlib.h libc6-dev
 need flock util-linux
