@@ -101,6 +101,8 @@ async def with_pauses(source: AsyncIterator[_T], pause_s: float) -> AsyncIterato
             getting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await getting
+            if not queue.empty():  # it came while nothing more was waited for, and its source may have ended since
+                continue
             if task.done():
                 task.result()
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from qmp_migrate.bus.messages import MODELS
@@ -57,4 +58,17 @@ async def test_pauses_come_between_and_errors_come_through() -> None:
     seen = [item async for item in with_pauses(source(), 0.05)]
     assert seen[0] == 1
     assert None in seen
+    assert [item for item in seen if item is not None] == [1, 2]
+
+
+async def test_the_last_item_is_not_lost_when_it_comes_with_the_pause() -> None:
+    """On a busy machine the pause is over, the item comes, and the source ends, all between two looks."""
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        asyncio.get_running_loop().call_later(0.02, time.sleep, 0.3)  # pause and item are both due after it
+        await asyncio.sleep(0.1)
+        yield 2
+
+    seen = [item async for item in with_pauses(source(), 0.05)]
     assert [item for item in seen if item is not None] == [1, 2]
