@@ -37,7 +37,7 @@ images: packages ## Build the test guest: distribution kernel, busybox, own work
 	@vm-images/build.sh
 
 .PHONY: qemus
-qemus: packages ## Fetch QEMU 10.0 and 11.1 into build/qemus, unpacked and not installed, for moves between versions
+qemus: packages ## Fetch those of QEMU 7.2, 10.0 and 11.1 that are not the machine's own into build/qemus, unpacked, not installed
 	@contrib/qemus.sh
 
 .PHONY: demo

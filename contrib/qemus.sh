@@ -1,6 +1,7 @@
 #!/bin/sh
 # Fetches other QEMUs than the machine's own and unpacks them into build/qemus/VERSION, so that moves between versions can
-# be tried. Nothing is installed, no root is needed, and what is there already is left alone.
+# be tried: 7.2, 10.0 and 11.1, without that of these which is the machine's own. Nothing is installed, no root is needed,
+# and what is there already is left alone.
 #
 # Each one comes with all the libraries of its own distribution and is started through its own dynamic loader, so it
 # depends on nothing of this machine. The packages come from the mirror that this machine's apt uses, with apt state
@@ -21,6 +22,7 @@ layout=1
 # Prints the suites that offer a version, in the order in which they are tried.
 suites_of() {
 	case $1 in
+	7.2) echo "bookworm" ;;
 	10.0) echo "bookworm-backports trixie" ;;
 	11.1) echo "sid forky" ;;
 	*) return 1 ;;
@@ -33,10 +35,9 @@ no() { # no MESSAGE WHAT-TO-DO: remember why, for the caller
 	return 1
 }
 
-# Prints the address that this machine's apt fetches Debian from.
-mirror() {
-	apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-		awk -v release="$1" '$1 == release && $2 == "main" { print $3; exit }'
+# Prints the version of the machine's own QEMU, major and minor.
+own_version() {
+	qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\.[0-9]*\).*/\1/p'
 }
 
 check_machine() {
@@ -45,10 +46,7 @@ check_machine() {
 		command -v $command >/dev/null 2>&1 || no "$command is not there" "use a Debian machine" || return 1
 	done
 	[ -r "$keyring" ] || no "$keyring is not there" "install debian-archive-keyring, on a Debian machine" || return 1
-	codename=$(. /etc/os-release && [ "${ID:-}" = debian ] && echo "${VERSION_CODENAME:-}") ||
-		no "this machine is not Debian" "use a Debian machine, or unpack the QEMUs yourself" || return 1
-	site=$(mirror "$codename")
-	[ -n "$site" ] || no "apt knows no Debian mirror here" "add one to apt's sources" || return 1
+	site=$("$here/mirror.sh" 2>&1) || no "${site%%; *}" "${site#*; }" || return 1
 }
 
 # $1 a directory for apt's state, $2 a suite. apt sees that suite only (backports: what it builds on, too), and a machine
@@ -95,10 +93,19 @@ apt_with() { # apt_with DIRECTORY COMMAND WORDS…: the machine's own settings a
 	APT_CONFIG=$directory/apt.conf LC_ALL=C $command "$@"
 }
 
+# $1 a suite, $2 apt's directory. A mirror that stands still serves suites whose lists have expired. What is unpacked here
+# runs in tests alone, and signatures are checked as before: older packages will do.
+update_from_old() {
+	grep -q 'Release file .* is expired' "$2/log" || return 1
+	echo "qemus.sh: the mirror's $1 has expired; it is taken as it is" >&2
+	echo 'Acquire::Check-Valid-Until "false";' >>"$2/apt.conf"
+	apt_with "$2" apt-get update -qq --error-on=any >"$2/log" 2>&1
+}
+
 # $1 version, $2 a suite, $3 apt's directory. Fetches the packages of that version from that suite.
 fetch() {
 	prepare_apt "$3" "$2"
-	apt_with "$3" apt-get update -qq --error-on=any >"$3/log" 2>&1 ||
+	apt_with "$3" apt-get update -qq --error-on=any >"$3/log" 2>&1 || update_from_old "$2" "$3" ||
 		no "$2 cannot be had from the mirror: $(tail -n 1 "$3/log")" "look whether this machine is online" || return 1
 	candidate=$(apt_with "$3" apt-cache -t "$2" policy qemu-system-x86 2>/dev/null | sed -n 's/^ *Candidate: //p')
 	case ${candidate#*:} in
@@ -181,7 +188,12 @@ get() {
 
 try=
 [ "${1:-}" != --try ] || { try=yes && shift; }
-[ $# -gt 0 ] || set -- 10.0 11.1
+if [ $# -eq 0 ]; then
+	own=$(own_version)
+	for version in 7.2 10.0 11.1; do
+		[ "$version" = "$own" ] || set -- "$@" "$version"
+	done
+fi
 mkdir -p "$qemus"
 command -v flock >/dev/null 2>&1 && exec 9>"$root/build/qemus.lock" && flock 9
 work=$(mktemp -d "$root/build/qemus.XXXXXX")

@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 UNPACKED: Final = Path(__file__).parents[2] / "build" / "qemus"
-FETCHED: Final = ("10.0", "11.1")
+VERSIONS: Final = ("7.2", "10.0", "11.1")
+"""Those between which guests are moved; on Debian 12 the first is the machine's own, on Debian 13 the second."""
 
 
 @cache
@@ -20,7 +23,7 @@ def known() -> dict[str, str]:
     if own is not None:
         said = subprocess.run([own, "--version"], capture_output=True, text=True, check=True).stdout
         found[".".join(said.split("version ")[1].split(".")[:2])] = own
-    for version in FETCHED:
+    for version in VERSIONS:
         if (UNPACKED / version / "complete").exists():
             found.setdefault(version, str(UNPACKED / version / "qemu-system-x86_64"))
     return found
@@ -30,6 +33,13 @@ def why_missing(version: str) -> str:
     """Return why a QEMU is not there."""
     told = UNPACKED / f"{version}.missing"
     return told.read_text().strip() if told.exists() else f"no QEMU {version}: make qemus"
+
+
+def program(version: str) -> str:
+    """Return the QEMU of a version; the test is skipped where there is none."""
+    if version not in known():
+        pytest.skip(why_missing(version))
+    return known()[version]
 
 
 def every_pair(versions: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.lab import Lab
-from tests.support.qemus import FETCHED, every_pair, known, why_missing
+from tests.support.qemus import VERSIONS, every_pair, known, program
 
 MACHINE = "pc-q35-7.2"
 APPEND = "qm.rate=4 qm.ws=8 qm.tick=10"
@@ -48,9 +48,8 @@ WAYS = {
 
 
 def skip_what_is_missing() -> None:
-    for version in FETCHED:
-        if version not in known():
-            pytest.skip(why_missing(version))
+    for version in VERSIONS:
+        program(version)
 
 
 @pytest.mark.timeout(400)
