@@ -2,8 +2,8 @@
 
 `Monitor` stands on `qemu.qmp.QMPClient` (framing, negotiation, out-of-band) and adds what a controller of production
 guests needs on top: a time limit on every wait, typed errors, event streams that *end* with the connection (those of
-the library go silent), the controller's clock on every event, and no memory growth however long it runs (the library's
-own listener keeps every event for ever).
+the library go silent), the controller's clock on every event, no memory growth however long it runs (the library's own
+listener keeps every event for ever), and the last words of a QEMU that ends (`Monitor.shutdown`).
 
 A monitor is fed a connected socket, so it does not care whether QEMU is on this machine or behind SSH::
 
@@ -24,10 +24,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate
 
 from qmp_migrate.errors import MonitorBusy, MonitorLost, MonitorTimeout, QmpCommandFailed
 from qmp_migrate.qemu import timeouts
+from qmp_migrate.qemu.connection import Client
 
 IN_FLIGHT: Final = 7
 """QEMU stops reading at 8 queued in-band commands, and then out-of-band ones wait too (QMP specification)."""
@@ -110,13 +111,15 @@ class Monitor:
     Attributes:
         label: For logs and messages, for example ``web1@a``.
         host: The host's name for errors, or ``None``.
-        closed: Set once the connection is gone, for whatever reason.
+        closed: Set once the connection is gone, for whatever reason; all that was received has been read by then.
+        shutdown: The last ``SHUTDOWN`` event, heard whether or not anybody listens: why QEMU ends, once it is gone.
     """
 
-    def __init__(self, client: QMPClient, *, label: str, host: str | None) -> None:
+    def __init__(self, client: Client, *, label: str, host: str | None) -> None:
         self.label = label
         self.host = host
         self.closed = asyncio.Event()
+        self.shutdown: Event | None = None
         self._client = client
         self._streams: set[EventStream] = set()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
@@ -144,7 +147,7 @@ class Monitor:
             MonitorBusy: No greeting in time; another client holds the monitor, or QEMU hangs.
             MonitorLost: The peer closed, or does not speak QMP.
         """
-        client = QMPClient(label)
+        client = Client(label)
         # The library logs failures that we raise, and whole messages (secrets) at DEBUG: ours is the word.
         client.logger.setLevel(logging.CRITICAL + 1)
         monitor = cls(client, label=label, host=host)
@@ -187,6 +190,10 @@ class Monitor:
             seconds=_seconds(message.get("timestamp")),
             at=time.monotonic(),
         )
+        if event.name == "SHUTDOWN":
+            self.shutdown = event
+        elif event.name in {"RESET", "RESUME"}:
+            self.shutdown = None  # with -no-shutdown a QEMU stays, and may go on
         for stream in tuple(self._streams):
             stream._put(event)
         return False

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from qemu.qmp import Message
 
 from qmp_migrate.errors import MonitorBusy, MonitorError, MonitorLost, MonitorTimeout, QmpCommandFailed
 from qmp_migrate.qemu import monitor as monitor_module
@@ -379,3 +380,52 @@ async def test_nothing_that_travels_is_logged(qemu: FakeQemu, caplog: pytest.Log
     await monitor.execute("query-status")
     await monitor.close()
     assert "s3cret" not in caplog.text
+
+
+# -- the last words of a QEMU ----------------------------------------------------------------------------------------
+
+
+async def test_the_end_that_a_qemu_announces_is_kept_though_nobody_listens(qemu: FakeQemu, monitor: Monitor) -> None:
+    assert monitor.shutdown is None
+    qemu.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+    qemu.hang_up()
+    async with asyncio.timeout(5):
+        await monitor.closed.wait()
+    assert monitor.shutdown is not None
+    assert monitor.shutdown.data["reason"] == "guest-shutdown"
+
+
+async def test_what_it_said_before_it_ended_is_read_also_where_a_command_cannot_be_sent_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine QEMU may end between the loop's look at its socket and the next command."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    greeting = {"QMP": {"version": {}, "capabilities": []}}
+    theirs.sendall(json.dumps(greeting).encode() + CRLF)
+
+    def negotiate() -> None:
+        assert json.loads(theirs.recv(4096))["execute"] == "qmp_capabilities"
+        theirs.sendall(b'{"return": {}}' + CRLF)
+
+    _, monitor = await asyncio.gather(
+        asyncio.to_thread(negotiate), Monitor.connect(ours, label="web1@a", host="a", timeout=5)
+    )
+    send = monitor._client._do_send
+
+    def end_and_send(message: Message) -> None:
+        stamp = {"seconds": 1, "microseconds": 0}
+        for event in (
+            {"event": "STOP"},
+            {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}},
+        ):
+            theirs.sendall(json.dumps({"timestamp": stamp} | event).encode() + CRLF)
+        theirs.close()
+        send(message)
+
+    monkeypatch.setattr(monitor._client, "_do_send", end_and_send)
+    with monitor.events("STOP", "SHUTDOWN") as events:
+        with pytest.raises(MonitorLost):
+            await monitor.execute("query-migrate")
+        assert [event.name async for event in events] == ["STOP", "SHUTDOWN"]
+    assert monitor.shutdown is not None
+    await monitor.close()
