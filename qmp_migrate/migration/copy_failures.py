@@ -48,17 +48,35 @@ def too_early(event: Event, destination: str) -> MigrationFailed:
     )
 
 
-def ended(shutdown: Event, source: str) -> MigrationFailed:
-    """Return what is told where the guest powers itself off, or somebody ends its QEMU, on the way."""
-    by_guest = bool(shutdown.data.get("guest"))
+def ended(shutdown: Event, host: str, *, doing: str = "moved") -> MigrationFailed:
+    """Return what is told where the guest powers itself off, or somebody ends its QEMU, on the way.
+
+    Args:
+        shutdown: QEMU's word.
+        host: Where.
+        doing: What was being done with the guest meanwhile.
+    """
+    reason = str(shutdown.data.get("reason", "unknown"))
+    match bool(shutdown.data.get("guest")), reason:
+        case True, "guest-panic":
+            code, what = "guest_panicked", f"the guest panicked while it was being {doing}, and its QEMU ended with it"
+        case True, "guest-reset":
+            code, what = "guest_shutdown", f"the guest reset itself while it was being {doing}, which ends its QEMU"
+        case True, _:
+            code, what = "guest_shutdown", f"the guest powered itself off while it was being {doing}"
+        case _:
+            code, what = (
+                "source_ended",
+                f"the QEMU on {host} was told to end ({reason}) while its guest was being {doing}",
+            )
     return MigrationFailed(
-        "the guest powered itself off while it was being moved"
-        if by_guest
-        else f"the source QEMU was told to end ({shutdown.data.get('reason', 'unknown')}) during the migration",
+        what,
         safe_at_source=False,
-        code="guest_shutdown" if by_guest else "source_ended",
-        hint="start it again where you want it; nothing is left at the destination",
-        host=source,
+        code=code,
+        hint="start it again where you want it; nothing is left at the destination"
+        if doing == "moved"
+        else "start it again where you want it",
+        host=host,
     )
 
 

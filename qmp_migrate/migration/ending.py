@@ -22,7 +22,7 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     SplitBrain,
 )
-from qmp_migrate.migration import account, carrying, handover, mandate, release, rollback, wiring
+from qmp_migrate.migration import account, carrying, copy_failures, handover, mandate, release, rollback, wiring
 from qmp_migrate.migration.account import Names
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.handover import Action, Destination, Goal, Source
@@ -118,34 +118,40 @@ async def _at_source(course: Course, error: QmpMigrateError, settled: Settled, s
 
 
 async def _nowhere(course: Course, error: QmpMigrateError) -> QmpMigrateError:
-    source = course.source
     if course.held_by_others:
         moved = _superseded(course)
         await course.chronicle.end(Phase.ROLLED_BACK, "failed", "unknown", moved)
         return moved
-    lost = await _lost(course)
+    lost = await _lost(course) if course.postcopy else await _ended_here(course, error)
     await _withdraw(course)
     course.chronicle.result.warnings += await wiring.remove_keys(course.wires)
     course.chronicle.result.warnings += await rollback.discard_destination(course.destination)
     never_ran = course.facts(patience=False).surely_never_ran
     course.chronicle.result.warnings += await carrying.take_back(course, never_ran=never_ran)
-    if course.postcopy:
-        final: QmpMigrateError = lost
-    elif isinstance(error, MigrationFailed) and error.code in {"guest_shutdown", "source_ended"}:
-        final = error
-    else:
-        final = MigrationFailed(
-            f"{error.message}; the source QEMU has ended: the guest runs nowhere",
-            safe_at_source=False,
-            code="guest_lost",
-            hint=f"see {source.directory}/qemu.log on {source.name}, then start the guest again",
-            host=source.name,
-        )
-    await course.chronicle.end(Phase.ROLLED_BACK, "failed", "none", final)
-    return final
+    await course.chronicle.end(Phase.ROLLED_BACK, "failed", "none", lost)
+    return lost
+
+
+async def _ended_here(course: Course, error: QmpMigrateError) -> QmpMigrateError:
+    """Say why the source's QEMU has ended: its own word, whatever of its end was noticed first."""
+    source = course.source
+    shutdown = await source.last_words()
+    if shutdown is not None:
+        return copy_failures.ended(shutdown, source.name)
+    return MigrationFailed(
+        f"{error.message}; the source QEMU has ended: the guest runs nowhere",
+        safe_at_source=False,
+        code="guest_lost",
+        stderr=await source.stderr_tail(),
+        hint=f"see {source.directory}/qemu.log on {source.name}, then start the guest again",
+        host=source.name,
+    )
 
 
 async def _lost(course: Course) -> MigrationFailed:
+    shutdown = await course.destination.last_words()
+    if shutdown is not None and shutdown.data.get("guest"):
+        return copy_failures.ended(shutdown, course.destination.name)
     host = course.lost_with
     which = f"the QEMU on {host} has ended in post-copy" if host else "both QEMUs have ended in post-copy"
     return MigrationFailed(
@@ -238,10 +244,13 @@ async def _ended_there(course: Course) -> MigrationFailed:
     if course.held_by_others:
         return _superseded(course)
     host = course.destination.name
+    shutdown = await course.destination.last_words()
+    by_guest = shutdown is not None and bool(shutdown.data.get("guest"))
+    since = "it has ended by itself since" if by_guest else "its QEMU there has ended since"
     return MigrationFailed(
-        f"the guest was handed over and ran at {host}; its QEMU there has ended since: it runs nowhere",
+        f"the guest was handed over and ran at {host}; {since}: it runs nowhere",
         safe_at_source=False,
-        code="destination_ended",
+        code="guest_shutdown" if by_guest else "destination_ended",
         stderr=await course.destination.stderr_tail(),
         hint="the source's memory was older than the disks and is gone: start the guest again from its disks",
         host=host,

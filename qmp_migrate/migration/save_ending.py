@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from qmp_migrate.errors import Fenced, MigrationFailed, OutcomeUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import wait_gone
-from qmp_migrate.migration import rollback, state_owner
+from qmp_migrate.migration import copy_failures, rollback, state_owner
 from qmp_migrate.migration import state_scripts as scripts
 from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.operations import DONE, Operations
@@ -119,14 +119,8 @@ class SaveEnding:
                 )
             case Act.GUEST_GONE:
                 result.outcome, result.owner = "failed", "none"
+                final = await self._ended(failure, why)
                 await self._tidy_back()
-                final = MigrationFailed(
-                    f"{failure.message if failure else 'the save did not happen'}; {why}",
-                    safe_at_source=False,
-                    code="guest_lost",
-                    hint=f"see {side.directory}/qemu.log on {side.name}, then start the guest again",
-                    host=side.name,
-                )
             case _:
                 result.outcome, result.owner = "unknown", "unknown"
                 final = OutcomeUnknown(
@@ -140,6 +134,19 @@ class SaveEnding:
         if act is not Act.PARK:
             await self._end()
         return final
+
+    async def _ended(self, failure: QmpMigrateError | None, why: str) -> MigrationFailed:
+        side = self.side
+        shutdown = await side.last_words()
+        if shutdown is not None:
+            return copy_failures.ended(shutdown, side.name, doing="saved")
+        return MigrationFailed(
+            f"{failure.message if failure else 'the save did not happen'}; {why}",
+            safe_at_source=False,
+            code="guest_lost",
+            hint=f"see {side.directory}/qemu.log on {side.name}, then start the guest again",
+            host=side.name,
+        )
 
     async def _end(self) -> None:
         try:

@@ -26,7 +26,7 @@ from qmp_migrate.errors import (
 from qmp_migrate.hosts import Host
 from qmp_migrate.hosts.process import ProcessId, is_alive, kill
 from qmp_migrate.qemu.migration import MigrationInfo, query, run_status
-from qmp_migrate.qemu.monitor import Monitor
+from qmp_migrate.qemu.monitor import Event, Monitor
 from qmp_migrate.settings import HostSettings
 
 OBSERVE_S: Final = 2.0
@@ -34,6 +34,9 @@ OBSERVE_S: Final = 2.0
 
 LOOK_S: Final = 8.0
 """How long a whole look may take, connecting to the host included."""
+
+LAST_WORDS_S: Final = 2.0
+"""How long the last words of a QEMU that is proven gone may take to arrive."""
 
 LOG_TAIL_BYTES: Final = 4096
 
@@ -92,6 +95,7 @@ class Side:
     unidentified: str = ""
     fenced: bool = False
     _attaching: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _shutdown: Event | None = None
 
     @property
     def name(self) -> str:
@@ -125,6 +129,7 @@ class Side:
                 return self.monitor
             if self.monitor is not None:
                 await self.monitor.close()
+                self._shutdown = self.monitor.shutdown or self._shutdown
             await self.host.connect()
             try:
                 self.monitor = await self._connect()
@@ -142,6 +147,19 @@ class Side:
         monitor, self.monitor = self.monitor, None
         if monitor is not None:
             await monitor.close()
+            self._shutdown = monitor.shutdown or self._shutdown
+
+    async def last_words(self) -> Event | None:
+        """Return the ``SHUTDOWN`` event by which a QEMU that is proven gone has said why; None where nobody heard one.
+
+        What it said may come after the proof: they take different ways.
+        """
+        if self.monitor is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self.monitor.closed.wait()
+            self._shutdown = self.monitor.shutdown or self._shutdown
+        return self._shutdown
 
     async def observe(self) -> Observation:
         """Look at the QEMU now. Never raises: what cannot be learnt is unknown, with the reason."""
