@@ -144,10 +144,8 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
         while True:
             for key, _ in selector.select():
                 if key.fileobj is monitor:
-                    data = monitor.recv(PIECE)
-                    if not data:
+                    if not _pass_on(monitor):
                         os._exit(0)
-                    _write(1, data)
                     continue
                 data = os.read(0, PIECE)
                 if not data:
@@ -155,12 +153,26 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
                 for line in objects.feed(data):
                     try:
                         monitor.sendall(qmp.checked(line, allowed))
+                    except OSError:  # QEMU has ended: what it said before is unread yet
+                        while _pass_on(monitor):
+                            pass
+                        os._exit(0)
                     except Refused as refused:
                         reason, identifier = (*refused.args, None)[:2]
                         if reason not in said and len(said) < REASONS:
                             said.add(reason)
                             syslog.syslog(syslog.LOG_WARNING, f"refused: {request.name}: {str(reason)!a}")
                         _write(1, qmp.answer(str(reason), identifier))
+
+
+def _pass_on(monitor: socket.socket) -> bool:
+    """Pass on a piece of what a monitor says; return whether there may be more."""
+    try:
+        data = monitor.recv(PIECE)
+    except OSError:
+        return False
+    _write(1, data)
+    return bool(data)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -61,7 +61,10 @@ class Pump:
             while data := self._far.recv(_CHUNK):
                 self.channel.sendall(data)
         except (OSError, EOFError, paramiko.SSHException):
-            pass
+            # The host takes nothing any more. What it said before, a QEMU's last words, is still handed over.
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                self.channel.close()
+            self._threads[0].join()
         finally:
             self._hang_up()
             self._threads[0].join()
