@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hostagent.discovery import start_ticks
 from qmp_migrate import Controller, load_settings
 from tests.support.lab import Guest, Lab, qemus, wait_for
 
@@ -27,8 +28,11 @@ def ended(lab: Lab, name: str = "") -> Iterator[tuple[Guest, Path, Path, Path]]:
     disk = f'[[disk]]\npath = "{image}"\nformat = "qcow2"\nsize = "16MiB"\n'
     try:
         with lab.guest(ready=False, firmware_only=True, extra=disk) as guest:
-            os.kill(guest.pid("a") or 0, signal.SIGKILL)
-            wait_for(lambda: not qemus(guest.name), 10)
+            pid = guest.pid("a")
+            assert pid
+            os.kill(pid, signal.SIGKILL)
+            # Not `qemus`: the kernel takes the command line away while threads of the QEMU still hold its images.
+            wait_for(lambda: start_ticks(pid) is None, 10)
             write = [str(Path(shutil.which("qemu-io") or "qemu-io")), "-c", "write -P 0x5a 1M 3M", str(image)]
             subprocess.run(write, check=True, capture_output=True)
             yield guest, image, there / image.name, config
