@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import json
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -274,6 +276,51 @@ async def test_a_zombie_is_dead_unless_a_thread_of_it_lives(host: Host) -> None:
             assert await wait_gone(host, pid, 0.1) is False
             assert await kill(host, pid) is True
         process.wait()
+
+
+HOLDER = """
+import fcntl, os, struct, sys, time
+image = os.open(sys.argv[1], os.O_RDWR)
+os.set_inheritable(image, True)
+for byte in (100, 201):
+    fcntl.fcntl(image, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, byte, 1, 0))
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    time.sleep(0.7)
+    os._exit(0)
+open("qmp.sock", "w").close()
+os.execvp("sleep", ["sleep", "600"])
+"""
+"""Locks an image as QEMU does. Its child keeps the open file when it is killed, as the kernel does with io_uring."""
+
+
+async def test_one_that_was_killed_holds_no_image_any_more(host: Host, directory: Path) -> None:
+    """Whoever opens it next must not find it locked. Another QEMU with the same locks does not make it wait for ever."""
+    image = directory / "disk.img"
+    image.touch()
+    argv = [sys.executable, "-c", HOLDER, str(image)]
+    other = os.open(image, os.O_RDWR)
+    try:
+        fcntl.fcntl(other, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 100, 1, 0))
+        pid = await launch(host, directory=str(directory / "g"), argv=argv)
+        assert is_locked(image, 201)
+        assert await kill(host, pid) is True
+        assert not is_locked(image, 201)
+        assert is_locked(image, 100), "the other one's"
+    finally:
+        os.close(other)
+
+
+def is_locked(image: Path, byte: int) -> bool:
+    """Tell whether anybody holds a lock on one byte of a file."""
+    descriptor = os.open(image, os.O_RDWR)
+    try:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, byte, 1, 0)
+        return bool(struct.unpack("hhqqi4x", fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(descriptor)
 
 
 def _popen(*argv: str) -> subprocess.Popen[bytes]:
