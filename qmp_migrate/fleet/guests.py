@@ -361,6 +361,10 @@ async def _end(side: Side, *, force: bool, timeout: float) -> bool:
     try:
         monitor = await side.attach()
         await monitor.execute("quit" if force else "system_powerdown")
+    except (MonitorLost, ChannelRefused):
+        # It may be ending by itself at this moment: then there is nothing left to ask for.
+        if not force and not await wait_gone(side.host, side.process, _ENDING_S):
+            raise
     except QmpMigrateError:
         if not force:
             raise
