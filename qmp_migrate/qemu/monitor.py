@@ -148,7 +148,7 @@ class Monitor:
             MonitorLost: The peer closed, or does not speak QMP.
         """
         client = Client(label)
-        # The library logs failures that we raise, and whole messages (secrets) at DEBUG: ours is the word.
+        # The library logs failures that we raise: ours is the word.
         client.logger.setLevel(logging.CRITICAL + 1)
         monitor = cls(client, label=label, host=host)
         # A filter that never accepts: the library's listener keeps nothing, and we see each event at once.

@@ -13,9 +13,8 @@ import pytest
 from qemu.qmp import Message
 
 from qmp_migrate.errors import MonitorBusy, MonitorError, MonitorLost, MonitorTimeout, QmpCommandFailed
-from qmp_migrate.qemu import monitor as monitor_module
 from qmp_migrate.qemu import timeouts
-from qmp_migrate.qemu.monitor import IN_FLIGHT, Monitor
+from qmp_migrate.qemu.monitor import IN_FLIGHT, STREAM_LIMIT, Monitor
 from tests.support.fake_qmp import CRLF, Fails, FakeQemu, HangUp, Raw, Silence
 
 
@@ -337,16 +336,14 @@ async def test_streams_end_with_the_connection_and_keep_what_came_before(qemu: F
         assert [event async for event in late] == []
 
 
-async def test_a_slow_reader_loses_the_oldest_and_can_tell(
-    qemu: FakeQemu, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(monitor_module, "STREAM_LIMIT", 3)
+async def test_a_slow_reader_loses_the_oldest_and_can_tell(qemu: FakeQemu, monitor: Monitor) -> None:
     with monitor.events("MIGRATION_PASS") as stream:
-        for number in range(5):
+        for number in range(STREAM_LIMIT + 2):
             qemu.emit("MIGRATION_PASS", {"pass": number})
-        await monitor.execute("query-status")  # answered after the events: they are all here
+        await monitor.execute("query-status", timeout=60)  # answered after the events: they are all here
         assert stream.dropped == 2
-        assert [(await stream.get(timeout=5)).data["pass"] for _ in range(3)] == [2, 3, 4]
+        kept = [(await stream.get(timeout=5)).data["pass"] for _ in range(STREAM_LIMIT)]
+        assert kept == list(range(2, STREAM_LIMIT + 2))
 
 
 async def test_events_that_nobody_reads_are_not_kept(qemu: FakeQemu, monitor: Monitor) -> None:
@@ -380,6 +377,18 @@ async def test_nothing_that_travels_is_logged(qemu: FakeQemu, caplog: pytest.Log
     await monitor.execute("query-status")
     await monitor.close()
     assert "s3cret" not in caplog.text
+
+
+async def test_nothing_that_travels_is_made_text_for_a_log_either(
+    qemu: FakeQemu, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema is 200 KiB: made readable, it would hold the event loop up for as long as a blackout may last."""
+
+    def readable(_message: Message) -> str:
+        raise AssertionError("a message was made readable")
+
+    monkeypatch.setattr(Message, "__str__", readable)
+    assert (await monitor.execute("query-status"))["running"] is True
 
 
 # -- the last words of a QEMU ----------------------------------------------------------------------------------------
