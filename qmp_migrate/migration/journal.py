@@ -19,7 +19,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +79,7 @@ class Entry:
 class Journal:
     """The journal behind one URL. Use as ``async with await Journal.open(url) as journal``."""
 
-    def __init__(self, engine: sa.Engine, executor: ThreadPoolExecutor, url: str) -> None:
+    def __init__(self, engine: sa.Engine, executor: Executor, url: str) -> None:
         self._engine = engine
         self._executor = executor
         self._url = url

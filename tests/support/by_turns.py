@@ -1,4 +1,4 @@
-"""Many migrations of fake QEMUs side by side, but not so many that a slow machine makes their time limits pass."""
+"""Many migrations of fake QEMUs side by side, over one journal."""
 
 from __future__ import annotations
 

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmp_migrate.hosts.base import Completed
-from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.migration import image_files
 from qmp_migrate.migration.disk_copies import DiskCopy
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings
 from tests.support.fake_qmp import Fails, Reply
-from tests.support.qemu_pair import PairHost, QemuPair
+from tests.support.qemu_pair import SOURCE, PairHost, QemuPair
 
 COPIES = (
     DiskCopy(0, "d0", "/a/one.raw", "/b/one.raw", "1:11", virtual_bytes=1 << 20, expected_bytes=1 << 19),
@@ -246,7 +244,7 @@ class DiskPair(QemuPair):
 
     def side(self, name: str) -> Side:
         qemu = self.source if name == "a" else self.destination
-        process = ProcessId(17, 1234, "boot") if name == "a" else None
+        process = SOURCE if name == "a" else None
         host = DiskHost(name, qemu)
         host.disks = self.disks
         return Side(host, HostSettings(address=f"192.0.2.{ord(name)}"), "web1", process=process)
@@ -257,9 +255,9 @@ class DiskHost(PairHost):
 
     disks: Disks
 
-    async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
+    def _do(self, source: str, args: Sequence[str]) -> bytes:
         self.disks.script(source, args)
-        return Completed(0, b"", b"")
+        return super()._do(source, args)
 
 
 def _block(name: str, node: str) -> dict[str, Any]:

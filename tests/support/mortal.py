@@ -8,32 +8,22 @@ and its locks are free. It unwinds by `Died`, which no code of ours catches, and
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import pytest
-
 from qmp_migrate.errors import MonitorLost
+from qmp_migrate.hosts import process_scripts
 from qmp_migrate.hosts.base import Completed
-from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.hosts.process_scripts import COMMAND_LINE, DISCARD
-from qmp_migrate.migration import copying, locks, mirroring, postcopy, recovery, release, rollback, wiring
-from qmp_migrate.migration import engine as engine_module
-from qmp_migrate.migration import side as side_module
+from qmp_migrate.migration import locks, recovery, wiring
 from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings
 from tests.support.disk_pair import IMAGE_SCRIPTS, Disks
-from tests.support.qemu_pair import PairHost, QemuPair, _Qemu
-
-ARGV: Final = ("/usr/bin/qemu-system-x86_64", "-name", "web1", "-S", "-incoming", "defer")
-SOURCE: Final = ProcessId(17, 1234, "boot")
-DESTINATION: Final = ProcessId(18, 5678, "boot")
+from tests.support.qemu_pair import ARGV, SOURCE, Held, PairHost, QemuPair, _Qemu
+from tests.support.virtual_time import VirtualJournal
 
 
 class Died(BaseException):
@@ -87,7 +77,7 @@ class Life:
         self.moment(f"after {name}")
 
 
-class MortalJournal(Journal):
+class MortalJournal(VirtualJournal):
     """A controller's own view of a journal that outlives it: what it has not written yet dies with it."""
 
     def __init__(self, journal: Journal, life: Life) -> None:
@@ -139,12 +129,10 @@ class MortalPair(QemuPair):
 
     Attributes:
         files: What of the guest is on which host.
-        epoch: The guest's, on both hosts.
         carries: Its disks are carried along.
     """
 
     files: dict[str, set[str]] = field(default_factory=lambda: {"a": {"directory"}, "b": set()})
-    epoch: int = 0
     carries: bool = False
     disks: Disks | None = None
     qemu_class = MortalQemu
@@ -167,6 +155,17 @@ class MortalPair(QemuPair):
         return Side(MortalHost(name, qemu, self, life), settings, "web1", process=SOURCE if known else None)
 
 
+EFFECTS: Final = {
+    wiring._PLACE_KEYS: "placing keys",
+    wiring._REMOVE_KEYS: "removing keys",
+    locks._BUMP: "raising the epoch",
+    process_scripts.DISCARD: "cleaning up",
+    process_scripts.LAUNCH: "launching",
+    process_scripts.KILL: "killing",
+}
+"""What of a host's scripts is noticed outside, beside what is done to image files."""
+
+
 class MortalHost(PairHost):
     """A host as one controller reaches it."""
 
@@ -186,96 +185,36 @@ class MortalHost(PairHost):
         self.life.connections.append(lambda: self.qemu.drop(self.life))
         return client
 
-    async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
-        files = self.pair.files[self.name]
-        words = {
-            wiring._PLACE_KEYS: "placing keys",
-            wiring._REMOVE_KEYS: "removing keys",
-            DISCARD: "cleaning up",
-        }
-        if self.pair.disks is not None and source in IMAGE_SCRIPTS:
-            with self.life.effect(f"image files on {self.name}"):
-                self.pair.disks.script(source, args)
-            return Completed(0, b"", b"")
-        if source not in words:
-            self.life.lives()
-            return Completed(0, self._told(source), b"")
-        with self.life.effect(f"{words[source]} on {self.name}"):
-            match words[source]:
-                case "placing keys":
+    async def script(self, source: str, args: Sequence[str] = (), **named: Any) -> Completed:
+        self.life.lives()
+        return await super().script(source, args, **named)
+
+    def _do(self, source: str, args: Sequence[str]) -> bytes:
+        files, disks = self.pair.files[self.name], self.pair.disks
+        is_of_images = disks is not None and source in IMAGE_SCRIPTS
+        if not is_of_images and source not in EFFECTS:
+            if source == recovery._LAUNCHING:
+                return b"idle\n" if "directory" in files else b"absent\n"
+            return super()._do(source, args)
+        with self.life.effect(f"{EFFECTS.get(source, 'image files')} on {self.name}"):
+            match source:
+                case wiring._PLACE_KEYS:
                     files.add("keys")
-                case "removing keys":
+                case wiring._REMOVE_KEYS:
                     files.discard("keys")
-                case _:
+                case process_scripts.DISCARD:
                     files.clear()
-        return Completed(0, b"", b"")
+                case process_scripts.LAUNCH:
+                    files.add("directory")
+            if disks is not None:
+                disks.script(source, args)
+            return super()._do(source, args)
+
+    async def hold_lock(self, path: str, *, owner: str) -> Held:
+        """Give the lock: who had it before is dead."""
+        with self.life.effect(f"taking the lock on {self.name}"):
+            return await super().hold_lock(path, owner=owner)
 
     async def read_file(self, path: str, *, limit: int = 0, offset: int = 0) -> bytes:
         self.life.lives()
         return json.dumps(ARGV).encode() if path.endswith("/argv.json") else b""
-
-    def _told(self, source: str) -> bytes:
-        if source == recovery._LAUNCHING:
-            return b"idle\n" if "directory" in self.pair.files[self.name] else b"absent\n"
-        if source == COMMAND_LINE:
-            return base64.b64encode(b"".join(word.encode() + b"\0" for word in ARGV))
-        return b""
-
-
-async def launch(host: MortalHost, **_: Any) -> ProcessId:
-    with host.life.effect(f"launching on {host.name}"):
-        host.pair.files[host.name].add("directory")
-        host.qemu.alive = True
-    return DESTINATION
-
-
-async def identify(host: MortalHost, _directory: str) -> ProcessId | None:
-    host.life.lives()
-    return DESTINATION if host.qemu.alive else None
-
-
-async def is_alive(host: MortalHost, _process: ProcessId) -> bool:
-    host.life.lives()
-    return host.qemu.alive
-
-
-async def kill(host: MortalHost, _process: ProcessId) -> bool:
-    with host.life.effect(f"killing on {host.name}"):
-        host.qemu.die()
-    return True
-
-
-async def wait_gone(host: MortalHost, _process: ProcessId, _timeout: float) -> bool:
-    host.life.lives()
-    return not host.qemu.alive
-
-
-async def take(source: Side, _destination: Side, _migration: str, *, partial: bool = False) -> GuestLock:
-    """Stand in for `locks.take`: who had them before is dead."""
-    host = source.host
-    assert isinstance(host, MortalHost)
-    with host.life.effect("taking the locks"):
-        before = host.pair.epoch
-        host.pair.epoch += 1
-    return GuestLock([], host.pair.epoch, before)
-
-
-def in_place_of_real_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put these hosts in place of real ones, and wait less long for what does not come."""
-    monkeypatch.setattr(locks, "take", take)
-    monkeypatch.setattr(engine_module, "launch", launch)
-    monkeypatch.setattr(engine_module, "identify", identify)
-    monkeypatch.setattr(recovery, "identify", identify)
-    monkeypatch.setattr(side_module, "is_alive", is_alive)
-    monkeypatch.setattr(side_module, "kill", kill)
-    monkeypatch.setattr(release, "wait_gone", wait_gone)
-    monkeypatch.setattr(mirroring, "POLL_S", 0.005)
-    monkeypatch.setattr(engine_module, "CANCEL_POLL_S", 60.0)
-    monkeypatch.setattr(copying, "STOPPED_POLL_S", 0.2)
-    monkeypatch.setattr(rollback, "PATIENCE_S", 5.0)
-    monkeypatch.setattr(rollback, "LIMIT_S", 10.0)
-    monkeypatch.setattr(rollback, "LOOK_AGAIN_S", 0.02)
-    monkeypatch.setattr(rollback, "POSTCOPY_LOOK_S", 0.0)
-    monkeypatch.setattr(postcopy, "RECOVER_PAUSE_S", 0.02)
-    monkeypatch.setattr(postcopy, "CONNECT_S", 0.3)
-    monkeypatch.setattr(postcopy, "GONE_S", 2.0)

@@ -7,19 +7,28 @@ engine says with what is the case.
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from qmp_migrate.errors import MonitorLost
+from qmp_migrate.hosts import fenced, process_scripts
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process import ProcessId
+from qmp_migrate.migration import locks
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings
 from tests.support.fake_qmp import Fails, FakeQemu, HangUp, Reply, Silence
 from tests.support.qemu_words import COMPLETED_10_0, LISTENING
 from tests.support.sides import FakeHost
+
+ARGV: Final = ("/usr/bin/qemu-system-x86_64", "-name", "web1", "-S", "-incoming", "defer")
+"""The destination's command line."""
+
+SOURCE: Final = ProcessId(17, 1234, "boot")
+DESTINATION: Final = ProcessId(18, 5678, "boot")
 
 Fault: TypeAlias = Literal["refused", "unanswered", "answer lost", "cut off", "cut off afterwards"]
 """What happens to one command: QEMU refuses it; never sees it; does it, but nobody hears; and the same two with the
@@ -121,6 +130,7 @@ class QemuPair:
         commands: Who was asked what, in order.
         wrong: What must never happen and did.
         ran: The destination has run the guest.
+        epochs: On each host: the guest's epoch, since when nobody else has had it, and for what it was taken.
         on_command: Called before each command, with how many there were before.
         on_becoming: Called with a QEMU and its new migration status.
     """
@@ -133,6 +143,7 @@ class QemuPair:
     commands: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     ran: bool = False
+    epochs: dict[str, tuple[int, int, str]] = field(default_factory=lambda: {"a": (0, 0, ""), "b": (0, 0, "")})
     on_command: Callable[[int], None] = lambda _number: None
     on_becoming: Callable[[_Qemu, str], None] = lambda _qemu, _status: None
     source: _Qemu = field(init=False)
@@ -330,12 +341,12 @@ class QemuPair:
 
     def side(self, name: str) -> Side:
         qemu = self.source if name == "a" else self.destination
-        process = ProcessId(17, 1234, "boot") if name == "a" else None
+        process = SOURCE if name == "a" else None
         return Side(PairHost(name, qemu), HostSettings(address=f"192.0.2.{ord(name)}"), "web1", process=process)
 
 
 class PairHost(FakeHost):
-    """A host of the pair: its QEMU can be reached while it lives, and its scripts do nothing."""
+    """A host of the pair: a QEMU that can be launched, found and killed, locks that nobody else holds, and an epoch."""
 
     qemu: _Qemu
 
@@ -345,7 +356,44 @@ class PairHost(FakeHost):
         return await super().open_unix(path, timeout=timeout)
 
     async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
-        return Completed(0, b"", b"")
+        """Do what a script of ours does, where its controller still has the guest."""
+        if source.startswith(fenced._FENCE):
+            now = str(self.qemu.pair.epochs[self.name][0])
+            if args[1] != now:
+                return Completed(fenced._STATUS, b"", f"{fenced._MARK}{now}".encode())
+            source, args = source.removeprefix(fenced._FENCE), args[2:]
+        return Completed(0, self._do(source, args), b"")
+
+    def _do(self, source: str, args: Sequence[str]) -> bytes:
+        match source:
+            case process_scripts.LAUNCH:
+                self.qemu.alive = True
+            case process_scripts.KILL:
+                self.qemu.die()
+            case process_scripts.COMMAND_LINE:
+                return base64.b64encode(b"".join(word.encode() + b"\0" for word in ARGV))
+            case locks._PLACE:
+                return self.name.encode()
+            case locks._BUMP:
+                return self._raise_epoch(int(args[1]), args[2])
+        match source:
+            case process_scripts.LAUNCH | process_scripts.IDENTIFY if self.qemu.alive:
+                return " ".join(["live", *DESTINATION.words]).encode()
+            case process_scripts.IS_ALIVE | process_scripts.WAIT_GONE if self.qemu.alive:
+                return b"live"
+            case process_scripts.IS_ALIVE | process_scripts.WAIT_GONE | process_scripts.KILL | process_scripts.IDENTIFY:
+                return b"gone"
+        return b""
+
+    def _raise_epoch(self, at_least: int, purpose: str) -> bytes:
+        before, since, who = self.qemu.pair.epochs[self.name]
+        epoch = max(before, at_least) + 1
+        since = since if who == purpose else epoch
+        self.qemu.pair.epochs[self.name] = (epoch, since, purpose)
+        return f"{before} {epoch} {since}".encode()
+
+    async def hold_lock(self, path: str, *, owner: str) -> Held:
+        return Held()
 
     async def write_file(self, path: str, data: bytes, *, mode: int = 0o600) -> None: ...
 
@@ -353,32 +401,10 @@ class PairHost(FakeHost):
         return b""
 
 
-async def launch(host: PairHost, **_: Any) -> ProcessId:
-    """Stand in for `process.launch`."""
-    host.qemu.alive = True
-    return ProcessId(18, 5678, "boot")
+class Held:
+    """A lock that is never lost."""
 
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
 
-async def is_alive(host: PairHost, _process: ProcessId) -> bool:
-    """Stand in for `process.is_alive`."""
-    return host.qemu.alive
-
-
-async def kill(host: PairHost, _process: ProcessId) -> bool:
-    """Stand in for `process.kill`."""
-    host.qemu.die()
-    return True
-
-
-async def wait_gone(host: PairHost, _process: ProcessId, _timeout: float) -> bool:
-    """Stand in for `process.wait_gone`."""
-    return not host.qemu.alive
-
-
-ARGV = ["/usr/bin/qemu-system-x86_64", "-S", "-incoming", "defer"]
-"""The destination's command line."""
-
-
-async def command_line(_host: PairHost, _process: ProcessId) -> list[str]:
-    """Stand in for `process.command_line`."""
-    return ARGV
+    async def release(self) -> None: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,54 +10,19 @@ import pytest
 from blockbuster import BlockBuster
 
 from qmp_migrate.errors import JournalError, MigrationFailed, OutcomeUnknown
-from qmp_migrate.migration import built, copying, locks, release, rollback
-from qmp_migrate.migration import engine as engine_module
-from qmp_migrate.migration import side as side_module
+from qmp_migrate.migration import built
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.copying import Copying
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
 from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.reporter import Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
-from qmp_migrate.qemu import timeouts
-from tests.support import qemu_pair
 from tests.support.by_turns import by_turns
-from tests.support.qemu_pair import Fault, QemuPair
+from tests.support.qemu_pair import ARGV, Fault, QemuPair
 from tests.support.transports import agreed
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the pair's hosts in place of real ones, and wait less long for what does not come."""
-
-    async def take(*_: Any, **__: Any) -> GuestLock:
-        return GuestLock([], 1)
-
-    monkeypatch.setattr(locks, "take", take)
-    monkeypatch.setattr(engine_module, "launch", qemu_pair.launch)
-    monkeypatch.setattr(built, "command_line", qemu_pair.command_line)
-    monkeypatch.setattr(side_module, "is_alive", qemu_pair.is_alive)
-    monkeypatch.setattr(side_module, "kill", qemu_pair.kill)
-    monkeypatch.setattr(release, "wait_gone", qemu_pair.wait_gone)
-    monkeypatch.setattr(engine_module, "CANCEL_POLL_S", 60.0)
-    monkeypatch.setattr(copying, "STOPPED_POLL_S", 0.2)
-    monkeypatch.setattr(rollback, "PATIENCE_S", 1.5)
-    monkeypatch.setattr(rollback, "LIMIT_S", 5.0)
-    monkeypatch.setattr(rollback, "LOOK_AGAIN_S", 0.02)
-    monkeypatch.setattr(engine_module, "RECONNECT_S", 1.0)
-    monkeypatch.setattr(engine_module, "RECONNECT_PAUSE_S", 0.02)
-
-
-@pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    async with await Journal.open(f"sqlite:///{tmp_path}/journal.sqlite") as opened:
-        await opened._run(
-            lambda c: c.exec_driver_sql("PRAGMA synchronous = OFF")
-        )  # hundreds of migrations, no power cut
-        yield opened
+from tests.support.virtual_time import VirtualJournal
 
 
 async def migrate(
@@ -71,10 +35,9 @@ async def migrate(
     chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", mode))
     profile = agreed(request)
     course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running, profile=profile)
-    argv = tuple(qemu_pair.ARGV)
-    engine = Engine(course, argv, cancel or asyncio.Event())
+    engine = Engine(course, ARGV, cancel or asyncio.Event())
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(600):
             await engine.run()
     finally:
         await course.source.detach()
@@ -149,19 +112,18 @@ async def test_memory_travels_only_when_both_sides_are_wired(journal: Journal) -
         assert seen[f"key at {name}"] == f"tls-{engine.course.request.id}"
 
 
-async def test_the_commit_is_written_before_it_is_sent(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_commit_is_written_before_it_is_sent(journal: Journal) -> None:
     """Also by a disk that takes longer for it than the switchover does."""
-    arm = Journal.arm_commit
     written_at_cont: list[bool] = []
-    written = False
+    arm, written = journal.arm_commit, False
 
-    async def slowly(self: Journal, migration: str) -> None:
+    async def slowly(migration: str) -> None:
         nonlocal written
         await asyncio.sleep(0.1)
-        await arm(self, migration)
+        await arm(migration)
         written = True
 
-    monkeypatch.setattr(Journal, "arm_commit", slowly)
+    journal.arm_commit = slowly  # type: ignore[method-assign]
     async with QemuPair() as pair:
         reply = pair.destination._replies["cont"][0]
         pair.destination.on("cont", lambda arguments: written_at_cont.append(written) or reply(arguments))
@@ -182,14 +144,14 @@ async def test_a_destination_that_dies_once_it_may_have_run_is_not_taken_back(jo
         assert (await journal.get(engine.course.request.id)).phase is Phase.PARKED
 
 
-async def test_nothing_makes_the_event_loop_wait(journal: Journal) -> None:
-    """Between STOP and RESUME a disk or a name server that hangs would be a blackout."""
+async def test_nothing_makes_the_event_loop_wait(tmp_path: Path) -> None:
+    """Between STOP and RESUME a disk or a name server that hangs would be a blackout. In real time: so does the journal."""
     guard = BlockBuster(scanned_modules=["qmp_migrate"])
     for function in guard.functions.values():
         function.can_block_in("qmp_migrate/migration/journal.py", {"this_controller"})  # /proc is memory
     guard.activate()
     try:
-        async with QemuPair() as pair:
+        async with await Journal.open(f"sqlite:///{tmp_path}/journal.sqlite") as journal, QemuPair() as pair:
             assert (await migrate(pair, journal)).error is None
     finally:
         guard.deactivate()
@@ -244,13 +206,8 @@ async def commands_of_one(journal: Journal, mode: Mode = "live") -> list[str]:
 
 @pytest.mark.parametrize("mode", ["live", "offline"])
 @pytest.mark.parametrize("fault", get_args(Fault))
-async def test_whichever_command_fails_it_says_what_is_the_case(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch, fault: Fault, mode: Mode
-) -> None:
+async def test_whichever_command_fails_it_says_what_is_the_case(journal: Journal, fault: Fault, mode: Mode) -> None:
     """One migration for each command, many at the same time."""
-    if fault in {"unanswered", "answer lost"}:
-        monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 2.0)
-        monkeypatch.setattr(side_module, "OBSERVE_S", 2.0)
 
     async def one(number: int) -> list[str]:
         async with QemuPair(fault, number) as pair:
@@ -269,45 +226,48 @@ async def test_whichever_command_fails_it_says_what_is_the_case(
     assert [found for found in await by_turns(one, numbers) if found] == []
 
 
-async def wherever_the_journal_fails(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch, *, lasting: bool, running: bool
-) -> dict[int, list[str]]:
+class FailingJournal(VirtualJournal):
+    """A journal that fails at a write: at the one of that number, counted from 1, or from it on.
+
+    Attributes:
+        failing: Which.
+        lasting: Those that follow fail, too.
+        writes: How many there were.
+    """
+
+    def __init__(self, journal: Journal, failing: int, *, lasting: bool) -> None:
+        super().__init__(journal._engine, journal._executor, journal._url)
+        self.failing, self.lasting, self.writes = failing, lasting, 0
+
+    async def _run(self, *work: Any) -> Any:
+        self.writes += 1
+        if self.writes == self.failing or (self.lasting and self.writes > self.failing):
+            raise JournalError("the journal failed: disk is full")
+        return await super()._run(*work)
+
+
+async def wherever_the_journal_fails(journal: Journal, *, lasting: bool, running: bool) -> dict[int, list[str]]:
     """Let the journal fail at each of its writes, once or from then on; return what was wrong at which."""
-    working = Journal._run
     wrong: dict[int, list[str]] = {}
     for failing in range(3, 50):
-        writes = 0
-
-        async def run(self: Journal, *work: Any, failing: int = failing) -> Any:
-            nonlocal writes
-            writes += 1
-            if writes == failing or (lasting and writes > failing):
-                raise JournalError("the journal failed: disk is full")
-            return await working(self, *work)
-
-        monkeypatch.setattr(Journal, "_run", run)
+        failed = FailingJournal(journal, failing, lasting=lasting)
         async with QemuPair(running=running) as pair:
-            engine = await migrate(pair, journal)
+            engine = await migrate(pair, failed)
             if found := lies(pair, engine):
                 wrong[failing] = found
-        monkeypatch.setattr(Journal, "_run", working)
-        if writes < failing:
+        if failed.writes < failing:
             return wrong
     raise AssertionError("it never ends")
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
-async def test_whenever_the_journal_fails_it_says_what_is_the_case(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch, lasting: bool
-) -> None:
+async def test_whenever_the_journal_fails_it_says_what_is_the_case(journal: Journal, lasting: bool) -> None:
     """A disk that is full stops what was not begun; it must not make a lie of where the guest is."""
-    assert await wherever_the_journal_fails(journal, monkeypatch, lasting=lasting, running=True) == {}
+    assert await wherever_the_journal_fails(journal, lasting=lasting, running=True) == {}
 
 
-async def test_a_paused_guest_is_still_paused_whenever_the_journal_fails(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrong = await wherever_the_journal_fails(journal, monkeypatch, lasting=False, running=False)
+async def test_a_paused_guest_is_still_paused_whenever_the_journal_fails(journal: Journal) -> None:
+    wrong = await wherever_the_journal_fails(journal, lasting=False, running=False)
     assert [found for found in wrong.values() if "its user had paused it, and it runs" in found] == []
 
 

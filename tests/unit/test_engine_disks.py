@@ -8,8 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from qmp_migrate.errors import JournalError
-from qmp_migrate.migration import carrying, mirroring
-from qmp_migrate.migration import side as side_module
+from qmp_migrate.migration import carrying
 from qmp_migrate.migration.chronicle import Chronicle
 from qmp_migrate.migration.course import Course
 from qmp_migrate.migration.engine import Engine
@@ -17,21 +16,11 @@ from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.reporter import Progress, Reporters
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
-from qmp_migrate.qemu import timeouts
-from tests.support import qemu_pair
 from tests.support.by_turns import by_turns
 from tests.support.disk_pair import COPIES, DiskPair
-from tests.support.qemu_pair import Fault
+from tests.support.qemu_pair import ARGV, Fault
 from tests.support.transports import agreed
-from tests.unit.test_engine import journal as journal
 from tests.unit.test_engine import lies
-from tests.unit.test_engine import quick as quick
-
-
-@pytest.fixture(autouse=True)
-def quicker(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "POLL_S", 0.005)
-    monkeypatch.setattr(mirroring, "WATCH_S", 0.005)
 
 
 class Listener:
@@ -65,9 +54,9 @@ async def migrate(
     course = Course(
         request, pair.side("a"), pair.side("b"), chronicle, running=pair.running, profile=profile, copies=COPIES
     )
-    engine = Engine(course, tuple(qemu_pair.ARGV), cancel or asyncio.Event())
+    engine = Engine(course, ARGV, cancel or asyncio.Event())
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(600):
             await engine.run()
     finally:
         await course.source.detach()
@@ -128,14 +117,9 @@ async def commands_of_one(journal: Journal, *, later: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", get_args(Fault))
-async def test_whichever_command_fails_nothing_is_left_and_no_disk_is_behind(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch, fault: Fault
-) -> None:
+async def test_whichever_command_fails_nothing_is_left_and_no_disk_is_behind(journal: Journal, fault: Fault) -> None:
     """One migration for each command, many at the same time; of two releases by turns."""
     later = get_args(Fault).index(fault) % 2 == 0
-    if fault in {"unanswered", "answer lost"}:
-        monkeypatch.setattr(timeouts, "limit", lambda _command, *, oob=False: 2.0)
-        monkeypatch.setattr(side_module, "OBSERVE_S", 2.0)
 
     async def one(number: int) -> list[str]:
         async with DiskPair(fault, number, later=later) as pair:
@@ -221,15 +205,15 @@ async def test_a_destination_that_may_have_run_keeps_its_images(journal: Journal
         assert pair.disks.files == {"/b/one.raw"}
 
 
-async def test_whatever_cannot_be_written_down_is_not_done(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    intent = Journal.intent
+async def test_whatever_cannot_be_written_down_is_not_done(journal: Journal) -> None:
+    intent = journal.intent
 
-    async def fails(self: Journal, migration: str, act: str, **data: Any) -> None:
+    async def fails(migration: str, act: str, **data: Any) -> None:
         if act == carrying.MAKE:
             raise JournalError("full")
-        await intent(self, migration, act, **data)
+        await intent(migration, act, **data)
 
-    monkeypatch.setattr(Journal, "intent", fails)
+    journal.intent = fails  # type: ignore[method-assign]
     async with DiskPair() as pair:
         engine = await migrate(pair, journal)
         assert isinstance(engine.error, Exception)

@@ -8,23 +8,11 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import MigrationFailed, OutcomeUnknown
-from qmp_migrate.migration import postcopy, rollback
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.phases import Phase
 from tests.support.fake_qmp import Fails, Silence
 from tests.support.qemu_pair import QemuPair
-from tests.unit.test_engine import journal, lies, migrate, quick
-
-__all__ = ["journal", "quick"]
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollback, "POSTCOPY_LOOK_S", 0.0)
-    monkeypatch.setattr(postcopy, "RECOVER_PAUSE_S", 0.02)
-    monkeypatch.setattr(postcopy, "CONNECT_S", 0.3)
-    monkeypatch.setattr(postcopy, "GONE_S", 0.3)
-    monkeypatch.setattr(postcopy, "RECOVER_FOR_S", 2.0)
+from tests.unit.test_engine import lies, migrate
 
 
 async def test_after_one_pass_the_guest_runs_there_and_its_memory_follows(journal: Journal) -> None:
@@ -148,10 +136,7 @@ async def test_where_the_main_loop_of_the_destination_hangs_it_is_recovered_all_
         assert engine.course.chronicle.result.outcome == "completed"
 
 
-async def test_where_no_new_connection_can_be_made_a_person_is_told(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postcopy, "RECOVER_FOR_S", 0.5)
+async def test_where_no_new_connection_can_be_made_a_person_is_told(journal: Journal) -> None:
     async with QemuPair(busy=True, cuts=1) as pair:
         pair.destination.on("migrate-recover", Fails("Address already in use"))
         engine = await migrate(pair, journal, mode="postcopy")
