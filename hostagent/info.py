@@ -28,9 +28,14 @@ log = structlog.get_logger("hostagent")
 
 
 class QemuCatalogue:
-    """Asks each QEMU binary once for its version and machine types, and again when the file changes (an upgrade)."""
+    """Asks each QEMU binary once for its version and machine types, and again when the file changes (an upgrade).
 
-    def __init__(self) -> None:
+    Args:
+        timeout_s: Seconds that one answer may take.
+    """
+
+    def __init__(self, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._known: dict[_File, QemuBinary] = {}
 
     async def read(self, paths: Iterable[str]) -> list[QemuBinary]:
@@ -42,7 +47,7 @@ class QemuCatalogue:
         found: dict[_File, QemuBinary] = {}
         for file in dict.fromkeys(map(_identity, paths)):
             if file is not None:
-                found[file] = self._known.get(file) or await _probe(file[0])
+                found[file] = self._known.get(file) or await _probe(file[0], self._timeout_s)
         self._known = found
         return sorted((qemu for qemu in found.values() if qemu.version), key=lambda qemu: qemu.path)
 
@@ -110,17 +115,17 @@ def _identity(path: str) -> _File | None:
     return path, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-async def _probe(path: str) -> QemuBinary:
+async def _probe(path: str, timeout_s: float) -> QemuBinary:
     try:
-        version = parse_version(await _output(path, "--version"))
-        types = parse_machine_types(await _output(path, "-machine", "help")) if version else []
+        version = parse_version(await _output(timeout_s, path, "--version"))
+        types = parse_machine_types(await _output(timeout_s, path, "-machine", "help")) if version else []
     except (OSError, TimeoutError) as error:
         log.warning("qemu-not-asked", path=path, reason=str(error) or "no answer in time")
         return QemuBinary(path=path, version="", machine_types=[])
     return QemuBinary(path=path, version=version, machine_types=types)
 
 
-async def _output(path: str, *arguments: str) -> str:
+async def _output(timeout_s: float, path: str, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         path,
         *arguments,
@@ -130,7 +135,7 @@ async def _output(path: str, *arguments: str) -> str:
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             text = await process.stdout.read(OUTPUT_LIMIT)
             while more := await process.stdout.read(OUTPUT_LIMIT):
                 text = (text + more)[:OUTPUT_LIMIT]

@@ -76,18 +76,19 @@ def is_loopback(address: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def serving(address: str, port: int, render: Render) -> AsyncIterator[None]:
+async def serving(address: str, port: int, render: Render, *, request_s: float = REQUEST_S) -> AsyncIterator[None]:
     """Serve ``GET /metrics`` for as long as the block lasts.
 
     Args:
         address: IP address to listen on.
         port: TCP port.
         render: Makes the page; called for each request, has to be quick.
+        request_s: Seconds that one connection may take.
 
     Raises:
         ConfigError: The address cannot be listened on.
     """
-    service = _Service(render)
+    service = _Service(render, request_s)
     try:
         server = await asyncio.start_server(service.serve, address, port, limit=REQUEST_BYTES)
     except OSError as error:
@@ -100,8 +101,9 @@ async def serving(address: str, port: int, render: Render) -> AsyncIterator[None
 
 
 class _Service:
-    def __init__(self, render: Render) -> None:
+    def __init__(self, render: Render, request_s: float) -> None:
         self._render = render
+        self._request_s = request_s
         self._open = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,7 +111,7 @@ class _Service:
         try:
             if self._open <= CONNECTIONS:
                 with contextlib.suppress(TimeoutError, OSError, ValueError, asyncio.IncompleteReadError):
-                    async with asyncio.timeout(REQUEST_S):
+                    async with asyncio.timeout(self._request_s):
                         await self._answer(reader, writer)
         finally:
             self._open -= 1

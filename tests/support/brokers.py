@@ -133,13 +133,16 @@ def listens(port: int, address: str = "127.0.0.1") -> bool:
         return sock.connect_ex((address, port)) == 0
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, *, timeout: float = 10.0) -> None:
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, *, timeout: float = 10.0, every: float = 0.02
+) -> None:
     """Wait for a state.
 
     Args:
         condition: Is it so?
         what: What is waited for, for the failure's text.
         timeout: Seconds after which the test fails.
+        every: Seconds between two looks.
     """
     end = time.monotonic() + timeout
     while True:
@@ -150,4 +153,4 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, *, t
             return
         if time.monotonic() > end:
             pytest.fail(f"not within {timeout:g} s: {what}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every)

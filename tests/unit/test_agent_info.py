@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from hostagent import info as info_module
 from hostagent.info import QemuCatalogue, parse_cpuinfo, parse_machine_types, parse_version, read_info
 from hostagent.load import LoadMeter
 from qmp_migrate.bus.wire import encode
@@ -97,19 +96,18 @@ async def test_a_qemu_is_asked_once_and_again_after_an_upgrade(tmp_path: Path) -
     assert found.version == "10.0.2"
 
 
-async def test_a_qemu_that_hangs_or_is_none_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info_module, "PROBE_TIMEOUT_S", 0.3)
+async def test_a_qemu_that_hangs_or_is_none_is_left_out(tmp_path: Path) -> None:
     hanging = fake_qemu(tmp_path / "hanging", "7.2.22", body="exec sleep 60")
     other = fake_qemu(tmp_path / "other", "x", body="echo something; exit 0")
     (tmp_path / "text").write_text("no program")
     good = fake_qemu(tmp_path / "good", "7.2.22")
     began = time.monotonic()
     with capture_logs() as logs:
-        catalogue = QemuCatalogue()
+        catalogue = QemuCatalogue(timeout_s=2.0)
         for _ in range(2):
             found = await catalogue.read([str(tmp_path / name) for name in ("hanging", "other", "text", "good")])
     assert [qemu.path for qemu in found] == [str(good)]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert sorted(log["path"] for log in logs) == sorted(str(path) for path in (hanging, tmp_path / "text"))
     assert other.exists()
 

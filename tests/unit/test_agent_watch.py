@@ -124,7 +124,7 @@ class Heard:
 
 
 @pytest.fixture
-def qemu(tmp_path: Path) -> ScriptedQemu:
+def qemu(tmp_path: Path, virtual_clock: None) -> ScriptedQemu:
     return ScriptedQemu(tmp_path / "agent.sock")
 
 
@@ -189,17 +189,13 @@ async def test_an_incoming_guest_stays_incoming_until_it_runs(qemu: ScriptedQemu
         await until(heard.so(role="idle", runstate="paused"), "it has run, if only for a moment: a pause is a pause")
 
 
-async def test_a_hung_qemu_is_waited_for_and_found_again(
-    qemu: ScriptedQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch_module, "QUERY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(watch_module, "IDLE_QUERY_S", 0.1)
+async def test_a_hung_qemu_is_waited_for_and_found_again(qemu: ScriptedQemu, tmp_path: Path) -> None:
     async with qemu.listening(), watching(tmp_path) as (_, heard):
         await until(heard.so(monitor="connected"), "it is known")
         qemu.mute = True
-        await until(heard.so(monitor="waiting", runstate="running"), "unknown, not dead")
+        await until(heard.so(monitor="waiting", runstate="running"), "unknown, not dead", timeout=60, every=1)
         qemu.mute = False
-        await until(heard.so(monitor="connected"), "it answers again")
+        await until(heard.so(monitor="connected"), "it answers again", timeout=60, every=1)
         assert qemu.connections == 1, "a time limit is no reason to hang up"
 
 
@@ -211,13 +207,12 @@ async def test_a_lost_monitor_is_taken_again_and_the_state_asked_anew(qemu: Scri
         await until(heard.so(monitor="connected", runstate="paused"), "what was missed is known")
 
 
-async def test_a_monitor_that_somebody_else_holds_is_waited_for(
-    qemu: ScriptedQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch_module, "QUERY_TIMEOUT_S", 0.2)
+async def test_a_monitor_that_somebody_else_holds_is_waited_for(qemu: ScriptedQemu, tmp_path: Path) -> None:
     qemu.mute = True
     async with qemu.listening(), watching(tmp_path) as (_, heard):
-        await until(heard.so(monitor="waiting", runstate="unknown"), "it is there, more is not known")
+        await until(
+            heard.so(monitor="waiting", runstate="unknown"), "it is there, more is not known", timeout=60, every=1
+        )
         qemu.mute = False
         await until(heard.so(monitor="connected"), "now it is our turn", timeout=15)
 
@@ -246,19 +241,16 @@ async def test_a_guest_that_shouts_is_heard_in_part(qemu: ScriptedQemu, tmp_path
     ],
     ids=lambda value: next(iter(value)) + str(len(str(value))),
 )
-async def test_nonsense_does_not_end_the_watch(
-    qemu: ScriptedQemu, tmp_path: Path, nonsense: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch_module, "IDLE_QUERY_S", 0.05)
+async def test_nonsense_does_not_end_the_watch(qemu: ScriptedQemu, tmp_path: Path, nonsense: dict[str, Any]) -> None:
     sane = dict(qemu.answers)
     async with qemu.listening(), watching(tmp_path) as (_, heard):
         await until(heard.so(runstate="running"), "it is known")
         qemu.answers |= nonsense
         qemu.hang_up()
         before = qemu.asked.count("query-migrate")
-        await until(lambda: qemu.asked.count("query-migrate") >= before + 2, "it goes on asking")
+        await until(lambda: qemu.asked.count("query-migrate") >= before + 2, "it goes on asking", timeout=120, every=1)
         qemu.answers |= sane | {"query-status": {"status": "paused"}}
-        await until(heard.so(runstate="paused", monitor="connected"), "sense is understood again")
+        await until(heard.so(runstate="paused", monitor="connected"), "sense is understood again", timeout=60, every=1)
 
 
 # -- around a switchover --------------------------------------------------------------------------------------------
@@ -277,7 +269,7 @@ async def test_a_guest_that_switches_over_is_left_alone_for_a_moment(qemu: Scrip
         await until(heard.so(runstate="postmigrate", role="source"), "the end is known")
         assert [name for name, *_ in heard.events] == ["STOP", "MIGRATION", "MIGRATION"], "in their order"
         assert min(qemu.asked_at[asked], heard.heard_at[told]) - began >= QUIET_S * 0.99
-        assert heard.heard_at[told] - began < QUIET_S + 0.5
+        assert heard.heard_at[told] - began < QUIET_S * 1.5
 
 
 async def test_a_question_that_was_on_its_way_at_the_stop_is_the_last_one(qemu: ScriptedQemu, tmp_path: Path) -> None:
@@ -300,22 +292,20 @@ async def test_a_question_that_was_on_its_way_at_the_stop_is_the_last_one(qemu: 
 
 @pytest.mark.parametrize("status", [{}, {"status": "completed"}, {"status": "cancelled"}], ids=str)
 async def test_a_stop_that_is_no_switchover_is_told_at_once(
-    qemu: ScriptedQemu, tmp_path: Path, status: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    qemu: ScriptedQemu, tmp_path: Path, status: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("hostagent.quiet.QUIET_S", 60.0)
     qemu.answers["query-migrate"] = status
     async with qemu.listening(), watching(tmp_path) as (_, heard):
         await until(heard.so(monitor="connected"), "it is known")
+        told, began = len(heard.heard_at), time.monotonic()
         qemu.answers["query-status"] = {"status": "paused"}
         qemu.event("STOP")
         await until(heard.so(runstate="paused"), "and asked for")
         assert [name for name, *_ in heard.events] == ["STOP"]
+        assert heard.heard_at[told] - began < QUIET_S / 2
 
 
-async def test_what_is_held_back_is_told_when_the_guest_goes(
-    qemu: ScriptedQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hostagent.quiet.QUIET_S", 60.0)
+async def test_what_is_held_back_is_told_when_the_guest_goes(qemu: ScriptedQemu, tmp_path: Path) -> None:
     qemu.answers["query-migrate"] = {"status": "active"}
     async with qemu.listening(), watching(tmp_path) as (watch, heard):
         await until(heard.so(role="source"), "it is being sent")
@@ -346,10 +336,7 @@ async def test_an_answer_that_is_older_than_an_event_is_not_published(qemu: Scri
 
 
 @pytest.mark.parametrize("learned", ["by event", "by asking"])
-async def test_the_guardian_learns_of_pre_switchover(
-    qemu: ScriptedQemu, tmp_path: Path, learned: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hostagent.guardian.LOOK_S", 0.02)
+async def test_the_guardian_learns_of_pre_switchover(qemu: ScriptedQemu, tmp_path: Path, learned: str) -> None:
     (tmp_path / ".locks").mkdir()
     (tmp_path / ".locks" / "web1.beat").write_text("0.01\n")  # since the host has booted
     guardian = Guardian(guest_in(tmp_path / "web1"), Heard(), 0.2)  # type: ignore[arg-type]
@@ -357,10 +344,10 @@ async def test_the_guardian_learns_of_pre_switchover(
     qemu.answers |= {"query-migrate-capabilities": []}
     if learned == "by asking":
         qemu.answers |= held
-    async with qemu.listening(), watching(tmp_path, guardian=guardian) as (_, heard):
+    async with qemu.listening(), watching(tmp_path, guardian=guardian) as (watch, heard):
         await until(heard.so(monitor="connected"), "it is known")
         if learned == "by event":
-            monkeypatch.setattr(GuestWatch, "_ask_state", _no_answer)
+            watch._ask_state = _no_answer  # type: ignore[method-assign]
             qemu.answers |= held
             qemu.event("STOP")
             qemu.event("MIGRATION", status="pre-switchover")

@@ -15,12 +15,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU's seconds pass at once here."""
-    monkeypatch.setattr(dirty_rate, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(dirty_rate, "WHOLE_SECONDS_MS", (1000, 2000))
-    monkeypatch.setattr(dirty_rate, "MILLISECONDS", (1, 3))
+pytestmark = pytest.mark.usefixtures("virtual_clock")  # QEMU's seconds pass at once here
 
 
 def measuring(qemu: FakeQemu, *, rate: int, old: bool = False) -> None:
@@ -37,16 +32,20 @@ async def test_a_newer_one_is_asked_in_milliseconds() -> None:
     async with FakeQemu() as qemu, connected(qemu) as monitor:
         measuring(qemu, rate=1000)
         found = await dirty_rate.measure(monitor, GIB, kvm=False)
-        assert [(one.seconds, one.size_bytes // MIB) for one in found] == [(0.001, 1), (0.003, 3)]
+        assert [(one.seconds, one.size_bytes // MIB) for one in found] == [
+            (0.1, 100),
+            (0.3, 300),
+            (1.0, 1000),
+            (3.0, 3000),
+        ]
         assert {asked["calc-time-unit"] for asked in qemu.asked("calc-dirty-rate")} == {"millisecond"}
 
 
-async def test_an_old_one_is_asked_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dirty_rate, "WHOLE_SECONDS_MS", (1000,))
+async def test_an_old_one_is_asked_in_seconds() -> None:
     async with FakeQemu() as qemu, connected(qemu) as monitor:
         measuring(qemu, rate=20, old=True)
         found = await dirty_rate.measure(monitor, GIB, kvm=False)
-        assert [(one.seconds, one.size_bytes) for one in found] == [(1.0, 20 * MIB)]
+        assert [(one.seconds, one.size_bytes // MIB) for one in found] == [(1.0, 20), (2.0, 40), (4.0, 80)]
         assert "calc-time-unit" not in qemu.asked("calc-dirty-rate")[-1]
 
 

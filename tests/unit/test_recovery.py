@@ -3,52 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qmp_migrate.errors import JournalError
-from qmp_migrate.migration import locks
 from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.locks import GuestLock
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.recovery import Wish, recover
 from qmp_migrate.migration.reporter import Reporters
-from tests.support.fake_qmp import FakeQemu
-from tests.support.sides import side_of
+from qmp_migrate.migration.side import Side
+from tests.support.qemu_pair import Held, QemuPair
 
 
-async def test_a_journal_that_fails_under_the_locks_gives_them_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_journal_that_fails_under_the_locks_gives_them_back(journal: Journal) -> None:
     """Else nobody, not even the same person's next try, could take the guest before the process has ended."""
-    released: list[str] = []
+    held: list[str] = []
 
-    class Noted(GuestLock):
+    class Noted(Held):
+        def __init__(self, host: str) -> None:
+            super().__init__()
+            self._host = host
+            held.append(host)
+
         async def release(self) -> None:
-            released.append("lock")
-
-    async def take(*_: Any, **__: Any) -> GuestLock:
-        return Noted([], 2)
+            held.remove(self._host)
 
     async def fail(*_: Any) -> None:
+        assert held == ["a", "b"]
         raise JournalError("the journal failed: disk is full")
 
-    monkeypatch.setattr(locks, "take", take)
-    async with await Journal.open(f"sqlite:///{tmp_path}/j.sqlite") as journal, FakeQemu() as qemu:
+    def lockable(side: Side) -> Side:
+        async def hold_lock(_path: str, *, owner: str) -> Held:
+            return Noted(side.name)
+
+        side.host.hold_lock = hold_lock  # type: ignore[method-assign]
+        return side
+
+    async with QemuPair() as pair:
         await journal.begin(id="m1", vm="web1", source="a", destination="b", mode="live", request={})
         await journal.enter("m1", Phase.LOCKED, epoch=1)
         record = await journal.get("m1")
-        monkeypatch.setattr(journal, "entries", fail)
+        journal.entries = fail  # type: ignore[method-assign]
         with pytest.raises(JournalError):
             await recover(
                 record,
-                side_of("a", qemu),
-                side_of("b", qemu),
+                lockable(pair.side("a")),
+                lockable(pair.side("b")),
                 journal=journal,
                 reporter=Reporters(),
                 wish=Wish(),
                 cancel=asyncio.Event(),
             )
-    assert released == ["lock"]
+    assert held == []

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from qmp_migrate.errors import CommandFailed, ConnectionLost, HostUnreachable, MonitorBusy, MonitorLost
+from qmp_migrate.hosts.base import Completed
+from qmp_migrate.hosts.process_scripts import IS_ALIVE
 from qmp_migrate.migration import handover
-from qmp_migrate.migration import side as side_module
 from qmp_migrate.migration.handover import Source
 from qmp_migrate.migration.side import Observation, Side
-from qmp_migrate.qemu.monitor import Monitor
 from tests.support.fake_qmp import Fails, FakeQemu, HangUp
 from tests.support.sides import FakeHost, side_of
 
@@ -27,19 +26,16 @@ class World:
 
     alive: bool | Exception = True
 
+    async def script(self, source: str, _args: Sequence[str] = (), **_: Any) -> Completed:
+        assert source == IS_ALIVE
+        if isinstance(self.alive, Exception):
+            raise self.alive
+        return Completed(0, b"live" if self.alive else b"gone", b"")
+
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    there = World()
-
-    async def is_alive(_host: Any, _process: Any) -> bool:
-        if isinstance(there.alive, Exception):
-            raise there.alive
-        return there.alive
-
-    monkeypatch.setattr(side_module, "is_alive", is_alive)
-    monkeypatch.setattr(side_module, "OBSERVE_S", 0.05)
-    return there
+def world(virtual_clock: None) -> World:
+    return World()
 
 
 @pytest.fixture
@@ -51,6 +47,7 @@ async def qemu() -> AsyncIterator[FakeQemu]:
 @pytest.fixture
 async def side(qemu: FakeQemu, world: World) -> AsyncIterator[Side]:
     there = side_of("a", qemu)
+    host_of(there).script = world.script  # type: ignore[method-assign]
     yield there
     await there.detach()
 
@@ -137,9 +134,8 @@ async def test_a_host_that_is_cut_off_makes_unknown_what_is_on_it(side: Side, wo
     assert str(seen) == "unknown (a: no route)"
 
 
-async def test_a_monitor_that_somebody_else_holds(qemu: FakeQemu, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_monitor_that_somebody_else_holds(qemu: FakeQemu, side: Side) -> None:
     qemu.greeting = None
-    monkeypatch.setattr(Monitor, "connect", functools.partial(Monitor.connect, timeout=0.05))
     seen = await side.observe()
     assert (seen.alive, seen.run_state) == (True, None)
     with pytest.raises(MonitorBusy):
