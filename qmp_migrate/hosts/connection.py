@@ -36,6 +36,10 @@ class Connection:
 
     Args:
         address: Where to connect to.
+
+    Attributes:
+        hung_up_early: The other end closed the connection before it knew who we are, so nothing of ours has begun there. sshd
+            does that while too many others log in (MaxStartups).
     """
 
     def __init__(self, address: HostAddress) -> None:
@@ -48,6 +52,7 @@ class Connection:
         self._pumps: list[Pump] = []
         self._lock = threading.Lock()
         self._closed = False
+        self.hung_up_early = False
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -81,7 +86,10 @@ class Connection:
         address = self._address
         if address.jump:
             self._jump = Connection(Jump.parse(address.jump, host=self._name).address(address))
-            self._jump.open()
+            try:
+                self._jump.open()
+            finally:
+                self.hung_up_early = self._jump.hung_up_early
             return self._jump.open_tcp(address.address, address.port, limit)
         try:
             sock = socket.create_connection((address.address, address.port), timeout=limit)
@@ -106,6 +114,9 @@ class Connection:
             transport.start_client(timeout=limit)
             transport.get_remote_server_key()  # start_client returns silently when its time is up
         except BROKEN as error:
+            # Before its banner, or in the middle of the key exchange: paramiko hides the first kind of end in a text.
+            hung_up = not transport.remote_version or isinstance(error, EOFError | ConnectionError)
+            self.hung_up_early = hung_up and not self._closed
             reason = str(error) or "the connection was closed"
             raise HostUnreachable(
                 f"no SSH handshake with {self._where}: {reason}",

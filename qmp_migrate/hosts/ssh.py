@@ -10,6 +10,7 @@ their answers. Everything pending then fails with :class:`~qmp_migrate.errors.Co
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,10 @@ RELAYED_MONITORS = 3
 LINE_LIMIT = 1000
 #: How long ending a command that was given up may take.
 KILL_LIMIT_S = 5.0
+#: Seconds until a host that hung up early is asked again: about twice as long each time, at random, so that those that were
+#: sent away together do not come back together.
+FIRST_PAUSE_S = 0.1
+MOST_PAUSE_S = 1.0
 #: Seconds between two signs of life asked of the SSH server, and how long each may take.
 PING_EVERY_S = 5.0
 PING_LIMIT_S = 10.0
@@ -188,18 +193,34 @@ class SshHost:
         return asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
 
     async def _open(self) -> Connection:
+        """Open a connection within the time limit, with more than one try where the host hangs up early."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.address.connect_timeout_s
+        pause = FIRST_PAUSE_S
+        while True:
+            connection = await self._submit(_new_connection, self.address)
+            try:
+                await self._open_until(connection, deadline)
+                return connection
+            except HostUnreachable:
+                wait = random.uniform(pause / 2, pause)  # noqa: S311 - spreads callers, hides nothing
+                if not connection.hung_up_early or loop.time() + wait >= deadline:
+                    raise
+            await asyncio.sleep(wait)
+            pause = min(2 * pause, MOST_PAUSE_S)
+
+    async def _open_until(self, connection: Connection, deadline: float) -> None:
         """Open a connection within the time limit. Giving up closes the socket, which ends the worker's call."""
-        connection = await self._submit(_new_connection, self.address)
         opening = self._submit(connection.open)
-        limit = self.address.connect_timeout_s
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout_at(deadline):
                 await asyncio.shield(opening)
         except TimeoutError:
             await self._give_up(connection.close)
             opening.add_done_callback(_forget)  # a resolver that hangs cannot be interrupted: do not wait for it
             raise HostUnreachable(
-                f"no SSH connection to {self.address.address}:{self.address.port} within {limit:g} s",
+                f"no SSH connection to {self.address.address}:{self.address.port} within "
+                f"{self.address.connect_timeout_s:g} s",
                 hint="the host is slow or hangs; connect_timeout_s sets the limit",
                 host=self.name,
             ) from None
@@ -207,7 +228,6 @@ class SshHost:
             await self._give_up(connection.close)
             opening.add_done_callback(_forget)
             raise
-        return connection
 
     async def _close(self) -> None:
         if self._watchdog is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import socket
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,13 +131,16 @@ async def test_ports_that_are_closed_silent_or_no_ssh(capfd: pytest.CaptureFixtu
         address = HostAddress("x", port=silent.getsockname()[1], connect_timeout_s=0.5)
         with pytest.raises(HostUnreachable, match=r"within 0\.5 s"):
             await SshHost(address).connect()
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5
     with socket.create_server(("127.0.0.1", 0)) as half:  # a banner, then nothing; a banner, then the end
+        ended = threading.Event()
 
         def speak() -> None:
-            for seconds in (5.0, 0.0):
+            for seconds in itertools.chain([5.0], itertools.repeat(0.0)):
                 peer, _ = half.accept()
                 with peer:
+                    if ended.is_set():
+                        return
                     peer.settimeout(seconds or None)
                     peer.sendall(b"SSH-2.0-none\r\n")
                     while seconds and peer.recv(65536):
@@ -143,15 +148,49 @@ async def test_ports_that_are_closed_silent_or_no_ssh(capfd: pytest.CaptureFixtu
 
         speaker = threading.Thread(target=speak)
         speaker.start()
-        for limit in (0.5, 10.0):
+        for limit in (0.5, 1.0):
             address = HostAddress("x", port=half.getsockname()[1], connect_timeout_s=limit)
             with pytest.raises(HostUnreachable):
                 await SshHost(address).connect()
+        ended.set()
+        socket.create_connection(half.getsockname()).close()
         speaker.join(5)
         assert not speaker.is_alive()
     # Among them a timer of paramiko's that would hold up the exit of the interpreter for as long as it runs.
     await until(lambda: threading.active_count() <= threads, "the end of all threads", timeout=3)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("way", ["direct", "jump"])
+async def test_a_host_that_takes_nobody_else_for_now_is_asked_again(way: str, sshd: Sshd, directory: Path) -> None:
+    """sshd hangs up on whoever comes while MaxStartups others log in."""
+    async with running_sshd(directory / "n", "MaxStartups 1", address="127.0.0.8") as narrow:
+        address = narrow.address
+        if way == "jump":
+            admit(sshd, narrow.address.identity_file)
+            known = directory / "known"
+            for server in (sshd, narrow):
+                assert server.address.known_hosts is not None
+                with known.open("a") as file:
+                    file.write(server.address.known_hosts.read_text())
+            jump = f"{address.address}:{address.port}"
+            address = sshd.host_address(jump=jump, identity_file=address.identity_file, known_hosts=known)
+        threads = threading.active_count()
+        place = (narrow.address.address, narrow.address.port)
+        with socket.create_connection(place):  # says nothing, and holds the only place
+            connecting = asyncio.create_task(_echo(replace(address, connect_timeout_s=60.0)))
+            await until(lambda: "past MaxStartups" in narrow.log or connecting.done(), "it is sent away")
+            assert not connecting.done()
+        assert await connecting == "here"
+        with socket.create_connection(place), pytest.raises(HostUnreachable, match="no SSH handshake") as caught:
+            await SshHost(replace(address, connect_timeout_s=1.0)).connect()
+        assert "MaxStartups" in (caught.value.hint or "")
+        await until(lambda: threading.active_count() <= threads, "the end of all threads")
+
+
+async def _echo(address: HostAddress) -> str:
+    async with connected(address) as host:
+        return (await host.run(["echo", "here"])).text
 
 
 async def test_through_a_jump_host(sshd: Sshd, directory: Path, echo: Path) -> None:

@@ -1,7 +1,6 @@
 """A real sshd for tests: unprivileged, on a loopback address and a free port, with keys of its own.
 
-The same code starts the sshds of the rig; what a test wants different goes into ``lines``, which come first in the
-configuration and therefore win.
+The same code starts the sshds of the rig; what a test wants different goes into ``lines``, which take the place of the rig's.
 """
 
 from __future__ import annotations
@@ -35,6 +34,11 @@ class Sshd:
 
     def host_address(self, **changes: Any) -> HostAddress:
         return replace(self.address, **changes)
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "sshd" / "log").read_text()
 
     def sessions(self) -> list[psutil.Process]:
         """The sshd processes that serve connections, without what they started."""
@@ -76,7 +80,9 @@ async def running_sshd(directory: Path, *lines: str, address: str = "127.0.0.9")
     known_hosts = directory / "known_hosts"
     known_hosts.write_text(rig_sshd.known_hosts_line(address, port, host_key))
     config = rig_sshd.write_config(part, address=address, port=port, authorized_keys=Path(f"{user_key}.pub"))
-    config.write_text("\n".join([*lines, config.read_text()]))
+    ours = {line.split()[0] for line in lines} - {"HostKey"}  # of some keywords the last one wins, not the first
+    rest = [line for line in config.read_text().splitlines() if line.partition(" ")[0] not in ours]
+    config.write_text("\n".join([*lines, *rest, ""]))
     argv = [rig_sshd.find_sshd(), "-D", "-e", "-f", str(config)]
     process = await launch(machine, directory=str(part), argv=argv, ready="ready", log="log")
     server = Sshd(
