@@ -144,12 +144,13 @@ class HeldPair:
             argv += ["-qmp", f"unix:{directory}/{monitor}.sock,server=on,wait=off"]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)  # noqa: ASYNC220
         self._processes.append(process)
-        path = directory / "qmp.sock"
-        await until(lambda: path.exists() or process.poll() is not None, "QEMU is there", timeout=30)
-        if process.poll() is not None:
-            pytest.fail(f"QEMU ended with {process.returncode}")
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(path))
+        path = str(directory / "qmp.sock")
+        # QEMU makes the socket's file a moment before it listens on it.
+        await until(lambda: process.poll() is not None or sock.connect_ex(path) == 0, "QEMU is there", timeout=60)
+        if process.poll() is not None:
+            sock.close()
+            pytest.fail(f"QEMU ended with {process.returncode}")
         monitor = await Monitor.connect(sock, label=f"web1@{run_dir.name}", timeout=20)
         self._monitors.append(monitor)
         # Only now, as `vm start` does: an agent that finds the guest finds its monitor too.
