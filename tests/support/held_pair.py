@@ -6,14 +6,16 @@ QMP to both sides, and writes the beat file as a holder of locks does.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,7 +100,7 @@ class HeldPair:
             reply = await (of or self.monitor).execute("query-migrate")
             return bool(reply.get("status") == status)
 
-        await until(so, f"migration {status}", timeout=30)
+        await until(so, f"migration {status}", timeout=60)
 
     async def now(self) -> tuple[str, str]:
         """Return the run state and the migration status of the source."""
@@ -121,11 +123,23 @@ class HeldPair:
         fresh.write_text(text if text is not None else Path("/proc/uptime").read_text().split()[0] + "\n")
         fresh.replace(self.beat)
 
-    async def keep_beating(self) -> None:
-        """Write the beat once a second, for ever."""
-        while True:
-            self.write_beat()
-            await asyncio.sleep(1)
+    @contextlib.contextmanager
+    def beating(self, every_s: float = 0.2) -> Iterator[None]:
+        """Write the beat every so many seconds, in a thread: what else the test does must not hold it up."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(every_s):
+                self.write_beat()
+
+        self.write_beat()
+        thread = threading.Thread(target=beat)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     async def stop(self) -> None:
         """End everything."""
