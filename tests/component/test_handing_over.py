@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,13 @@ from qmp_migrate.bus.topics import Topics
 from tests.support.brokers import Mosquitto, until
 from tests.support.handing_pair import EPOCH, MIGRATION, HandingPair, HeldLock
 from tests.support.held_pair import binaries
+from tests.support.side_by_side import side_by_side
 
 LIMIT_S = 2.0
 NEVER_S = LIMIT_S + 3.0
 """How long it is watched that nothing is done: longer than all would take."""
+LATE_S = 60.0
+"""How late a busy machine may be with what must come."""
 TOPICS = Topics()
 
 pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
@@ -45,7 +50,7 @@ class Agents:
             self._running[name] = await asyncio.create_subprocess_exec(
                 *argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        await until(lambda: "agent-ready" in self.text(name), "the agent serves", timeout=20)
+        await until(lambda: "agent-ready" in self.text(name), "the agent serves", timeout=LATE_S)
 
     def text(self, name: str) -> str:
         return (self._base / f"{name}.log").read_text()
@@ -57,33 +62,61 @@ class Agents:
                 process.kill()
             await process.wait()
 
-    async def stop(self) -> None:
+    async def kill_all(self) -> None:
         for name in list(self._running):
             await self.kill(name)
+
+    async def stop(self) -> None:
+        names = list(self._running)
+        await self.kill_all()
+        for name in names:
             assert "Traceback" not in self.text(name), self.text(name)
 
 
-@pytest.fixture
-async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
-    made = Mosquitto(tmp_path)
-    await made.start()
-    yield made
-    await made.stop()
+@dataclass
+class Stand:
+    """What each test has of its own."""
+
+    broker: Mosquitto
+    pair: HandingPair
+    agents: Agents
+
+
+@contextlib.asynccontextmanager
+async def a_stand(directory: Path) -> AsyncIterator[Stand]:
+    broker = Mosquitto(directory)
+    pair = HandingPair(directory, binaries()[0])
+    agents = Agents(directory, broker.url)
+    try:
+        await broker.start()
+        await pair.begin()
+        yield Stand(broker, pair, agents)
+        await agents.stop()
+    finally:
+        await agents.kill_all()
+        await pair.stop()
+        await broker.stop()
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[HandingPair]:
-    made = HandingPair(tmp_path, binaries()[0])
-    await made.begin()
-    yield made
-    await made.stop()
+async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
+    async with a_stand(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
-async def agents(tmp_path: Path, broker: Mosquitto, pair: HandingPair) -> AsyncIterator[Agents]:
-    made = Agents(tmp_path, broker.url)
-    yield made
-    await made.stop()
+def broker(stand: Stand) -> Mosquitto:
+    return stand.broker
+
+
+@pytest.fixture
+def pair(stand: Stand) -> HandingPair:
+    return stand.pair
+
+
+@pytest.fixture
+def agents(stand: Stand) -> Agents:
+    return stand.agents
 
 
 @contextlib.asynccontextmanager
@@ -101,7 +134,7 @@ async def stands_still(pair: HandingPair, *, seconds: float = NEVER_S) -> None:
         await asyncio.sleep(0.2)
 
 
-async def handed_over(pair: HandingPair, *, timeout: float = 20) -> None:
+async def handed_over(pair: HandingPair, *, timeout: float = LATE_S) -> None:
     async def so() -> bool:
         runs = await pair.runs_at_destination()
         assert pair.source_gone() or not runs, "two copies run"
@@ -109,7 +142,37 @@ async def handed_over(pair: HandingPair, *, timeout: float = 20) -> None:
 
     await until(so, "the guest runs at the destination", timeout=timeout)
     assert pair.source_gone()
-    await until(lambda: pair.record(pair.destination_dir) == "ran", "the agent has seen it run")
+    await until(lambda: pair.record(pair.destination_dir) == "ran", "the agent has seen it run", timeout=LATE_S)
+
+
+@pytest.mark.timeout(300)
+async def test_each_of_these_side_by_side(tmp_path: Path) -> None:
+    """What watches that nothing comes, or waits for a limit. One at a time each of them is a test of its own, below."""
+
+    async def within(name: str, act: Callable[[Stand], Awaitable[None]]) -> None:
+        directory = tmp_path / name
+        directory.mkdir()
+        async with a_stand(directory) as made:
+            await act(made)
+
+    cases: dict[str, Callable[[Stand], Awaitable[None]]] = {
+        "source held": lambda on: test_nothing_happens_while_a_controller_holds_the_lock_of_one_host(
+            "source", on.pair, on.agents
+        ),
+        "destination held": lambda on: test_nothing_happens_while_a_controller_holds_the_lock_of_one_host(
+            "destination", on.pair, on.agents
+        ),
+        "alone": lambda on: test_nothing_happens_without_the_other_agent_nor_without_the_broker(
+            on.pair, on.agents, on.broker
+        ),
+        "void": lambda on: test_a_mandate_of_an_older_epoch_is_void(on.pair, on.agents),
+        "died": lambda on: test_an_agent_that_died_between_its_word_and_its_deed_goes_on(on.pair, on.agents),
+        "hostile": lambda on: test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
+            on.pair, on.agents, on.broker
+        ),
+        "late": lambda on: test_a_late_token_starts_nothing(on.pair, on.agents, on.broker),
+    }
+    await side_by_side({name: within(name, act) for name, act in cases.items()})
 
 
 async def test_two_agents_hand_a_guest_over_whose_controller_is_gone(
@@ -126,9 +189,11 @@ async def test_two_agents_hand_a_guest_over_whose_controller_is_gone(
         await handed_over(pair)
         with capsys.disabled():
             print(f"\n  runs again {time.monotonic() - gone:.2f} s after the last sign of life (limit {LIMIT_S:g} s)")
-        await until(lambda: "handover-done" in agents.text("a"), "the source's agent is told")
+        await until(lambda: "handover-done" in agents.text("a"), "the source's agent is told", timeout=LATE_S)
+        await until(lambda: any(token.step == "runs" for token in heard), "all is heard", timeout=LATE_S)
         listening.cancel()
-    assert [token.step for token in heard if token.step != "offer"] == ["ready", "run", "runs"]
+    # On a busy machine an offer may have had its time before the answer came; the next one goes the same way.
+    assert list(dict.fromkeys(token.step for token in heard)) == ["offer", "ready", "run", "runs"]
     assert pair.record(pair.source_dir) == "ended"
     assert not (pair.source_dir / ".handover" / "web1.mandate").exists()  # the secret with it
     for run_dir in (pair.source_dir, pair.destination_dir):
@@ -147,6 +212,7 @@ async def _hear(messages: object, heard: list[HostToken]) -> None:
             heard.append(received.message)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("side", ["source", "destination"])
 async def test_nothing_happens_while_a_controller_holds_the_lock_of_one_host(
     side: str, pair: HandingPair, agents: Agents
@@ -154,12 +220,15 @@ async def test_nothing_happens_while_a_controller_holds_the_lock_of_one_host(
     lock = HeldLock(pair.source_dir if side == "source" else pair.destination_dir)
     await agents.start("a")
     await agents.start("b")
-    await stands_still(pair)
+    held = "a" if side == "source" else "b"
+    await until(lambda: "handover-waits" in agents.text(held), "the agent finds the lock held", timeout=LATE_S)
+    await stands_still(pair, seconds=2.0)
     assert pair.record(pair.source_dir) == pair.record(pair.destination_dir) == ""
     lock.release()
     await handed_over(pair)
 
 
+@pytest.mark.full
 async def test_nothing_happens_without_the_other_agent_nor_without_the_broker(
     pair: HandingPair, agents: Agents, broker: Mosquitto
 ) -> None:
@@ -169,24 +238,26 @@ async def test_nothing_happens_without_the_other_agent_nor_without_the_broker(
     await agents.start("b")
     await stands_still(pair, seconds=2.0)
     await broker.start()
-    await handed_over(pair, timeout=40)
+    await handed_over(pair)
 
 
+@pytest.mark.full
 async def test_a_mandate_of_an_older_epoch_is_void(pair: HandingPair, agents: Agents) -> None:
     (pair.source_dir / ".locks" / "web1.epoch").write_text(f"{EPOCH + 1}\n{EPOCH + 1} recovery\n")
     await agents.start("a")
     await agents.start("b")
-    await until(lambda: "mandate-void" in agents.text("a"), "the mandate is found void", timeout=20)
+    await until(lambda: "mandate-void" in agents.text("a"), "the mandate is found void", timeout=LATE_S)
     await stands_still(pair, seconds=2.0)
 
 
+@pytest.mark.full
 async def test_an_agent_that_died_between_its_word_and_its_deed_goes_on(pair: HandingPair, agents: Agents) -> None:
     mark = "0f" * 16
     (pair.source_dir / ".locks" / "web1.epoch").write_text(f"{EPOCH + 1}\n{EPOCH} migration {MIGRATION}\n{mark}\n")
     words = {"migration": MIGRATION, "state": "released", "mark": mark}
     (pair.source_dir / ".handover" / "web1.record").write_text(json.dumps(words))
     await agents.start("a")
-    await until(lambda: pair.record(pair.source_dir) == "ended", "the source is ended", timeout=20)
+    await until(lambda: pair.record(pair.source_dir) == "ended", "the source is ended", timeout=LATE_S)
     assert pair.source_gone()
     await agents.kill("a")
     await agents.start("b")
@@ -201,9 +272,10 @@ async def told(say: Callable[[], None], agents: Agents, reason: str) -> None:
         say()
         return reason in agents.text("b")
 
-    await until(heard, "the agent listens", timeout=20)
+    await until(heard, "the agent listens", timeout=LATE_S)
 
 
+@pytest.mark.full
 async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
     pair: HandingPair, agents: Agents, broker: Mosquitto
 ) -> None:
@@ -228,7 +300,7 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
         await stands_still(pair, seconds=1.5)
         assert answers == []
         say(pair.token("offer", offer))
-        await until(lambda: len(answers) == 1, "it is ready", timeout=20)
+        await until(lambda: len(answers) == 1, "it is ready", timeout=LATE_S)
         first = answers[0]
         assert (first.step, first.offer, first.verified(pair.secret)) == ("ready", offer, True)
         say(pair.token("run", offer, other))  # not what it made up
@@ -236,13 +308,11 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
         say(good)
         await stands_still(pair, seconds=1.0)
         say(pair.token("offer", other))  # a new try: what belonged to the old one is worth nothing
-        await until(lambda: len(answers) == 2, "it is ready again", timeout=20)
+        await until(lambda: len(answers) == 2, "it is ready again", timeout=LATE_S)
         say(pair.token("run", offer, first.ready))
         await stands_still(pair, seconds=1.0)
-        run = pair.token("run", other, answers[1].ready)
-        say(run)
-        await until(pair.runs_at_destination, "the guest runs")
-        await until(lambda: pair.record(pair.destination_dir) == "ran", "it is written down")
+        run = await _started(pair, say, answers)
+        await until(lambda: pair.record(pair.destination_dir) == "ran", "it is written down", timeout=LATE_S)
         await pair.destination.execute("stop")
         say(run)  # once is once
         await asyncio.sleep(1.5)
@@ -253,17 +323,32 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
         assert text.count(reason) == 1, reason
 
 
-async def test_a_late_token_starts_nothing(
-    pair: HandingPair, agents: Agents, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def _started(pair: HandingPair, say: Callable[[HostToken], None], answers: list[HostToken]) -> HostToken:
+    """Start the guest with a token; return that. An offer is good for seconds: a busy machine may need a second one."""
+    end = time.monotonic() + LATE_S
+    while time.monotonic() < end:
+        offer, before = secrets.token_hex(16), len(answers)
+        say(pair.token("offer", offer))
+        await until(lambda before=before: len(answers) > before, "it is ready once more", timeout=LATE_S)  # type: ignore[misc]
+        run = pair.token("run", offer, answers[-1].ready)
+        say(run)
+        for _ in range(20):
+            if await pair.runs_at_destination():
+                return run
+            await asyncio.sleep(0.1)
+    raise AssertionError("the guest does not run")
+
+
+@pytest.mark.full
+async def test_a_late_token_starts_nothing(pair: HandingPair, agents: Agents, broker: Mosquitto) -> None:
     await agents.start("b")
     answers: list[HostToken] = []
     async with bus(broker) as client, client.subscribe(TOPICS.host_token("b", MIGRATION)) as messages:
         listening = asyncio.create_task(_hear(messages, answers))
         client.publish_event(TOPICS.host_token("a", MIGRATION), pair.token("offer", "0a" * 16))
-        await until(lambda: len(answers) == 1, "it is ready", timeout=20)
+        await until(lambda: len(answers) == 1, "it is ready", timeout=LATE_S)
         lock = pair.destination_dir / ".locks" / "web1.lock"
-        await until(lambda: not lock.exists(), "the lock is given back", timeout=20)
+        await until(lambda: not lock.exists(), "the lock is given back", timeout=LATE_S)
         client.publish_event(TOPICS.host_token("a", MIGRATION), pair.token("run", "0a" * 16, answers[0].ready))
         await stands_still(pair, seconds=1.5)
         listening.cancel()

@@ -44,7 +44,7 @@ class HandingPair(HeldPair):
         await self.start()
         await self.monitor.execute("migrate-continue", {"state": "pre-switchover"})
         await self.until_status("completed")
-        await until(self._loaded, "the destination has loaded", timeout=20)
+        await until(self._loaded, "the destination has loaded", timeout=60)
         for role, run_dir in (("source", self.source_dir), ("destination", self.destination_dir)):
             (run_dir / ".locks").mkdir(exist_ok=True)
             (run_dir / ".locks" / "web1.epoch").write_text(f"{EPOCH}\n{EPOCH} migration {MIGRATION}\n")
