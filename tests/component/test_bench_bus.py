@@ -41,6 +41,7 @@ def test_few_agents_lose_nothing_and_everything_is_measured(tmp_path: Path) -> N
     assert "| guest states lost | 0 of 90 |" in ran.stdout
 
 
+@pytest.mark.full
 def test_an_agent_of_many_guests_stays_small(tmp_path: Path) -> None:
     """Its memory, and how much it does while nothing happens: loosely, since machines differ."""
     from bench.bus.real_agent import measure

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 TOPICS = Topics()
-LOST_S = 1.0
+EMPTY_S = 0.1
+"""How long a queue is read that is full already."""
 
 
 def broker_command(*words: str) -> dict[str, object]:
@@ -99,10 +100,15 @@ async def test_each_identity_may_what_it_must_and_nothing_else(secured: Secured,
 
 
 async def heard(connection: Connection, pattern: str) -> list[str]:
+    """Return the topics of what is retained for this one.
+
+    Mosquitto sends it before it answers the next subscription: once that is answered all is there, and nothing else comes.
+    """
     await connection.subscribe([(pattern, 1)])
+    await connection.subscribe([("nothing/of/this/name", 1)])
     topics: list[str] = []
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LOST_S):
+        async with asyncio.timeout(EMPTY_S):
             async for message in connection.messages:
                 topics.append(str(message.topic))
     return topics
@@ -176,12 +182,10 @@ async def test_a_name_with_a_wildcard_or_a_level_is_never_issued_and_can_do_noth
                 for host in ("a", "b"):
                     await connection.publish(f"qmp-migrate/v1/host/{host}/status", b"x", qos=1, retain=True)
                     await connection.publish(f"qmp-migrate/v1/host/{host}/vm/web1", b"x", qos=1, retain=True)
-        written: list[str] = []
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOST_S):
-                async for message in controller.messages:
-                    written.append(str(message.topic))
-        assert written == []
+        async with secured.as_("a") as later:  # what was written before this comes before this
+            await later.publish("qmp-migrate/v1/host/a/load", b"x", qos=1)
+        async with asyncio.timeout(30):
+            assert str((await anext(aiter(controller.messages))).topic) == "qmp-migrate/v1/host/a/load"
 
 
 async def test_another_authority_no_certificate_plaintext_and_the_revoked_are_kept_out(

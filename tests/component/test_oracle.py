@@ -84,7 +84,7 @@ async def running(directory: Path, image: GuestImage, append: str, *arguments: s
         undo.push_async_callback(process.wait)
         undo.callback(lambda: process.kill() if process.returncode is None else None)
         # The monitor is the last to open.
-        await eventually(lambda: (directory / "qmp").exists() or process.returncode is not None, lambda: "QEMU")
+        await eventually(lambda: listens(directory / "qmp") or process.returncode is not None, lambda: "QEMU")
         reader, serial = await asyncio.open_unix_connection(str(directory / "serial"))
         drained = asyncio.create_task(reader.read())
         undo.push_async_callback(asyncio.wait, [drained])
@@ -92,6 +92,15 @@ async def running(directory: Path, image: GuestImage, append: str, *arguments: s
         await qmp.connect(str(directory / "qmp"))
         undo.push_async_callback(hang_up, qmp)
         yield Guest(directory, process, serial, qmp)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens there: the file of a socket is made a moment earlier."""
+    return any(line.split()[-1] == str(path) and line.split()[3] == "00010000" for line in _unix_sockets())
+
+
+def _unix_sockets() -> list[str]:
+    return Path("/proc/net/unix").read_text().splitlines()[1:]
 
 
 async def hang_up(qmp: QMPClient) -> None:
