@@ -24,8 +24,12 @@ from qmp_migrate.bus.follow import Followed, follow
 from qmp_migrate.bus.messages import HostEvent, HostInfo, HostLoad, HostStatus, HostVm
 from qmp_migrate.bus.session import boot_id
 from qmp_migrate.bus.topics import Topics
-from tests.support.brokers import AnyBroker, Embedded, Mosquitto, free_port, until
+from tests.support.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 
+SOON_S = 5.0
+"""Within a second, on a machine that is not five times too slow."""
+ENDED_S = 4.5
+"""How long an agent may take to end: less than anything lasts that it could wait for (a QEMU that does not answer, 5 s)."""
 TOPICS = Topics()
 STATUS, INFO, LOAD = TOPICS.host_status("a"), TOPICS.host_info("a"), TOPICS.host_load("a")
 
@@ -101,7 +105,7 @@ class Agent:
             self.process = await asyncio.create_subprocess_exec(
                 *self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        await until(lambda: self._ready.exists() or self.ended, "the agent is ready", timeout=20)
+        await until(lambda: self._ready.exists() or self.ended, "the agent is ready")
         assert not self.ended, self.text
         return self
 
@@ -117,7 +121,7 @@ class Agent:
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 10)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_S)
 
 
 @contextlib.asynccontextmanager
@@ -188,11 +192,11 @@ async def test_a_host_and_its_guests_are_seen(broker: AnyBroker, qemus: Qemus, t
         began = time.monotonic()
         process = qemus.start("web2")
         await until(lambda: bool(observer.vm("web2")), "the guest that came")
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON_S
         began = time.monotonic()
         process.kill()
         await until(lambda: observer.vm("web2") is None, "the guest that went")
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON_S
         await until(lambda: observer.events("web2")[-1:] == ["guest-gone"], "is told")
         assert observer.vm("web1") is not None
 
@@ -298,7 +302,7 @@ async def test_a_second_agent_of_the_same_guests_is_refused(mosquitto: Mosquitto
     qemus.run_dir.mkdir(exist_ok=True)
     async with running(tmp_path, mosquitto) as agent:
         second = await asyncio.create_subprocess_exec(*agent.argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        _, err = await asyncio.wait_for(second.communicate(), 20)
+        _, err = await asyncio.wait_for(second.communicate(), PATIENCE_S)
         assert second.returncode == 75
         assert b"another agent serves" in err
         assert b"hint:" in err
@@ -312,7 +316,7 @@ async def test_without_a_broker_the_agent_serves_and_stops_all_the_same(qemus: Q
     await until(lambda: "guest-appeared" in agent.text, "it sees the guest")
     began = time.monotonic()
     assert await agent.end() == 0
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < ENDED_S
     assert agent.text.count("broker-unreachable") == 1
     assert "Traceback" not in agent.text
 
@@ -325,14 +329,14 @@ async def test_a_frozen_qemu_is_waited_for_and_holds_up_nobody(
     async with running(tmp_path, mosquitto) as agent, Observer(mosquitto) as observer:
         qemus.start("web1")
         await until(lambda: bool(observer.vm("web1")), "the other one is seen")
-        await until(lambda: bool(observer.vm("frozen")), "the frozen one too", timeout=15)
+        await until(lambda: bool(observer.vm("frozen")), "the frozen one too")
         state = observer.vm("frozen")
         assert (state.monitor, state.runstate) == ("waiting", "unknown")
         frozen.send_signal(signal.SIGCONT)
-        await until(lambda: observer.vm("frozen").monitor == "connected", "it thaws", timeout=15)
+        await until(lambda: observer.vm("frozen").monitor == "connected", "it thaws")
         began = time.monotonic()
         assert await agent.end() == 0
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < ENDED_S
 
 
 @pytest.mark.parametrize(
@@ -353,7 +357,7 @@ async def test_bad_options_end_with_the_documented_code(
     agent = Agent(tmp_path, f"mqtt://127.0.0.1:{free_port()}", **options)
     with agent.log.open("wb") as log:
         process = await asyncio.create_subprocess_exec(*agent.argv, stdout=log, stderr=log)
-    assert await asyncio.wait_for(process.wait(), 20) == status, agent.text
+    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == status, agent.text
     assert words in agent.text
     assert "hint: " in agent.text
     assert "Traceback" not in agent.text

@@ -23,7 +23,7 @@ from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.connection import Connection
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.cli.main import app
-from tests.support.brokers import START_S, find_mosquitto, free_port, listens, until
+from tests.support.brokers import PATIENCE_S, START_S, find_mosquitto, free_port, listens, until
 
 pytestmark = pytest.mark.skipif(
     find_mosquitto() is None, reason="mosquitto is not installed: apt-get install mosquitto"
@@ -157,7 +157,7 @@ async def test_a_bridge_tells_home_assistant_and_nobody_else_does(secured: Secur
             assert await heard(other, "homeassistant/#") == []
     async with secured.as_("bridge@ha") as bridge:
         await bridge.subscribe([("#", 1)])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             topics = {}
             async for message in bridge.messages:
                 topics[str(message.topic)] = message.payload
@@ -184,7 +184,7 @@ async def test_a_name_with_a_wildcard_or_a_level_is_never_issued_and_can_do_noth
                     await connection.publish(f"qmp-migrate/v1/host/{host}/vm/web1", b"x", qos=1, retain=True)
         async with secured.as_("a") as later:  # what was written before this comes before this
             await later.publish("qmp-migrate/v1/host/a/load", b"x", qos=1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             assert str((await anext(aiter(controller.messages))).topic) == "qmp-migrate/v1/host/a/load"
 
 
@@ -246,7 +246,7 @@ async def test_a_real_agent_and_a_real_follower_use_their_identities(secured: Se
             key_file=identities / "subscriber@dash.key",
         )
         async with BusClient(address, TOPICS, role="test") as client, client.subscribe(TOPICS.all_hosts()) as messages:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 async for received in messages:
                     if received.topic.endswith("host/a/load"):
                         break

@@ -21,7 +21,7 @@ from qmp_migrate.bus.reporter import MqttReporter, controller_client
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import BusError
 from qmp_migrate.migration.reporter import MigrationView
-from tests.support.brokers import AnyBroker, Embedded, Mosquitto, free_port, until
+from tests.support.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 from tests.support.messages import event, presence_of_a, vm
 
 TOPICS = Topics()
@@ -147,7 +147,7 @@ async def test_a_dead_broker_is_said_once_and_never_holds_up_a_publisher() -> No
             await publisher.wait_connected(0.1)
         began = time.perf_counter()
         await publisher.close(flush_timeout=5.0)
-        assert time.perf_counter() - began < 1.0, "there is nothing to wait for"
+        assert time.perf_counter() - began < 4.0, "there is nothing to wait for"
     assert [entry["event"] for entry in logs if entry["log_level"] != "debug"] == ["broker-unreachable"]
 
 
@@ -220,11 +220,11 @@ async def test_a_subscription_that_is_refused_is_an_error_for_its_reader_only() 
         for pattern, reason in ((TOPICS.all_migrations(), "refuses"), ("a/#/b", "cannot subscribe")):
             async with reader.subscribe(pattern) as refused:
                 with pytest.raises(BusError, match=reason):
-                    await asyncio.wait_for(anext(refused), 10)
+                    await asyncio.wait_for(anext(refused), PATIENCE_S)
         async with reader.subscribe(TOPICS.all_hosts()) as allowed:
-            await asyncio.wait_for(allowed.established.wait(), 10)
+            await asyncio.wait_for(allowed.established.wait(), PATIENCE_S)
             reader.publish_state(TOPICS.host_vm("a", "web1"), vm("web1"))
-            received = await asyncio.wait_for(anext(allowed), 10)
+            received = await asyncio.wait_for(anext(allowed), PATIENCE_S)
             assert isinstance(received.message, HostVm)
 
 
@@ -237,7 +237,7 @@ async def test_a_frozen_broker_is_noticed_and_its_return_too(
         await publisher.wait_connected()
         mosquitto.freeze()
         publisher.publish_state(TOPICS.host_vm("a", "web1"), vm("web1"))
-        await until(lambda: not publisher.connected, "the silence is noticed", timeout=15)
+        await until(lambda: not publisher.connected, "the silence is noticed")
         mosquitto.thaw()
         await publisher.wait_connected()
         await until(lambda: not len(publisher._outbox), "the state got through after all")
@@ -251,7 +251,7 @@ async def test_a_frozen_broker_does_not_hold_up_the_end_and_says_lost_for_us(mos
     mosquitto.freeze()
     began = time.monotonic()
     await publisher.close(flush_timeout=0.2)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 8.0  # and not the ten seconds of a keepalive
     mosquitto.thaw()
     async with Follower(mosquitto) as late:
         # The farewell is in the frozen broker's socket, so either word may be the last one; never `ready`.

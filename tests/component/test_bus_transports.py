@@ -23,7 +23,7 @@ from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.messages import HostVm
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import BusError
-from tests.support.brokers import Mosquitto, free_port, until
+from tests.support.brokers import PATIENCE_S, Mosquitto, free_port, until
 from tests.support.messages import vm
 
 TOPICS = Topics()
@@ -47,18 +47,18 @@ async def main():
     await asyncio.sleep(0.3)
     for client in clients:
         await client.close(flush_timeout=0.5)
-    print(time.monotonic() - began)
+    print(time.monotonic() - began, time.monotonic())
 asyncio.run(main())
 """
-    began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", "-c", program, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 0, err.decode()
     assert err.decode() == ""
-    assert float(out) < 3.0
-    assert time.monotonic() - began < 5.0
+    closing, at = map(float, out.split())
+    assert closing < 5.0  # and not the ten seconds that a try to connect may take
+    assert time.monotonic() - at < 5.0
     silent.close()
 
 
@@ -117,14 +117,14 @@ async def test_the_embedded_broker_as_a_process_of_its_own(tmp_path: Path) -> No
         stderr=subprocess.PIPE,
     )
     try:
-        await until(ready.exists, "the broker is ready", timeout=20)
+        await until(ready.exists, "the broker is ready")
         told = json.loads(ready.read_text())
         assert told["pid"] == process.pid
         assert await process.stdout.readline() == f"ready {told['url']}\n".encode()  # type: ignore[union-attr]
         async with BusClient(BrokerAddress.parse(told["url"]), TOPICS, role="test") as visitor:
             await visitor.wait_connected()
             os.kill(process.pid, signal.SIGTERM)  # with a client connected
-            out, err = await asyncio.wait_for(process.communicate(), 20)
+            out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert (process.returncode, out, err) == (0, b"", b"")
     finally:
         if process.returncode is None:
@@ -158,5 +158,5 @@ async def test_websockets() -> None:
         ):
             publisher.publish_state(TOPICS.host_vm("a", "web1"), vm("web1"))
             async with reader.subscribe(TOPICS.all_hosts()) as messages:
-                received = await asyncio.wait_for(anext(messages), 10)
+                received = await asyncio.wait_for(anext(messages), PATIENCE_S)
                 assert isinstance(received.message, HostVm)

@@ -21,6 +21,7 @@ from qmp_migrate.hosts.fenced import FencedHost
 from qmp_migrate.migration import locks
 from qmp_migrate.migration.side import Side
 from qmp_migrate.settings import HostSettings
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, running_sshd
 
 # One controller: on "take" it tries to take the guest, and says "won EPOCH" or "busy MESSAGE".
@@ -184,7 +185,7 @@ async def test_of_several_controllers_at_once_exactly_one_wins(places: tuple[Pla
 
 async def said(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    return (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
+    return (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode().strip()
 
 
 async def asked(process: asyncio.subprocess.Process, word: str) -> str:

@@ -20,7 +20,7 @@ from qmp_migrate.bus.address import BrokerAddress
 from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.messages import HostToken
 from qmp_migrate.bus.topics import Topics
-from tests.support.brokers import Mosquitto, until
+from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.handing_pair import EPOCH, MIGRATION, HandingPair, HeldLock
 from tests.support.held_pair import binaries
 from tests.support.side_by_side import side_by_side
@@ -28,8 +28,6 @@ from tests.support.side_by_side import side_by_side
 LIMIT_S = 2.0
 NEVER_S = LIMIT_S + 3.0
 """How long it is watched that nothing is done: longer than all would take."""
-LATE_S = 60.0
-"""How late a busy machine may be with what must come."""
 TOPICS = Topics()
 
 pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
@@ -50,7 +48,7 @@ class Agents:
             self._running[name] = await asyncio.create_subprocess_exec(
                 *argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        await until(lambda: "agent-ready" in self.text(name), "the agent serves", timeout=LATE_S)
+        await until(lambda: "agent-ready" in self.text(name), "the agent serves")
 
     def text(self, name: str) -> str:
         return (self._base / f"{name}.log").read_text()
@@ -134,7 +132,7 @@ async def stands_still(pair: HandingPair, *, seconds: float = NEVER_S) -> None:
         await asyncio.sleep(0.2)
 
 
-async def handed_over(pair: HandingPair, *, timeout: float = LATE_S) -> None:
+async def handed_over(pair: HandingPair, *, timeout: float = PATIENCE_S) -> None:
     async def so() -> bool:
         runs = await pair.runs_at_destination()
         assert pair.source_gone() or not runs, "two copies run"
@@ -142,7 +140,7 @@ async def handed_over(pair: HandingPair, *, timeout: float = LATE_S) -> None:
 
     await until(so, "the guest runs at the destination", timeout=timeout)
     assert pair.source_gone()
-    await until(lambda: pair.record(pair.destination_dir) == "ran", "the agent has seen it run", timeout=LATE_S)
+    await until(lambda: pair.record(pair.destination_dir) == "ran", "the agent has seen it run")
 
 
 @pytest.mark.timeout(300)
@@ -189,8 +187,8 @@ async def test_two_agents_hand_a_guest_over_whose_controller_is_gone(
         await handed_over(pair)
         with capsys.disabled():
             print(f"\n  runs again {time.monotonic() - gone:.2f} s after the last sign of life (limit {LIMIT_S:g} s)")
-        await until(lambda: "handover-done" in agents.text("a"), "the source's agent is told", timeout=LATE_S)
-        await until(lambda: any(token.step == "runs" for token in heard), "all is heard", timeout=LATE_S)
+        await until(lambda: "handover-done" in agents.text("a"), "the source's agent is told")
+        await until(lambda: any(token.step == "runs" for token in heard), "all is heard")
         listening.cancel()
     # On a busy machine an offer may have had its time before the answer came; the next one goes the same way.
     assert list(dict.fromkeys(token.step for token in heard)) == ["offer", "ready", "run", "runs"]
@@ -221,7 +219,7 @@ async def test_nothing_happens_while_a_controller_holds_the_lock_of_one_host(
     await agents.start("a")
     await agents.start("b")
     held = "a" if side == "source" else "b"
-    await until(lambda: "handover-waits" in agents.text(held), "the agent finds the lock held", timeout=LATE_S)
+    await until(lambda: "handover-waits" in agents.text(held), "the agent finds the lock held")
     await stands_still(pair, seconds=2.0)
     assert pair.record(pair.source_dir) == pair.record(pair.destination_dir) == ""
     lock.release()
@@ -246,7 +244,7 @@ async def test_a_mandate_of_an_older_epoch_is_void(pair: HandingPair, agents: Ag
     (pair.source_dir / ".locks" / "web1.epoch").write_text(f"{EPOCH + 1}\n{EPOCH + 1} recovery\n")
     await agents.start("a")
     await agents.start("b")
-    await until(lambda: "mandate-void" in agents.text("a"), "the mandate is found void", timeout=LATE_S)
+    await until(lambda: "mandate-void" in agents.text("a"), "the mandate is found void")
     await stands_still(pair, seconds=2.0)
 
 
@@ -257,7 +255,7 @@ async def test_an_agent_that_died_between_its_word_and_its_deed_goes_on(pair: Ha
     words = {"migration": MIGRATION, "state": "released", "mark": mark}
     (pair.source_dir / ".handover" / "web1.record").write_text(json.dumps(words))
     await agents.start("a")
-    await until(lambda: pair.record(pair.source_dir) == "ended", "the source is ended", timeout=LATE_S)
+    await until(lambda: pair.record(pair.source_dir) == "ended", "the source is ended")
     assert pair.source_gone()
     await agents.kill("a")
     await agents.start("b")
@@ -272,7 +270,7 @@ async def told(say: Callable[[], None], agents: Agents, reason: str) -> None:
         say()
         return reason in agents.text("b")
 
-    await until(heard, "the agent listens", timeout=LATE_S)
+    await until(heard, "the agent listens")
 
 
 @pytest.mark.full
@@ -300,7 +298,7 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
         await stands_still(pair, seconds=1.5)
         assert answers == []
         say(pair.token("offer", offer))
-        await until(lambda: len(answers) == 1, "it is ready", timeout=LATE_S)
+        await until(lambda: len(answers) == 1, "it is ready")
         first = answers[0]
         assert (first.step, first.offer, first.verified(pair.secret)) == ("ready", offer, True)
         say(pair.token("run", offer, other))  # not what it made up
@@ -308,11 +306,11 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
         say(good)
         await stands_still(pair, seconds=1.0)
         say(pair.token("offer", other))  # a new try: what belonged to the old one is worth nothing
-        await until(lambda: len(answers) == 2, "it is ready again", timeout=LATE_S)
+        await until(lambda: len(answers) == 2, "it is ready again")
         say(pair.token("run", offer, first.ready))
         await stands_still(pair, seconds=1.0)
         run = await _started(pair, say, answers)
-        await until(lambda: pair.record(pair.destination_dir) == "ran", "it is written down", timeout=LATE_S)
+        await until(lambda: pair.record(pair.destination_dir) == "ran", "it is written down")
         await pair.destination.execute("stop")
         say(run)  # once is once
         await asyncio.sleep(1.5)
@@ -325,11 +323,11 @@ async def test_only_a_fresh_signed_token_of_this_migration_starts_a_guest(
 
 async def _started(pair: HandingPair, say: Callable[[HostToken], None], answers: list[HostToken]) -> HostToken:
     """Start the guest with a token; return that. An offer is good for seconds: a busy machine may need a second one."""
-    end = time.monotonic() + LATE_S
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         offer, before = secrets.token_hex(16), len(answers)
         say(pair.token("offer", offer))
-        await until(lambda before=before: len(answers) > before, "it is ready once more", timeout=LATE_S)  # type: ignore[misc]
+        await until(lambda before=before: len(answers) > before, "it is ready once more")  # type: ignore[misc]
         run = pair.token("run", offer, answers[-1].ready)
         say(run)
         for _ in range(20):
@@ -346,9 +344,9 @@ async def test_a_late_token_starts_nothing(pair: HandingPair, agents: Agents, br
     async with bus(broker) as client, client.subscribe(TOPICS.host_token("b", MIGRATION)) as messages:
         listening = asyncio.create_task(_hear(messages, answers))
         client.publish_event(TOPICS.host_token("a", MIGRATION), pair.token("offer", "0a" * 16))
-        await until(lambda: len(answers) == 1, "it is ready", timeout=LATE_S)
+        await until(lambda: len(answers) == 1, "it is ready")
         lock = pair.destination_dir / ".locks" / "web1.lock"
-        await until(lambda: not lock.exists(), "the lock is given back", timeout=LATE_S)
+        await until(lambda: not lock.exists(), "the lock is given back")
         client.publish_event(TOPICS.host_token("a", MIGRATION), pair.token("run", "0a" * 16, answers[0].ready))
         await stands_still(pair, seconds=1.5)
         listening.cancel()

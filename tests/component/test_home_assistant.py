@@ -103,33 +103,31 @@ async def test_hosts_and_guests_are_announced_followed_and_taken_away(
     agent: BusClient, seen: Seen, config: Path
 ) -> None:
     with running(config) as process:
-        await until(
-            lambda: seen.document(WEB1) is not None and HOST in seen.topics, "the guest is announced", timeout=20
-        )
+        await until(lambda: seen.document(WEB1) is not None and HOST in seen.topics, "the guest is announced")
         assert seen.topics[f"{NODE}/status"] == "online"
         assert seen.document(WEB1)["host"] == "a"
         configs = [topic for topic in seen.topics if topic.endswith("/config")]
         assert len(configs) == 12
         agent.publish_state(TOPICS.host_vm("b", "web1"), vm("web1", host="b", runstate="running", role="idle"))
         agent.clear_state(TOPICS.host_vm("a", "web1"))
-        await until(lambda: seen.document(WEB1)["host"] == "b", "it is followed", timeout=10)
+        await until(lambda: seen.document(WEB1)["host"] == "b", "it is followed")
         process.kill()
-        await until(lambda: seen.topics[f"{NODE}/status"] == "offline", "its last will", timeout=10)
+        await until(lambda: seen.topics[f"{NODE}/status"] == "offline", "its last will")
     assert seen.document(WEB1)["host"] == "b", "what it said is kept, and marked as old"
 
     with running(config) as process:
-        await until(lambda: seen.topics[f"{NODE}/status"] == "online", "it is there again", timeout=20)
+        await until(lambda: seen.topics[f"{NODE}/status"] == "online", "it is there again")
         process.send_signal(signal.SIGTERM)
         _, err = await asyncio.to_thread(process.communicate, timeout=20)
         assert (process.returncode, "Traceback" in err) == (0, False), err
-        await until(lambda: seen.topics[f"{NODE}/status"] == "offline", "it says that it ends", timeout=5)
+        await until(lambda: seen.topics[f"{NODE}/status"] == "offline", "it says that it ends")
 
     done = await asyncio.to_thread(
         subprocess.run, command(config, "--remove"), capture_output=True, text=True, timeout=30
     )
     assert done.returncode == 0, done.stderr
     assert "13 topics cleared" in done.stderr
-    await until(lambda: not any(seen.topics.values()), "nothing is left", timeout=5)
+    await until(lambda: not any(seen.topics.values()), "nothing is left")
 
 
 async def test_a_dry_run_shows_all_of_it_and_publishes_nothing(agent: BusClient, seen: Seen, config: Path) -> None:
@@ -160,7 +158,7 @@ async def test_what_an_earlier_run_left_is_taken_away(agent: BusClient, seen: Se
     await until(lambda: len(seen.topics) == 3, "they are there")
     async with BusClient(BrokerAddress.parse(broker.url), TOPICS, role="hass") as client:
         task = asyncio.create_task(Announcer(HomeAssistant(TOPICS), leftovers_s=2.0).run(client))
-        await until(lambda: seen.topics[old] == seen.topics[f"{NODE}/vm/old"] == "", "they are gone", timeout=10)
+        await until(lambda: seen.topics[old] == seen.topics[f"{NODE}/vm/old"] == "", "they are gone")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert seen.topics[other] == "{}"

@@ -17,6 +17,7 @@ import pytest
 
 from qmp_migrate.errors import FileFailed, LockBusy, TransportError
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, lock, make_host, ssh
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, running_sshd, until
 
 CONTROLLER = """
@@ -153,7 +154,7 @@ async def test_cancelling_gives_the_lock_back_and_keeps_the_others(hosts: tuple[
         taking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await taking
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 other = await hosts[1].hold_lock(str(path), owner="me")
@@ -171,8 +172,8 @@ async def test_closing_while_locks_are_taken(hosts: tuple[Host, Host], directory
     taking = [asyncio.create_task(host.hold_lock(path, owner="me")) for path in paths]
     await asyncio.sleep(delay)
     taking[0].cancel()
-    await asyncio.wait_for(host.close(), 5)
-    results = await asyncio.wait_for(asyncio.gather(*taking, return_exceptions=True), 5)
+    await asyncio.wait_for(host.close(), PATIENCE_S)
+    results = await asyncio.wait_for(asyncio.gather(*taking, return_exceptions=True), PATIENCE_S)
     for one in results:
         assert isinstance(one, (HeldLock, TransportError, asyncio.CancelledError))
         assert not isinstance(one, HeldLock) or one.lost.is_set()
@@ -234,7 +235,7 @@ async def test_a_killed_controller_frees_its_locks(transport: str, sshd: Sshd, d
     controller = await asyncio.create_subprocess_exec(sys.executable, "-c", CONTROLLER, *argv, stdout=subprocess.PIPE)
     try:
         assert controller.stdout is not None
-        assert await asyncio.wait_for(controller.stdout.readline(), 10) == b"held\n"
+        assert await asyncio.wait_for(controller.stdout.readline(), PATIENCE_S) == b"held\n"
         me = make_host(HostAddress("l", local=True))
         with pytest.raises(LockBusy, match="the other controller"):
             await me.hold_lock(str(path), owner="me")
@@ -254,7 +255,7 @@ async def test_a_killed_sshd_session_frees_its_locks_and_they_are_lost(sshd: Ssh
     held = await host.hold_lock(str(path), owner="me")
     assert holders(path)
     sshd.signal_sessions(signal.SIGKILL)
-    await asyncio.wait_for(held.lost.wait(), 5)
+    await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
     await until(lambda: not holders(path), "the end of the lock")
     await host.close()
 
@@ -269,7 +270,7 @@ async def test_a_killed_holder_frees_its_locks_and_they_are_lost(
     holder = psutil.Process(int(path.read_text().split()[-2]))
     assert holder.children()
     holder.kill()
-    await asyncio.wait_for(held.lost.wait(), 5)
+    await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
     await until(lambda: not holders(path), "the end of the lock")
     again = await hosts[0].hold_lock(str(path), owner="me again")  # a new holder is started
     await again.release()
@@ -283,8 +284,8 @@ async def test_a_holder_that_hears_nothing_ends(sshd: Sshd, directory: Path, mon
     host = SshHost(sshd.address)
     await host.connect()
     held = await host.hold_lock(str(path), owner="me")
-    await until(lambda: not holders(path), "the end of the lock", timeout=5)
-    await asyncio.wait_for(held.lost.wait(), 5)
+    await until(lambda: not holders(path), "the end of the lock")
+    await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
     await host.close()
 
 

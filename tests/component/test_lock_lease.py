@@ -19,6 +19,7 @@ import pytest
 from qmp_migrate.errors import LockBusy
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, local, lock, make_host, ssh
 from qmp_migrate.hosts.lock import end_holder
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, until
 
 # Holds a lock and a socket with a short lease; says when the lock is lost, and how its next call ends.
@@ -121,12 +122,12 @@ async def controller(
 
 async def said(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    return (await asyncio.wait_for(process.stdout.readline(), 15)).decode().strip()
+    return (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode().strip()
 
 
 async def taken(host: Host, path: Path) -> HeldLock:
     """Take the lock as soon as it is free."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 return await host.hold_lock(str(path), owner="me")
@@ -274,13 +275,13 @@ async def test_our_own_holder_of_before_gives_way_with_its_connection(
     assert await end_holder(now, str(path), "me, since 12:00")
     assert monitor.ended
     assert not _is_locked(path)
-    await asyncio.wait_for(held.lost.wait(), 5)
+    await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
     again = await now.hold_lock(str(path), owner="me, since 12:00")
     sock.close()
     # On the connection that asks, only the holder ends.
     assert await end_holder(now, str(path), "me, since 12:00")
     assert not _is_locked(path)
-    await asyncio.wait_for(again.lost.wait(), 5)
+    await asyncio.wait_for(again.lost.wait(), PATIENCE_S)
     assert (await now.run(["echo", "here"])).text == "here"
     await asyncio.gather(before.close(), now.close())
 

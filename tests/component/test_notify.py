@@ -29,7 +29,7 @@ from qmp_migrate.fleet import delivering
 from qmp_migrate.fleet.delivering import Command, Webhook, deliver, read_secret, signature
 from qmp_migrate.fleet.notices import Notice
 from qmp_migrate.settings import load
-from tests.support.brokers import Mosquitto, until
+from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.messages import golden
 
 NOTICE = Notice("m-1.completed.3", "migration.completed", "web1", "b", "web1 a -> b", {"migration": "m-1"})
@@ -235,7 +235,7 @@ async def service(config: Path, out: Path, *words: str) -> AsyncIterator[asyncio
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
 
 
 async def test_the_service_tells_once_what_it_is_asked_for(broker: Mosquitto, server: Server, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_the_service_tells_once_what_it_is_asked_for(broker: Mosquitto, se
         before = state.model_copy(update={"id": "m-before", "outcome": "failed", "phase": "rolled-back", "rev": 9})
         client.publish_state(TOPICS.migration_state("m-before"), before)
         async with service(config, out):
-            await until(lambda: "telling 1 receivers" in out.read_text(), "it listens", timeout=20)
+            await until(lambda: "telling 1 receivers" in out.read_text(), "it listens")
             client.publish_state(TOPICS.host_status("a"), status)
             gone = {"pid": 1, "reason": "crashed"}
             crashed = event.model_copy(update={"type": "qmp-migrate.host.guest-gone", "data": gone, "seq": 1})
@@ -270,15 +270,15 @@ async def test_the_service_tells_once_what_it_is_asked_for(broker: Mosquitto, se
                 return "guest.crashed" in told()
 
             crashes: list[HostEvent] = []
-            await until(heard, "it has subscribed", timeout=20)
+            await until(heard, "it has subscribed")
             client.publish_state(TOPICS.host_status("a"), status.model_copy(update={"state": "lost"}))
             done = state.model_copy(update={"id": "m-1", "outcome": "completed", "phase": "done", "rev": 9})
             client.publish_state(TOPICS.migration_state("m-1"), done)
-            await until(lambda: {"host.lost", "migration.completed"} <= set(told()), "all are told", timeout=20)
+            await until(lambda: {"host.lost", "migration.completed"} <= set(told()), "all are told")
         meanwhile = state.model_copy(update={"id": "m-2", "outcome": "rolled_back", "phase": "rolled-back", "rev": 9})
         client.publish_state(TOPICS.migration_state("m-2"), meanwhile)
         async with service(config, out):
-            await until(lambda: "migration.rolled_back" in told(), "what ended meanwhile", timeout=20)
+            await until(lambda: "migration.rolled_back" in told(), "what ended meanwhile")
             await asyncio.sleep(0.5)
     assert set(told()) == {"guest.crashed", "host.lost", "migration.completed", "migration.rolled_back"}
     assert told().count("migration.completed") == told().count("host.lost") == 1

@@ -31,6 +31,7 @@ from qmp_migrate.hosts.process import (
     terminate,
     wait_gone,
 )
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import running_sshd, short_directory, until
 
 # Stands in for a QEMU: says something, makes its socket, then waits.
@@ -98,7 +99,7 @@ async def test_a_real_qemu_from_start_to_end(host: Host, directory: Path) -> Non
     assert mode(guest) == 0o700
     assert all(mode(guest / name) & 0o077 == 0 for name in ("argv.json", "pid", "qemu.log"))
     reader, writer = await asyncio.open_connection(sock=await host.open_unix(f"{guest}/qmp.sock"))
-    assert b"QMP" in await asyncio.wait_for(reader.readline(), 10)
+    assert b"QMP" in await asyncio.wait_for(reader.readline(), PATIENCE_S)
     writer.close()
     assert await identify(host, str(guest)) == pid
     assert await is_alive(host, pid)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,15 +179,21 @@ async def test_ssh_gives_nothing_beside_the_relay(bound: Bound) -> None:
     await plain.close()
 
 
+def _children_s() -> float:
+    """The CPU time of children that have ended: what else the machine does is not in it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_it_starts_fast(tmp_path: Path) -> None:
     """Loosely; what it is, is printed."""
     argv = [sys.executable, "-m", "hostagent.relay", "--explain", "id"]
     times = []
     for _ in range(5):
-        began = time.monotonic()
+        began = _children_s()
         assert subprocess.run(argv, capture_output=True, check=False).returncode == 77
-        times.append(time.monotonic() - began)
-    print(f"\n  a refusal takes {statistics.median(times) * 1000:.0f} ms")
+        times.append(_children_s() - began)
+    print(f"\n  a refusal takes {statistics.median(times) * 1000:.0f} ms of a CPU")
     assert min(times) < 1.0
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", *argv[1:]], capture_output=True, text=True, check=False

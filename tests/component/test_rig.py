@@ -23,6 +23,7 @@ from qmp_migrate.rig.directory import exclusive
 from qmp_migrate.rig.images import GuestImage
 from qmp_migrate.rig.layout import host_names, run_dir
 from qmp_migrate.vm.spec import GuestSpec, parse_spec
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import short_directory, until
 
 
@@ -134,7 +135,7 @@ async def test_down_ends_guests_sessions_locks_and_commands_too(directory: Path)
     ended = await down(directory)
     assert "a/web1" in (ended or ())
     assert not lives(pid.pid)
-    await asyncio.wait_for(lock.lost.wait(), 5)
+    await asyncio.wait_for(lock.lost.wait(), PATIENCE_S)
     assert started_under(directory) == []
     assert not any("617" in argv for argv in command_lines())
     await asyncio.gather(running, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from qmp_migrate.errors import (
     HostUnreachable,
 )
 from qmp_migrate.hosts import HostAddress, SshHost, ssh
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, connected, running_sshd, until
 
 
@@ -132,32 +132,38 @@ async def test_ports_that_are_closed_silent_or_no_ssh(capfd: pytest.CaptureFixtu
         with pytest.raises(HostUnreachable, match=r"within 0\.5 s"):
             await SshHost(address).connect()
         assert time.monotonic() - begun < 5
-    with socket.create_server(("127.0.0.1", 0)) as half:  # a banner, then nothing; a banner, then the end
+    with socket.create_server(("127.0.0.1", 0)) as half:  # a banner, then nothing; a banner, then the end, each time
         ended = threading.Event()
+        answered = 0
 
         def speak() -> None:
-            for seconds in itertools.chain([5.0], itertools.repeat(0.0)):
+            nonlocal answered
+            while True:
                 peer, _ = half.accept()
                 with peer:
                     if ended.is_set():
                         return
-                    peer.settimeout(seconds or None)
                     peer.sendall(b"SSH-2.0-none\r\n")
-                    while seconds and peer.recv(65536):
+                    while not answered and peer.recv(65536):
                         pass
+                answered += 1
 
         speaker = threading.Thread(target=speak)
         speaker.start()
-        for limit in (0.5, 1.0):
-            address = HostAddress("x", port=half.getsockname()[1], connect_timeout_s=limit)
-            with pytest.raises(HostUnreachable):
-                await SshHost(address).connect()
+        address = HostAddress("x", port=half.getsockname()[1], connect_timeout_s=0.5)
+        with pytest.raises(HostUnreachable):
+            await SshHost(address).connect()
+        connecting = asyncio.create_task(SshHost(replace(address, connect_timeout_s=600.0)).connect())
+        await until(lambda: answered > 2, "it is asked again")
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
         ended.set()
         socket.create_connection(half.getsockname()).close()
-        speaker.join(5)
+        speaker.join(PATIENCE_S)
         assert not speaker.is_alive()
-    # Among them a timer of paramiko's that would hold up the exit of the interpreter for as long as it runs.
-    await until(lambda: threading.active_count() <= threads, "the end of all threads", timeout=3)
+    # Among them timers of paramiko's that would hold up the exit of the interpreter for ten minutes.
+    await until(lambda: threading.active_count() <= threads, "the end of all threads")
     assert capfd.readouterr().err == ""
 
 
@@ -218,18 +224,21 @@ async def test_through_a_jump_host(sshd: Sshd, directory: Path, echo: Path) -> N
         await until(lambda: threading.active_count() <= threads, "the end of all threads")
 
 
-async def test_everything_pending_learns_of_a_lost_connection_at_once(sshd: Sshd, directory: Path, echo: Path) -> None:
+async def test_everything_pending_learns_of_a_lost_connection_at_once(
+    sshd: Sshd, directory: Path, echo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "PING_EVERY_S", 600.0)  # it is not the watchdog that notices
     async with connected(sshd.address) as host:
         running = asyncio.create_task(host.run(["sleep", "60"], timeout=60))
         sock = await host.open_unix(str(echo))
         lock = await host.hold_lock(str(directory / "lock"), owner="me")
         sshd.signal_sessions(signal.SIGKILL)
         with pytest.raises(ConnectionLost, match="ended before") as caught:
-            await asyncio.wait_for(running, 3)
+            await asyncio.wait_for(running, PATIENCE_S)
         assert caught.value.hint
         with sock:
-            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 1), 3) == b""
-        await asyncio.wait_for(lock.lost.wait(), 3)
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 1), PATIENCE_S) == b""
+        await asyncio.wait_for(lock.lost.wait(), PATIENCE_S)
         await lock.release()  # nothing to release, no complaint
         with pytest.raises(ConnectionLost):
             await host.run(["true"])
@@ -247,7 +256,7 @@ async def test_an_sshd_that_hangs_is_noticed(sshd: Sshd, monkeypatch: pytest.Mon
         await until(lambda: len(sshd.sessions()) == 1, "the session")
         sshd.signal_sessions(signal.SIGSTOP)
         with pytest.raises(ConnectionLost):
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, PATIENCE_S)
 
 
 async def test_an_idle_connection_stays(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:

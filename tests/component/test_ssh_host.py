@@ -23,6 +23,7 @@ from qmp_migrate.errors import (
     UsageError,
 )
 from qmp_migrate.hosts import Host, HostAddress, SshHost, files, make_host
+from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, connected, open_descriptors, running_sshd, until
 
 HOSTILE = [
@@ -186,9 +187,9 @@ async def test_a_socket_carries_everything_both_ways(host: Host, echo: Path) -> 
     reader, writer = await asyncio.open_connection(sock=await host.open_unix(str(echo)))
     data = os.urandom(3_000_000)
     writer.write(data)
-    assert await asyncio.wait_for(reader.readexactly(len(data)), 20) == data
+    assert await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE_S) == data
     writer.write(b"hang up\n")
-    assert await asyncio.wait_for(reader.read(), 5) == b""  # the other side's end is ours
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""  # the other side's end is ours
     writer.close()
 
 

@@ -82,13 +82,13 @@ async def test_all_that_an_agent_says_is_valid_and_the_guides_program_understand
             await pair.start()
             await stack.enter_async_context(agent(broker, tmp_path / "run", tmp_path / "agent.log"))
             said = tmp_path / "guide.log"
-            await until(lambda: "web1 is on a" in said.read_text(), "the guide's program sees the guest", timeout=30)
+            await until(lambda: "web1 is on a" in said.read_text(), "the guide's program sees the guest")
             await pair.monitor.execute("migrate_cancel")
-            await until(lambda: "org.qemu.qmp.RESUME" in said.read_text(), "and its events", timeout=30)
-            await until(lambda: any(p["schema"].startswith("host.load/") for p in payloads), "load", timeout=20)
+            await until(lambda: "org.qemu.qmp.RESUME" in said.read_text(), "and its events")
+            await until(lambda: any(p["schema"].startswith("host.load/") for p in payloads), "load")
         finally:
             await pair.stop()
-        await until(lambda: "web1 is gone from a" in said.read_text(), "and its end", timeout=30)
+        await until(lambda: "web1 is gone from a" in said.read_text(), "and its end")
         listening.cancel()
     assert "Traceback" not in said.read_text()
     kinds = {payload["schema"].partition("/")[0] for payload in payloads}
@@ -104,7 +104,7 @@ async def test_the_guides_second_program_tells_of_migrations_that_end(broker: Mo
     state = MigrationState.model_validate_json(json.dumps({**golden("migration.state-1.0"), "id": "m-1"}))
     async with program(*guide, out=out), BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
         client.publish_state(TOPICS.migration_state("m-1"), state)
-        await until(lambda: "m-1 web1" in out.read_text(), "it is told", timeout=20)
+        await until(lambda: "m-1 web1" in out.read_text(), "it is told")
 
 
 async def test_events_marks_gaps_and_silence(broker: Mosquitto, tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ async def test_events_marks_gaps_and_silence(broker: Mosquitto, tmp_path: Path) 
 
     async with program(*argv, out=out), BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
         client.publish_state(TOPICS.host_status("a"), status)
-        await until(lambda: bool(documents()), "it follows", timeout=20)
+        await until(lambda: bool(documents()), "it follows")
         for seq in (1, 2, 5):
             client.publish_event(TOPICS.host_event("a"), event.model_copy(update={"seq": seq, "id": f"s.{seq}"}))
-        await until(lambda: any(d.get("schema") == "events.gap/1" for d in documents()), "the gap", timeout=20)
+        await until(lambda: any(d.get("schema") == "events.gap/1" for d in documents()), "the gap")
         (gap,) = [d for d in documents() if d.get("schema") == "events.gap/1"]
         assert (gap["topic"], gap["missed"]) == (TOPICS.host_event("a"), 2)
-        await until(lambda: any(d.get("schema") == "events.stale/1" for d in documents()), "the silence", timeout=20)
+        await until(lambda: any(d.get("schema") == "events.stale/1" for d in documents()), "the silence")
 
 
 async def test_events_shows_a_guest_on_two_hosts_and_merges_nothing(broker: Mosquitto, tmp_path: Path) -> None:
@@ -145,9 +145,7 @@ async def test_events_shows_a_guest_on_two_hosts_and_merges_nothing(broker: Mosq
         for host in ("a", "b"):
             message = HostVm.model_validate_json(json.dumps({**state, "host": host}))
             client.publish_state(TOPICS.host_vm(host, "web1"), message)
-        await until(
-            lambda: any(d.get("schema") == "events.conflict/1" for d in documents()), "the conflict", timeout=20
-        )
+        await until(lambda: any(d.get("schema") == "events.conflict/1" for d in documents()), "the conflict")
         (found,) = [d for d in documents() if d.get("schema") == "events.conflict/1"]
         assert (found["vm"], found["hosts"], found["same_uuid"]) == ("web1", ["a", "b"], True)
         assert {d["topic"] for d in documents() if "topic" in d} == {
@@ -176,10 +174,10 @@ async def test_an_agent_whose_clock_was_set_back_over_a_reboot_is_believed(broke
                     seen.append(news.received.message.state)
 
         listening = asyncio.create_task(listen())
-        await until(lambda: seen == ["lost"], "what is left", timeout=20)
+        await until(lambda: seen == ["lost"], "what is left")
         async with agent(broker, tmp_path / "run", tmp_path / "agent.log"):
-            await until(lambda: seen[-1:] == ["ready"], "it is believed", timeout=20)
-        await until(lambda: seen[-1:] == ["stopped"], "and its farewell, too", timeout=20)
+            await until(lambda: seen[-1:] == ["ready"], "it is believed")
+        await until(lambda: seen[-1:] == ["stopped"], "and its farewell, too")
         listening.cancel()
 
 
@@ -209,7 +207,7 @@ async def test_migrations_that_ended_long_ago_are_cleared_and_others_stay(broker
         listening = asyncio.create_task(listen())
         async with BusClient(address, TOPICS, role="ctl") as controller:
             tidying = asyncio.create_task(forget_old(controller))
-            await until(lambda: cleared != [], "the old one is cleared", timeout=20)
+            await until(lambda: cleared != [], "the old one is cleared")
             await asyncio.sleep(0.5)
             tidying.cancel()
             await asyncio.gather(tidying, return_exceptions=True)

@@ -22,6 +22,7 @@ from qmp_migrate.hosts import HostAddress, SshHost
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId, kill, launch
 from qmp_migrate.rig import sshd as rig_sshd
+from tests.support.brokers import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ async def connected(address: HostAddress) -> AsyncIterator[SshHost]:
         await host.close()
 
 
-async def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE_S) -> None:
     """Wait until ``condition()`` is true; fail with ``what`` when it never is."""
     limit = asyncio.get_running_loop().time() + timeout
     while not condition():
