@@ -55,6 +55,8 @@ def start(
         put({"schema": "guest/1", **asdict(guest)})
     else:
         say().print(f"[bold]{guest.name}[/] is {guest.state} on {guest.host} (pid {guest.pid}, {guest.directory})")
+    for line in guest.warnings:
+        say().print(f"[yellow]warning:[/] {line}")
 
 
 @app.command("list")

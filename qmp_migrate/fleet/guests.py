@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid as uuids
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qmp_migrate.errors import (
@@ -59,6 +59,7 @@ class Guest:
             ``unknown`` where it does not answer.
         migration: ``query-migrate`` status while a migration is under way, else None.
         memory_bytes, vcpus: 0 where QEMU could not be asked.
+        warnings: What of its spec was left out when it was started.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Guest:
     vcpus: int = 0
     uuid: str | None = None
     directory: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 _CLAIMS: Final = frozenset(
@@ -265,10 +267,17 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
         )
         side.process = await launch(host, directory=side.directory, argv=command.argv())
         await see_it_up(side)
-        return await look_at(side)
+        return replace(await look_at(side), warnings=_left_out(spec, accel, side.name))
     finally:
         with contextlib.suppress(QmpMigrateError):
             await lock.release()
+
+
+def _left_out(spec: GuestSpec, accel: Literal["kvm", "tcg"], host: str) -> tuple[str, ...]:
+    """Return what of a spec its accelerator on a host leaves out, one line each."""
+    if accel == "tcg" and spec.dirty_ring is not None:
+        return (f"dirty_ring is left out: KVM cannot be used on {host}, and TCG has no dirty ring",)
+    return ()
 
 
 async def see_it_up(side: Side) -> None:
@@ -306,8 +315,9 @@ async def _choose_accel(
     """Choose the accelerator: what the spec says, or KVM where a QEMU really starts with it, else TCG."""
     if spec.accel == "tcg" or (spec.accel == "auto" and not facts.kvm):
         return "tcg", await probe_binary(side.host, side.settings, facts, "tcg", journal)
+    with_ring = f"kvm,dirty-ring-size={spec.dirty_ring}" if spec.dirty_ring is not None else "kvm"
     try:
-        return "kvm", await probe_binary(side.host, side.settings, facts, "kvm", journal)
+        return "kvm", await probe_binary(side.host, side.settings, facts, with_ring, journal)
     except LaunchFailed:
         if spec.accel == "kvm":
             raise

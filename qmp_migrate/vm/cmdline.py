@@ -262,6 +262,15 @@ class CommandLine:
         return tuple(accel for accel in chosen if accel)
 
     @property
+    def dirty_ring(self) -> int:
+        """Entries of KVM's dirty ring for each vCPU (``-accel kvm,dirty-ring-size=``); 0: none."""
+        for option in self.named("accel"):
+            given = option.properties()
+            if given.get("accel") == "kvm":
+                return int(size) if (size := given.get("dirty-ring-size") or "").isdecimal() else 0
+        return 0
+
+    @property
     def incoming(self) -> str | None:
         """What ``-incoming`` says (``defer``, a URI), or ``None`` for a guest that was booted here."""
         return self.value("incoming")

@@ -57,6 +57,9 @@ MEMORY_GRAIN: Final = 8 << 10
 MEMORY_MAXIMUM: Final = 1 << 46
 """64 TiB, more than any host that QEMU runs on: above it somebody mistook the unit."""
 VCPUS_MAXIMUM: Final = 4096
+DIRTY_RING_MINIMUM: Final = 1024
+DIRTY_RING_MAXIMUM: Final = 65536
+"""What libvirt allows; Linux itself takes no more than 65536 entries."""
 
 _OWN_KEYS: Final = {
     "name": "name",
@@ -191,6 +194,8 @@ class GuestSpec(_Table):
         vcpus: vCPUs at the start.
         maxcpus: vCPUs that it can grow to; absent: `vcpus`.
         accel: ``kvm``, ``tcg``, or ``auto`` to have the host probed.
+        dirty_ring: Entries of KVM's dirty ring for each vCPU, a power of two; one entry is a page of 4 KiB. Absent: KVM logs
+            dirty pages in a bitmap. With a ring QEMU can limit how fast each vCPU dirties memory.
         uuid: UUID; absent: made at the start.
         kernel: Kernel to boot directly.
         initrd: Its initial RAM disk.
@@ -209,6 +214,7 @@ class GuestSpec(_Table):
     vcpus: int = Field(default=1, ge=1, le=VCPUS_MAXIMUM)
     maxcpus: int | None = Field(default=None, ge=1, le=VCPUS_MAXIMUM)
     accel: Literal["auto", "kvm", "tcg"] = "auto"
+    dirty_ring: int | None = Field(default=None, ge=DIRTY_RING_MINIMUM, le=DIRTY_RING_MAXIMUM)
     uuid: GuestUuid | None = None
     kernel: HostPath | None = None
     initrd: HostPath | None = None
@@ -231,6 +237,10 @@ class GuestSpec(_Table):
             raise ValueError(f"maxmemory: {format_size(self.maxmemory)} is not between memory and 64TiB")
         if self.maxcpus is not None and self.maxcpus < self.vcpus:
             raise ValueError(f"maxcpus: {self.maxcpus} is less than vcpus = {self.vcpus}")
+        if self.dirty_ring is not None and self.dirty_ring & (self.dirty_ring - 1):
+            raise ValueError(f"dirty_ring: {self.dirty_ring} is not a power of two, for example 4096")
+        if self.dirty_ring is not None and self.accel == "tcg":
+            raise ValueError('dirty_ring: only KVM has one; leave it out, or write accel = "kvm"')
         if self.kernel is None and (self.initrd is not None or self.append is not None):
             raise ValueError(f"{'initrd' if self.initrd is not None else 'append'}: goes only with a kernel")
         for option in _parse_args(self.args).options:

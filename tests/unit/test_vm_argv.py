@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from qmp_migrate.errors import ConfigError
@@ -18,9 +20,9 @@ from tests.unit.test_vm_spec import FULL
 UUID = "6d5c2a0e-5d6c-4f0e-9a3b-0d0f6f0f2a11"
 
 
-def _build(text: str, directory: str = "/run/a/web1") -> CommandLine:
+def _build(text: str, directory: str = "/run/a/web1", accel: Literal["kvm", "tcg"] = "tcg") -> CommandLine:
     spec = parse_spec(text, source="s", base_dir="/etc/guests")
-    return build_argv(spec, binary="/usr/bin/qemu", directory=directory, accel="tcg", uuid=UUID)
+    return build_argv(spec, binary="/usr/bin/qemu", directory=directory, accel=accel, uuid=UUID)
 
 
 def test_it_reads_back_as_what_the_spec_says() -> None:
@@ -96,3 +98,18 @@ def test_network_back_ends(words: str, backend: str) -> None:
 def test_a_directory_that_is_too_deep_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match="bytes"):
         _build('name = "a"', "/" + "d" * 100)
+
+
+def test_a_dirty_ring_is_kvms() -> None:
+    text = 'name = "web1"\ndirty_ring = 4096'
+    guest = _build(text, accel="kvm")
+    assert guest.value("accel") == "kvm,dirty-ring-size=4096"
+    assert (guest.accelerators, guest.dirty_ring) == (("kvm",), 4096)
+    # Where `auto` has come to TCG, which has none.
+    guest = _build(text)
+    assert (guest.value("accel"), guest.dirty_ring) == ("tcg", 0)
+
+
+@pytest.mark.parametrize("words", [["-accel", "kvm"], ["-accel", "kvm,dirty-ring-size=x"], ["-M", "accel=kvm"], []])
+def test_no_dirty_ring(words: list[str]) -> None:
+    assert CommandLine.parse(["qemu", *words]).dirty_ring == 0
