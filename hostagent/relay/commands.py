@@ -16,6 +16,7 @@ from hostagent.relay.settings import Allowed
 COMMAND_LIMIT: Final = 1 << 20
 INPUT_LIMIT: Final = 4 << 20
 CONNECT: Final = "qmp-relay"
+ACCELERATOR: Final = re.compile(r"tcg|kvm(,dirty-ring-size=[0-9]{1,6})?")
 PROBE: Final = (
     "-M",
     "none",
@@ -101,7 +102,7 @@ def understand(command: str, allowed: Allowed, known: dict[str, Any]) -> Request
 
 
 def _is_probe(words: list[str]) -> bool:
-    if len(words) != len(PROBE) or words[7] not in {"tcg", "kvm"}:
+    if len(words) != len(PROBE) or not ACCELERATOR.fullmatch(words[7]):
         return False
     return all(given == wanted or not wanted for given, wanted in zip(words, PROBE, strict=True))
 

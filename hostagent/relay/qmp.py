@@ -31,6 +31,8 @@ KEYS: Final[dict[str, frozenset[str]]] = {
     "migrate-set-capabilities": frozenset({"capabilities"}),
     "announce-self": frozenset({"initial", "max", "rounds", "step", "interfaces", "id"}),
     "calc-dirty-rate": frozenset({"calc-time", "calc-time-unit", "sample-pages", "mode"}),
+    "set-vcpu-dirty-limit": frozenset({"cpu-index", "dirty-rate"}),
+    "cancel-vcpu-dirty-limit": frozenset({"cpu-index"}),
     "yank": frozenset({"instances"}),
     "object-del": frozenset({"id"}),
     "query-named-block-nodes": frozenset({"flat"}),

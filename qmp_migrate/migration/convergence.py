@@ -7,7 +7,8 @@ and never down, each rung only as far as the user allows:
 
 1. more bandwidth, where it is we who limit it;
 2. a longer downtime limit, to the measured need and no further, at a moment when little is left;
-3. a slower guest (``cpu-throttle``), as much as the measured dirty rate asks for;
+3. a slower guest, as much as the measured dirty rate asks for: where KVM has dirty rings, only the vCPUs that write
+   (``set-vcpu-dirty-limit``), else all of them (``cpu-throttle``);
 4. post-copy; 5. stop the guest and copy the rest;
 6. give up, soon, and say with figures what would have worked.
 
@@ -19,9 +20,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from qmp_migrate.migration import advice
+from qmp_migrate.migration import advice, dirty_quota
 from qmp_migrate.migration.outlook import HEADROOM, Outlook, beginnings, look, needed_ms
 from qmp_migrate.migration.steps import LAST_KINDS, NOTHING, Allowed, Kind, Sample, Step
 
@@ -84,6 +86,12 @@ LEAST_PERCENT: Final = 5
 HOPELESS: Final = 1.05
 """A guest that would dirty more than this share under all the throttle that is allowed is not slowed down for nothing."""
 
+STALL_SHARE: Final = 0.75
+"""The share of the longest blackout that a vCPU over its dirty limit may sleep on; the rest is for what is left to send."""
+
+LIMIT_SETTLES_MS: Final = 3000
+"""How long QEMU takes until a vCPU keeps to its dirty limit: it adjusts once a second."""
+
 BY_TIME: Final = 0.8
 """A time limit is kept with this much of it: what the guest will dirty until then is an estimate."""
 
@@ -109,6 +117,8 @@ def next_step(samples: Sequence[Sample], allowed: Allowed) -> Step:
     if not samples:
         return NOTHING
     now = samples[-1]
+    if now.dirty_limit_bytes_per_s:
+        allowed = _without_stall(now, allowed)
     outlook = look(samples, allowed)
     if allowed.timeout_ms and now.elapsed_ms >= allowed.timeout_ms:
         return _last_rung(samples, outlook, allowed, f"{_time(now.elapsed_ms)} have passed, and no more is allowed")
@@ -202,7 +212,11 @@ def _climb(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed) -> Ste
         return NOTHING
     why, converges = _why(now, outlook), outlook.copies <= allowed.copies
     if converges or _can_wait(outlook, allowed):
-        step = _bandwidth(now, outlook, allowed, why) or _throttle(samples, outlook, allowed, why)
+        step = (
+            _bandwidth(now, outlook, allowed, why)
+            or _limit_dirty_rate(samples, outlook, allowed, why)
+            or _throttle(samples, outlook, allowed, why)
+        )
         if step is not None:
             return step
         if converges or not _confirmed(samples, allowed):
@@ -238,6 +252,67 @@ def _bandwidth(now: Sample, outlook: Outlook, allowed: Allowed, why: str) -> Ste
     return Step("raise-bandwidth", bandwidth_bytes_per_s=most, reason=f"{why}: rate limit {_size(limit)}/s -> {to}")
 
 
+def _without_stall(now: Sample, allowed: Allowed) -> Allowed:
+    """Keep the part of the blackout back in which the guest stands still until its slowest vCPU has stopped."""
+    left_ms = allowed.downtime_ms - _stall_ms(now, allowed)
+    return replace(allowed, downtime_ms=max(1, min(now.limit_ms, allowed.downtime_ms), left_ms))
+
+
+def _stall_ms(now: Sample, allowed: Allowed) -> int:
+    rates, limit = now.vcpu_dirty_bytes_per_s, now.dirty_limit_bytes_per_s
+    return math.ceil(dirty_quota.stall_ms(rates, limit, allowed.dirty_ring_bytes))
+
+
+def _limit_dirty_rate(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed, why: str) -> Step | None:
+    """Limit what each vCPU dirties: those that write less are not slowed down.
+
+    Returns:
+        The step; `NOTHING` while it is not known yet what the vCPUs dirty, or whether the limit helps; None where there can
+        be none, it would not help, or would make the blackout too long.
+    """
+    now, rates = samples[-1], samples[-1].vcpu_dirty_bytes_per_s
+    if not allowed.dirty_ring_bytes or allowed.throttle_percent <= 0 or now.asked_throttle_percent:
+        return None
+    if not rates:
+        return NOTHING
+    if now.dirty_limit_bytes_per_s and not _limit_in_force(samples):
+        return NOTHING
+    blackout_ms, fastest = allowed.downtime_ms + _stall_ms(now, allowed), max(rates)
+    stall_ms = min(STALL_SHARE * blackout_ms, blackout_ms - now.limit_ms)
+    if stall_ms <= 0 or fastest <= 0:
+        return None
+    limit = math.ceil(
+        max(
+            dirty_quota.limit_for(rates, AIM * outlook.bandwidth),
+            fastest * (1 - allowed.throttle_percent / 100),
+            dirty_quota.least_limit(rates, stall_ms, allowed.dirty_ring_bytes),
+            1.0,
+        )
+    )
+    before = now.dirty_limit_bytes_per_s or fastest
+    if limit > before * (1 - LEAST_PERCENT / 100) or dirty_quota.dirtied(rates, limit) > FALLING * outlook.bandwidth:
+        return None
+    return Step(
+        "limit-dirty-rate",
+        dirty_limit_bytes_per_s=limit,
+        reason=(
+            f"{why}: no vCPU may dirty more than {_size(limit)}/s until the switchover (the busiest dirties "
+            f"{_size(fastest)}/s; allowed: {allowed.throttle_percent} % less)"
+        ),
+    )
+
+
+def _limit_in_force(samples: Sequence[Sample]) -> bool:
+    """Tell whether the dirty limit has been in force for long enough to show in what the passes leave."""
+    now = samples[-1]
+    same = list(
+        itertools.takewhile(
+            lambda sample: sample.dirty_limit_bytes_per_s == now.dirty_limit_bytes_per_s, reversed(samples)
+        )
+    )
+    return now.elapsed_ms - same[-1].elapsed_ms >= LIMIT_SETTLES_MS and len(beginnings(same)) >= CONFIRMATIONS
+
+
 def _throttle(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed, why: str) -> Step | None:
     """Slow the guest down, as much as the measured dirty rate asks for.
 
@@ -245,6 +320,8 @@ def _throttle(samples: Sequence[Sample], outlook: Outlook, allowed: Allowed, why
         The step; `NOTHING` while it is not known yet whether the last one helps; None where no more is allowed, or it would
         not help.
     """
+    if samples[-1].dirty_limit_bytes_per_s:
+        return None  # the vCPUs that write are slowed down already, as much as is allowed
     asked, most = samples[-1].asked_throttle_percent, allowed.throttle_percent
     if most <= asked:
         most = asked

@@ -73,7 +73,7 @@ class Copying:
         meter: Makes the reports; None: one of its own.
         on_held: Awaited at pre-switchover (`MigrationRequest.pauses`), before the source is let go on; it raises where the
             hand-over must not go on.
-        can_postcopy, can_throttle: What the two QEMUs were wired for.
+        can_postcopy, can_throttle, dirty_ring: What the two QEMUs were wired for; see `Steering`.
         steering: The policy at work.
         connected: Set when the first bytes have travelled: connection and handshake are done.
         steps: What the convergence policy did, with reasons.
@@ -97,6 +97,7 @@ class Copying:
     meter: ProgressMeter | None = None
     can_postcopy: bool = False
     can_throttle: bool = False
+    dirty_ring: int = 0
     asked_for_postcopy: bool = False
     timeline: Timeline = field(default_factory=Timeline)
     last: MigrationInfo = field(default_factory=MigrationInfo)
@@ -119,6 +120,7 @@ class Copying:
             to_postcopy=self.start_postcopy if self.can_postcopy else None,
             stop_guest=self.stop_guest,
             can_throttle=self.can_throttle,
+            dirty_ring=self.dirty_ring,
         )
 
     @contextlib.asynccontextmanager

@@ -242,6 +242,7 @@ class Engine:
             suspended=course.stopped_by_us,
             can_postcopy=course.profile.postcopy,
             can_throttle=course.wires.throttle,
+            dirty_ring=course.profile.dirty_ring,
         )
         while True:
             try:

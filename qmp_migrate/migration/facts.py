@@ -243,6 +243,12 @@ async def file_sizes(host: Host, paths: Sequence[str]) -> list[int | None]:
     return [int(line) if line.isdecimal() else None for line in lines]
 
 
+def accelerator(command: CommandLine) -> str:
+    """Return the accelerator of a guest, as ``-accel`` takes it: not every host's KVM has dirty rings."""
+    accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
+    return f"kvm,dirty-ring-size={command.dirty_ring}" if accel == "kvm" and command.dirty_ring else accel
+
+
 async def probe_binary(
     host: Host, settings: HostSettings, facts: HostFacts, accel: str, journal: Journal
 ) -> BinaryFacts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
@@ -188,8 +188,7 @@ async def _measure_guest(
     plan: Plan, source: Side, request: MigrationRequest, link: Link, warnings: list[str]
 ) -> tuple[Workload, list[Dirtied]]:
     monitor = await source.attach()
-    known, kvm = await asyncio.gather(features.probe(monitor), monitor.execute("query-kvm"))
-    virtual = bool(isinstance(kvm, Mapping) and kvm.get("enabled"))
+    known, virtual = await asyncio.gather(features.probe(monitor), features.uses_kvm(monitor))
     present = await _present(source, plan.ram_bytes, warnings)
     dirtied: list[Dirtied] = []
     busy = 1.0

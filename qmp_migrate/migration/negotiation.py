@@ -42,6 +42,10 @@ class Abilities:
         capabilities: Migration capabilities it knows.
         parameters: Migration parameters it knows.
         compressions: Values it takes for ``multifd-compression``.
+        dirty_ring: Entries of each vCPU's dirty ring: of the running guest, or what the other side's QEMU could start with;
+            0: none.
+        kvm: The running guest uses KVM.
+        no_dirty_limit: Why its vCPUs' dirty rate cannot be limited, although it has a ring; ``""``: it can.
         no_postcopy: Why it cannot receive a guest in post-copy, although it knows the capability; ``""``: it can.
     """
 
@@ -51,6 +55,9 @@ class Abilities:
     parameters: frozenset[str] = frozenset()
     compressions: frozenset[str] = frozenset()
     no_postcopy: str = ""
+    dirty_ring: int = 0
+    no_dirty_limit: str = ""
+    kvm: bool = False
 
     def __str__(self) -> str:
         return f"QEMU {self.version} on {self.host}"
@@ -93,6 +100,8 @@ class Profile:
         compression: What is in force.
         postcopy: Both ends can turn to post-copy at any time, because they are set up for it.
         preempt: In post-copy, pages that the guest waits for have a connection of their own.
+        dirty_ring: Entries of each vCPU's dirty ring, where the policy may limit what each vCPU dirties; 0: it cannot.
+        throttling: Which vCPUs would be slowed down, and why; None: none, whatever happens.
         source, destination: What each side gets.
         refusals: Why it cannot be; empty: it can.
         warnings: What is other than one might expect.
@@ -103,6 +112,8 @@ class Profile:
     compression: Compression | None = None
     postcopy: bool = False
     preempt: bool = False
+    dirty_ring: int = 0
+    throttling: Objection | None = None
     source: Setting = field(default_factory=Setting)
     destination: Setting = field(default_factory=Setting)
     refusals: tuple[Objection, ...] = ()
@@ -122,6 +133,7 @@ class Profile:
             "compression": self.compression,
             "postcopy": self.postcopy,
             "preempt": self.preempt,
+            "dirty_ring": self.dirty_ring,
         }
 
     @classmethod
@@ -144,6 +156,7 @@ def negotiate(
     memory_bytes: int,
     source_free_bytes: int = 0,
     may_throttle: bool = False,
+    may_limit: bool = False,
     may_turn: bool = False,
 ) -> Profile:
     """Find how memory can travel as it is asked for.
@@ -155,6 +168,7 @@ def negotiate(
         memory_bytes: The guest's memory.
         source_free_bytes: Memory that is free on the source's host; 0: unknown.
         may_throttle: The policy may slow the guest down (``auto-converge``): QEMU wants to know it beforehand.
+        may_limit: The policy limits the dirty rate of vCPUs where it can, and slows all of them down where it cannot.
         may_turn: The policy may turn a live migration to post-copy, where both can.
     """
     table = _Table(source, destination)
@@ -168,6 +182,7 @@ def negotiate(
         _stop_before_the_switchover(table)
     if may_throttle:
         _throttle(table)
+    dirty_ring, throttling = _throttling(table, may_limit=may_limit) if may_throttle else (0, None)
     if request.switchover_bandwidth_bytes_per_s:
         _switchover_bandwidth(table, request)
     return Profile(
@@ -175,6 +190,8 @@ def negotiate(
         compression=request.compress,
         postcopy=postcopy,
         preempt=preempt,
+        dirty_ring=dirty_ring,
+        throttling=throttling,
         source=table.setting(source, table.at_source),
         destination=table.setting(destination, {}),
         refusals=tuple(table.refusals),
@@ -346,3 +363,27 @@ def _throttle(table: _Table) -> None:
         table.source_only.add("auto-converge")
     else:
         table.warnings.append(Objection(f"{source} cannot slow the guest down", "", source.host))
+
+
+def _throttling(table: _Table, *, may_limit: bool) -> tuple[int, Objection | None]:
+    """Settle who is slowed down if the guest has to be: the vCPUs that write, by their dirty limit, or all of them.
+
+    ``auto-converge`` is armed in either case: a limit may turn out to be too much for the downtime limit (`dirty_quota`).
+    """
+    source, destination = table.sides
+    text, hint = "if the guest has to be slowed down, all its vCPUs are", ""
+    if not may_limit:
+        return 0, Objection(f"{text}: so does the policy", host=source.host)
+    if not source.kvm:
+        return 0, Objection(f"{text}: it runs without KVM", host=source.host)
+    if not source.dirty_ring:
+        hint = "start it with dirty_ring = 4096 (-accel kvm,dirty-ring-size=4096): then only those that write are"
+        return 0, Objection(f"{text}: it runs without a dirty ring", hint, source.host)
+    if source.no_dirty_limit:
+        return 0, Objection(f"{text}: {source.no_dirty_limit}", host=source.host)
+    if not destination.dirty_ring:
+        return 0, Objection(f"{text}: {destination} cannot start with a dirty ring", host=destination.host)
+    text = (
+        f"if the guest has to be slowed down, only the vCPUs that write are (dirty ring of {source.dirty_ring} entries)"
+    )
+    return source.dirty_ring, Objection(text, host=source.host)

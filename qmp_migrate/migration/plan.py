@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
@@ -14,6 +14,7 @@ from qmp_migrate.migration.disk_survey import survey_disks
 from qmp_migrate.migration.facts import (
     BinaryFacts,
     HostFacts,
+    accelerator,
     file_sizes,
     gather_all,
     gather_host,
@@ -25,7 +26,7 @@ from qmp_migrate.migration.negotiation import Abilities, Profile, negotiate
 from qmp_migrate.migration.preflight import Check, Situation
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
-from qmp_migrate.qemu import features
+from qmp_migrate.qemu import dirty_limit, features
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
@@ -84,7 +85,8 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
     )
     found, now = await devices_now(source, CommandLine.parse(here.cmdline))
     command = now.command
-    accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
+    accel = accelerator(command)
+    abilities = await _with_dirty_ring(source, abilities, command.dirty_ring)
     source_binary = await probe_binary(source.host, source.settings, here, accel, journal)
     destination_binary = await _try_probe(destination, there, accel, journal)
     derived = _derive(command, source, destination, source_binary)
@@ -95,10 +97,11 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
         profile = negotiate(
             request,
             abilities,
-            destination_binary.abilities,
+            replace(destination_binary.abilities, dirty_ring=command.dirty_ring),  # it was asked with that ring
             memory_bytes=command.memory_bytes,
             source_free_bytes=here.mem_available,
             may_throttle=policies.wants_throttle(request),
+            may_limit=policies.wants_dirty_limit(request),
             may_turn=policies.wants_postcopy(request),
         )
     flash = () if derived.refusals else await _flash(command, derived.command, source, destination)
@@ -203,6 +206,7 @@ async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, Migrat
         capabilities=frozenset(known.capabilities),
         parameters=frozenset(known.parameters),
         compressions=await features.multifd_compressions(monitor) if compressing else frozenset(),
+        kvm=await features.uses_kvm(monitor),
     )
     memory = await monitor.execute("query-memory-size-summary")
     plugged = int(memory.get("plugged-memory", 0))
@@ -214,6 +218,13 @@ async def _ask(side: Side, request: MigrationRequest) -> tuple[RunStatus, Migrat
         any([await features.loses_writes(monitor, size) for size in sizes]),
         plugged,
     )
+
+
+async def _with_dirty_ring(side: Side, abilities: Abilities, dirty_ring: int) -> Abilities:
+    """Say of a running guest that was started with a dirty ring whether the dirty rate of its vCPUs can be limited."""
+    if not dirty_ring or not abilities.kvm:
+        return abilities
+    return replace(abilities, dirty_ring=dirty_ring, no_dirty_limit=await dirty_limit.why_not(await side.attach()))
 
 
 async def _try_probe(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from qmp_migrate.errors import UsageError
 from qmp_migrate.migration import convergence, rivals
 from qmp_migrate.migration.convergence import START_MS, first_limit_ms
+from qmp_migrate.migration.dirty_quota import RING_ENTRY_BYTES
 from qmp_migrate.migration.steps import Allowed, Sample, Step
 
 if TYPE_CHECKING:
@@ -201,11 +202,16 @@ def wants_throttle(request: MigrationRequest) -> bool:
     return _throttle(policy, request) > 0
 
 
+def wants_dirty_limit(request: MigrationRequest) -> bool:
+    """Tell whether a guest with a dirty ring is slowed down by limiting its vCPUs' dirty rate; other programs do not."""
+    return find(request.policy).of is None and wants_throttle(request)
+
+
 def _throttle(policy: Policy, request: MigrationRequest) -> int:
     return policy.throttle_percent if request.max_throttle_percent is None else request.max_throttle_percent
 
 
-def allowed(request: MigrationRequest, *, postcopy: bool, stop: bool, throttle: bool) -> Allowed:
+def allowed(request: MigrationRequest, *, postcopy: bool, stop: bool, throttle: bool, dirty_ring: int = 0) -> Allowed:
     """Return how far the policy of a migration may go.
 
     Args:
@@ -213,6 +219,7 @@ def allowed(request: MigrationRequest, *, postcopy: bool, stop: bool, throttle: 
         postcopy: Both ends were wired so that they can turn to post-copy.
         stop: The guest can be stopped on the way.
         throttle: The source was wired so that it can be slowed down.
+        dirty_ring: Entries of the dirty ring of each vCPU, where QEMU can limit their dirty rate; 0: it cannot.
     """
     policy = find(request.policy)
     may_stop = policy.stop if request.allow_stop is None else request.allow_stop
@@ -231,6 +238,7 @@ def allowed(request: MigrationRequest, *, postcopy: bool, stop: bool, throttle: 
         hurry_copies=policy.hurry_copies,
         switchover_bandwidth_bytes_per_s=request.switchover_bandwidth_bytes_per_s,
         timeout_ms=request.timeout_ms,
+        dirty_ring_bytes=dirty_ring * RING_ENTRY_BYTES if throttle and policy.of is None else 0,
     )
 
 

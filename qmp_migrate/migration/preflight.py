@@ -93,6 +93,7 @@ def judge(s: Situation) -> list[Check]:
         *_devices(s),
         *_binary(s),
         *_transport(s),
+        *_throttling(s),
         *_derivation(s),
         *_memory(s),
         *s.storage.checks,
@@ -267,6 +268,14 @@ def _transport(s: Situation) -> list[Check]:
         return checks
     why = f" ({'; '.join(s.profile.reasons)})" if s.profile.reasons else ""
     return [*checks, Check("transport", "ok", f"memory travels over {s.profile}{why}")]
+
+
+def _throttling(s: Situation) -> list[Check]:
+    """Say which vCPUs would be slowed down; decided by `negotiation`."""
+    if s.profile is None or s.profile.throttling is None or s.profile.refusals or s.request.mode != "live":
+        return []
+    each = s.profile.throttling
+    return [Check("throttle", "ok", each.text + (f"; {each.hint}" if each.hint else ""), host=each.host)]
 
 
 def _derivation(s: Situation) -> list[Check]:

@@ -172,6 +172,7 @@ async def _settle(
         course.destination,
         record.id,
         encrypt=course.request.encrypt and wired is not None,
+        dirty_limit=course.profile.dirty_ring > 0,
         before=dict(wired.get("source_parameters", {})) if wired else {},
         destination_before=dict(wired.get("destination_parameters", {})) if wired else {},
     )

@@ -9,7 +9,15 @@ from qmp_migrate.migration import bare_qemu, definition
 from qmp_migrate.migration.checks import Check
 from qmp_migrate.migration.disk_copies import Judgement
 from qmp_migrate.migration.disk_survey import survey_disks
-from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_all, gather_host, path_states, probe_binary
+from qmp_migrate.migration.facts import (
+    BinaryFacts,
+    HostFacts,
+    accelerator,
+    gather_all,
+    gather_host,
+    path_states,
+    probe_binary,
+)
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.plan import Plan, join_path_maps
 from qmp_migrate.migration.request import MigrationRequest
@@ -37,7 +45,7 @@ async def look(request: MigrationRequest, source: Side, destination: Side, journ
         gather_host(source.host, source.settings, request.vm),
         gather_host(destination.host, destination.settings, request.vm),
     )
-    accel = next((name for name in command.accelerators if name in {"kvm", "tcg"}), "tcg")
+    accel = accelerator(command)
     binary = await _probe(destination, there, accel, journal)
     of_source = await _probe(source, here, accel, journal)
     derived = _derive(command, source, destination, of_source if isinstance(of_source, BinaryFacts) else None)

@@ -17,6 +17,7 @@ from qmp_migrate.migration import policies
 from qmp_migrate.migration.convergence import LAST_KINDS, Allowed, Sample, Step
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
+from qmp_migrate.qemu import dirty_limit, dirty_rate
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.migration import MigrationInfo
 
@@ -27,6 +28,12 @@ STOPPED_FOR_SWITCHOVER: Final = frozenset({"finish-migrate", "postmigrate"})
 
 POLICY_POLL_S: Final = 0.25
 """How often a policy that goes by passes is asked whether time is up."""
+
+MEASURE_INTERVAL_S: Final = 5.0
+"""What the vCPUs dirty is measured so often, until they are limited."""
+
+MEASURE_ATTEMPTS: Final = 3
+"""QEMU measures for one at a time: somebody else may be at it."""
 
 
 @dataclass(slots=True)
@@ -40,7 +47,10 @@ class Steering:
         to_postcopy: Turns to post-copy, with the reason; None: it is not possible.
         stop_guest: Stops the guest for the rest of the copy, with the reason; None: it is not possible.
         can_throttle: The source was wired so that the guest can be slowed down.
+        dirty_ring: Entries of each vCPU's dirty ring, where their dirty rate can be limited; 0: it cannot.
         limit_ms, bandwidth_bytes_per_s, throttle_percent: What QEMU was told last.
+        dirty_limit_bytes_per_s: Likewise, for each vCPU; 0: no limit.
+        vcpu_dirty_bytes_per_s: What each vCPU dirties without a limit; empty: not known yet.
         failed: Called with what ends the migration: `NotConverging`, or what a last rung raised.
     """
 
@@ -51,11 +61,15 @@ class Steering:
     to_postcopy: Rung | None = None
     stop_guest: Rung | None = None
     can_throttle: bool = False
+    dirty_ring: int = 0
     limit_ms: int = 0
     bandwidth_bytes_per_s: int = 0
     throttle_percent: int = 0
+    dirty_limit_bytes_per_s: int = 0
+    vcpu_dirty_bytes_per_s: tuple[int, ...] = ()
     _samples: list[Sample] = field(default_factory=list)
     _acting: asyncio.Task[None] | None = None
+    _measuring: asyncio.Task[None] | None = None
     _decided: bool = False
 
     def start(self, *, one_pass: bool = False) -> None:
@@ -65,11 +79,14 @@ class Steering:
 
     async def read_back(self) -> None:
         """Know what the source was told: of a migration that another controller has begun. Raises `MonitorError`."""
-        now = await (await self.source.attach()).execute("query-migrate-parameters")
+        monitor = await self.source.attach()
+        now = await monitor.execute("query-migrate-parameters")
         self.limit_ms = int(now["downtime-limit"])
         self.bandwidth_bytes_per_s = int(now.get("max-bandwidth", 0))
         most = int(now.get("max-cpu-throttle", 0))
         self.throttle_percent = most if self.can_throttle and most > 1 else 0
+        if self.dirty_ring:
+            self.dirty_limit_bytes_per_s = await dirty_limit.read(monitor)
 
     @property
     def poll_s(self) -> float:
@@ -82,6 +99,8 @@ class Steering:
         ram = info.ram
         if ram is None or self._decided or not ram.throughput_bytes_per_s or self._busy:
             return
+        if self._measuring is None and self.allowed.dirty_ring_bytes and not self.dirty_limit_bytes_per_s:
+            self._measuring = asyncio.create_task(self._measure())
         policy = policies.find(self.request.policy)
         last = self._samples[-1] if self._samples else None
         if policy.interval_ms is not None and last is not None:
@@ -103,6 +122,8 @@ class Steering:
                 asked_throttle_percent=self.throttle_percent,
                 max_bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
                 begins_pass=begins,
+                vcpu_dirty_bytes_per_s=self.vcpu_dirty_bytes_per_s,
+                dirty_limit_bytes_per_s=self.dirty_limit_bytes_per_s,
             )
         )
         self._obey(policy.decide(self._samples, self.allowed))
@@ -115,11 +136,26 @@ class Steering:
             postcopy=self.to_postcopy is not None,
             stop=self.stop_guest is not None,
             throttle=self.can_throttle,
+            dirty_ring=self.dirty_ring,
         )
 
     @property
     def _busy(self) -> bool:
         return self._acting is not None and not self._acting.done()
+
+    async def _measure(self) -> None:
+        """Measure what each vCPU dirties, again and again until there is a limit; without that there will be none."""
+        failed = 0
+        while not self.dirty_limit_bytes_per_s:
+            try:
+                self.vcpu_dirty_bytes_per_s = await dirty_rate.measure_vcpus(await self.source.attach())
+            except QmpMigrateError as error:
+                failed += 1
+                if failed == MEASURE_ATTEMPTS and not self.vcpu_dirty_bytes_per_s:
+                    self.dirty_ring = 0
+                    self.tell(f"the dirty rate of its vCPUs cannot be measured, so none is limited: {error.message}")
+                    return
+            await asyncio.sleep(MEASURE_INTERVAL_S if self.vcpu_dirty_bytes_per_s else POLICY_POLL_S)
 
     def _obey(self, step: Step) -> None:
         if step.kind == "none":
@@ -165,9 +201,12 @@ class Steering:
                 limit_ms=step.limit_ms or None,
                 bandwidth_bytes_per_s=step.bandwidth_bytes_per_s if step.kind == "raise-bandwidth" else None,
                 throttle_percent=step.throttle_percent or None,
+                dirty_limit_bytes_per_s=step.dirty_limit_bytes_per_s or None,
             )
             self.tell(step.reason)
         except QmpCommandFailed as error:
+            if step.kind == "limit-dirty-rate":
+                self.dirty_ring = 0  # all vCPUs can still be slowed down
             self.tell(f"not done: {step.reason}: {error.message}")
         except QmpMigrateError as error:
             if rung is not None:
@@ -179,13 +218,21 @@ class Steering:
         limit_ms: int | None = None,
         bandwidth_bytes_per_s: int | None = None,
         throttle_percent: int | None = None,
+        dirty_limit_bytes_per_s: int | None = None,
     ) -> None:
-        """Tell the source new values; None: as it is.
+        """Tell the source new values; None: as it is. A throttle of 0 % also lifts a dirty limit.
 
         Raises:
             QmpCommandFailed: QEMU refuses one.
             MonitorError: It does not answer now.
         """
+        monitor = await self.source.attach()
+        if dirty_limit_bytes_per_s is not None:
+            await dirty_limit.limit_vcpus(monitor, dirty_limit_bytes_per_s)
+            self.dirty_limit_bytes_per_s = dirty_limit_bytes_per_s
+        elif throttle_percent == 0 and self.dirty_limit_bytes_per_s:
+            await dirty_limit.lift(monitor)
+            self.dirty_limit_bytes_per_s = 0
         parameters: dict[str, int] = {}
         if limit_ms is not None:
             parameters["downtime-limit"] = limit_ms
@@ -195,7 +242,7 @@ class Steering:
             parameters |= throttle(throttle_percent)
         if not parameters:
             return
-        await (await self.source.attach()).execute("migrate-set-parameters", parameters)
+        await monitor.execute("migrate-set-parameters", parameters)
         self.limit_ms = self.limit_ms if limit_ms is None else limit_ms
         self.throttle_percent = self.throttle_percent if throttle_percent is None else throttle_percent
         if bandwidth_bytes_per_s is not None:
@@ -203,10 +250,12 @@ class Steering:
 
     async def end(self) -> None:
         """Leave off; what was being told to QEMU may or may not arrive."""
-        if self._acting is not None:
-            self._acting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(self._acting, return_exceptions=True)
+        tasks = [task for task in (self._acting, self._measuring) if task is not None]
+        self._measuring = None
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def throttle(percent: int) -> dict[str, int]:

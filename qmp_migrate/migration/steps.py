@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["none", "raise-bandwidth", "raise-downtime-limit", "throttle", "postcopy", "stop", "give-up"]
+Kind: TypeAlias = Literal[
+    "none", "raise-bandwidth", "raise-downtime-limit", "limit-dirty-rate", "throttle", "postcopy", "stop", "give-up"
+]
 
 LAST_KINDS: Final = frozenset({"postcopy", "stop", "give-up"})
 """After these there is nothing more to decide."""
@@ -27,6 +29,9 @@ class Sample:
         asked_throttle_percent: What QEMU was told to throttle to; it obeys when passes end, and a second at the earliest.
         max_bandwidth_bytes_per_s: The ``max-bandwidth`` in force; 0: none.
         begins_pass: The first sample of its pass: `remaining_bytes` is what the pass before has left.
+        vcpu_dirty_bytes_per_s: What each vCPU dirties without a limit, by its dirty ring, which counts a page again each time
+            that QEMU has looked at it; empty: not known.
+        dirty_limit_bytes_per_s: What each vCPU may dirty now; 0: no limit.
     """
 
     pass_number: int
@@ -40,6 +45,8 @@ class Sample:
     asked_throttle_percent: int = 0
     max_bandwidth_bytes_per_s: int = 0
     begins_pass: bool = True
+    vcpu_dirty_bytes_per_s: tuple[int, ...] = ()
+    dirty_limit_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class Allowed:
         hurry_copies: What is not expected to end within so many is helped on.
         last_copies: What does not converge is brought to its end within so many, by post-copy or a stop.
         switchover_bandwidth_bytes_per_s: What the link carries in the blackout, where that is more than before; 0: not known.
+        dirty_ring_bytes: What fits into the dirty ring of one vCPU, where each vCPU's dirty rate can be limited; 0: it
+            cannot.
         timeout_ms: After this time the last rungs are climbed, whatever the passes show; 0: never.
     """
 
@@ -69,6 +78,7 @@ class Allowed:
     last_copies: float = 3.0
     switchover_bandwidth_bytes_per_s: int = 0
     timeout_ms: int = 0
+    dirty_ring_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,7 @@ class Step:
         limit_ms: The new ``downtime-limit`` for ``raise-downtime-limit``.
         bandwidth_bytes_per_s: The new ``max-bandwidth`` for ``raise-bandwidth``; 0: none.
         throttle_percent: The new throttle for ``throttle``.
+        dirty_limit_bytes_per_s: What each vCPU may dirty, for ``limit-dirty-rate``.
         reason: For the user, the bus and the result.
         hint: For ``give-up``: what would have worked.
     """
@@ -88,6 +99,7 @@ class Step:
     limit_ms: int = 0
     bandwidth_bytes_per_s: int = 0
     throttle_percent: int = 0
+    dirty_limit_bytes_per_s: int = 0
     reason: str = ""
     hint: str = ""
 

@@ -16,7 +16,7 @@ from qmp_migrate.migration import policies
 from qmp_migrate.migration.negotiation import Profile
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.side import Side
-from qmp_migrate.qemu import encryption, features
+from qmp_migrate.qemu import dirty_limit, encryption, features
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.features import Features
 
@@ -52,6 +52,7 @@ class Wires:
         key_directories: Directories that hold this migration's key, until `remove_keys`.
         port: Where the destination listens.
         throttle: The source can slow the guest down.
+        dirty_limit: The dirty rate of the source's vCPUs may be limited; nobody had limited it before.
     """
 
     source: Features | None = None
@@ -61,6 +62,7 @@ class Wires:
     key_directories: tuple[tuple[Side, str], ...] = ()
     port: int = 0
     throttle: bool = False
+    dirty_limit: bool = False
 
     @property
     def source_parameters(self) -> dict[str, object]:
@@ -95,6 +97,7 @@ async def find(
     migration_id: str,
     *,
     encrypt: bool,
+    dirty_limit: bool,
     before: dict[str, Any],
     destination_before: dict[str, Any],
 ) -> Wires:
@@ -105,10 +108,11 @@ async def find(
         destination: Receives; likewise.
         migration_id: The migration.
         encrypt: It is encrypted.
+        dirty_limit: See `Wires`.
         before: What the journal says of `Wires.source_parameters`.
         destination_before: What it says of `Wires.destination_parameters`.
     """
-    wires = Wires()
+    wires = Wires(dirty_limit=dirty_limit)
     for side in (source, destination):
         with contextlib.suppress(QmpMigrateError):
             if side.process is not None and not side.fenced:
@@ -178,6 +182,7 @@ async def _wire_source(
     monitor, known = await side.attach(), wires.source
     assert known is not None
     wires.throttle = "auto-converge" in profile.source.capabilities
+    wires.dirty_limit = profile.dirty_ring > 0
     await qmp.set_capabilities(monitor, known, dict.fromkeys(profile.source.capabilities, True))
     parameters: dict[str, Any] = {
         **policies.parameters(request, one_pass=one_pass),
@@ -260,6 +265,10 @@ async def unwire_source(side: Side, wires: Wires) -> list[str]:
         return []
     try:
         monitor = await side.attach()
+        if (
+            wires.dirty_limit
+        ):  # first: the guest feels it, and QEMU keeps it after a migration that failed or was cancelled
+            await dirty_limit.lift(monitor)
         before = wires.source_parameters
         before["tls-creds"] = ""
         await qmp.set_parameters(monitor, before)

@@ -86,6 +86,29 @@ async def measure(monitor: Monitor, memory_bytes: int, *, kvm: bool) -> list[Dir
     return found
 
 
+async def measure_vcpus(monitor: Monitor, *, seconds: int = 1) -> tuple[int, ...]:
+    """Measure what each vCPU dirties within a second, bytes per second, in order; also while memory is copied.
+
+    Only for a guest under KVM with a dirty ring: without KVM QEMU 7.2 ends itself on the question.
+
+    Args:
+        monitor: The guest's.
+        seconds: For how long.
+
+    Raises:
+        QmpCommandFailed: There is no dirty ring, or QEMU measures for somebody else.
+        MonitorError: QEMU does not answer, or not as QEMU does.
+    """
+    answer = await _ask(monitor, {"calc-time": seconds, "mode": "dirty-ring"}, seconds)
+    try:
+        if answer["mode"] != "dirty-ring":
+            raise MonitorError("QEMU has measured for somebody else meanwhile", host=monitor.host)
+        rates = sorted((int(one["id"]), int(one["dirty-rate"]) * _MIB) for one in answer["vcpu-dirty-rate"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise MonitorError(f"{monitor.label}: query-dirty-rate: {error!r}", host=monitor.host) from error
+    return tuple(rate for _, rate in rates)
+
+
 async def measure_longer(monitor: Monitor, memory_bytes: int, seconds: int) -> Dirtied:
     """Measure once more, over whole seconds (60 at most). Raises as `measure` does."""
     more = {"sample-pages": _sample_pages(memory_bytes)}
@@ -99,15 +122,24 @@ def _sample_pages(memory_bytes: int) -> int:
 
 async def _measure(monitor: Monitor, milliseconds: int, kind: Kind, more: dict[str, Any], *, fine: bool) -> Dirtied:
     unit = {"calc-time": milliseconds, "calc-time-unit": "millisecond"} if fine else {"calc-time": milliseconds // 1000}
-    await monitor.execute("calc-dirty-rate", {**unit, "mode": kind, **more})
-    deadline = time.monotonic() + milliseconds / 1000 + PATIENCE_S
-    await asyncio.sleep(milliseconds / 1000)
+    answer = await _ask(monitor, {**unit, "mode": kind, **more}, milliseconds / 1000)
+    try:
+        return Dirtied(milliseconds / 1000, int(answer["dirty-rate"]) * milliseconds * _MIB // 1000, kind)
+    except (TypeError, KeyError, ValueError) as error:
+        raise MonitorError(f"{monitor.label}: query-dirty-rate: {error!r}", host=monitor.host) from error
+
+
+async def _ask(monitor: Monitor, arguments: dict[str, Any], seconds: float) -> Any:
+    """Have QEMU measure, and return what ``query-dirty-rate`` says once it has."""
+    await monitor.execute("calc-dirty-rate", arguments)
+    deadline = time.monotonic() + seconds + PATIENCE_S
+    await asyncio.sleep(seconds)
     while True:
         answer = await monitor.execute("query-dirty-rate")
         try:
             if answer["status"] == "measured":
-                return Dirtied(milliseconds / 1000, int(answer["dirty-rate"]) * milliseconds * _MIB // 1000, kind)
-        except (TypeError, KeyError, ValueError) as error:
+                return answer
+        except (TypeError, KeyError) as error:
             raise MonitorError(f"{monitor.label}: query-dirty-rate: {error!r}", host=monitor.host) from error
         if time.monotonic() > deadline:
             raise MonitorTimeout(f"{monitor.label} has not measured its dirty rate in time", host=monitor.host)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qmp_migrate.errors import MonitorError
+from qmp_migrate.errors import MonitorError, QmpCommandFailed
 from qmp_migrate.qemu.monitor import Monitor
 
 
@@ -96,6 +96,25 @@ async def multifd_compressions(monitor: Monitor) -> frozenset[str]:
     except (TypeError, KeyError) as error:
         raise MonitorError(
             f"{monitor.label}: query-qmp-schema: {error!r}",
+            hint="is this socket really a QEMU monitor?",
+            host=monitor.host,
+        ) from error
+
+
+async def uses_kvm(monitor: Monitor) -> bool:
+    """Ask a running QEMU whether it uses KVM; ``query-kvm`` is deprecated since 11.0, and ``query-accelerators`` is newer.
+
+    Raises:
+        MonitorError: It did not answer, or not as QEMU does.
+    """
+    try:
+        try:
+            return bool((await monitor.execute("query-accelerators"))["enabled"] == "kvm")
+        except QmpCommandFailed:
+            return bool((await monitor.execute("query-kvm"))["enabled"])
+    except (TypeError, KeyError) as error:
+        raise MonitorError(
+            f"{monitor.label} answers, but not as QEMU does: {error!r}",
             hint="is this socket really a QEMU monitor?",
             host=monitor.host,
         ) from error

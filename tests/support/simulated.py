@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from qmp_migrate.migration import policies
+from qmp_migrate.migration import dirty_quota, policies
 from qmp_migrate.migration.convergence import LAST_KINDS, Sample, Step
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.steering import throttle
@@ -39,6 +39,8 @@ class Guest:
         dirty: What it writes, bytes per second.
         working_set: What it writes to, again and again; 0: all of its memory.
         obeys: How far a throttle slows its writing down: 1 in proportion, 0 not at all.
+        vcpus: What each vCPU writes, by its dirty ring, bytes per second.
+        ring: Entries of each vCPU's dirty ring; 0: none.
         reacts_ms: How much later than QEMU the controller sees what happened.
     """
 
@@ -47,6 +49,8 @@ class Guest:
     dirty: int = 0
     working_set: int = 0
     obeys: float = 1.0
+    vcpus: tuple[int, ...] = ()
+    ring: int = 0
     reacts_ms: float = 3.0
 
 
@@ -61,6 +65,7 @@ class Ended:
         lost_ms: Guest time lost to throttling, beside the blackout.
         passes: How many had begun.
         most_throttle: Percent.
+        dirty_limit: Of each vCPU; 0: none.
     """
 
     how: str
@@ -70,6 +75,7 @@ class Ended:
     limit_ms: int
     lost_ms: float = 0.0
     most_throttle: int = 0
+    dirty_limit: int = 0
     steps: list[Step] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
@@ -85,13 +91,15 @@ class Simulation:
         self.guest, self.request = guest, request
         self.policy = policies.find(request.policy)
         self.can_throttle = policies.wants_throttle(request)
-        self.allowed = policies.allowed(request, postcopy=postcopy, stop=stop, throttle=self.can_throttle)
+        self.allowed = policies.allowed(
+            request, postcopy=postcopy, stop=stop, throttle=self.can_throttle, dirty_ring=guest.ring
+        )
         self.parameters = policies.parameters(request)
         self.now = 0.0
         self.remaining = float(guest.ram)
         self.transferred = 0.0
         self.passes = 1
-        self.throttle = self.asked = 0
+        self.throttle = self.asked = self.limit = 0
         self.high = 0
         self.period_at, self.period_dirty, self.period_sent = 0.0, 0.0, 0.0
         self.synced_at = 0.0
@@ -143,7 +151,10 @@ class Simulation:
         sent = min(self.remaining, self.rate * seconds)
         self.remaining -= sent
         self.transferred += sent
-        self.written += self.guest.dirty * (1 - self.guest.obeys * self.throttle / 100) * seconds
+        rate = self.guest.dirty * (1 - self.guest.obeys * self.throttle / 100)
+        if self.limit:
+            rate = min(rate, dirty_quota.dirtied(self.guest.vcpus, self.limit))
+        self.written += rate * seconds
         self.ended.lost_ms += self.throttle / 100 * (until - self.now)
         self.now = until
 
@@ -192,6 +203,8 @@ class Simulation:
                 asked_throttle_percent=self.asked,
                 max_bandwidth_bytes_per_s=self.parameters["max-bandwidth"],
                 begins_pass=begins,
+                vcpu_dirty_bytes_per_s=self.guest.vcpus,
+                dirty_limit_bytes_per_s=self.limit,
             )
         )
         if self.policy.interval_ms is not None:
@@ -206,6 +219,8 @@ class Simulation:
         elif step.kind == "throttle":
             self.asked = step.throttle_percent
             self.parameters |= throttle(step.throttle_percent)
+        elif step.kind == "limit-dirty-rate":
+            self.limit = step.dirty_limit_bytes_per_s
         return step
 
     def _last(self, step: Step) -> Ended:
@@ -220,6 +235,9 @@ class Simulation:
 
     def _end(self, how: str, blackout_ms: float) -> Ended:
         ended = self.ended
+        if self.limit and blackout_ms:  # it sleeps on until it sees that it is to stop
+            blackout_ms += dirty_quota.stall_ms(self.guest.vcpus, self.limit, self.guest.ring * 4096)
+        ended.dirty_limit = self.limit
         ended.how, ended.blackout_ms, ended.total_ms = how, blackout_ms, self.now + blackout_ms
         ended.passes, ended.limit_ms = self.passes, self.parameters["downtime-limit"]
         return ended

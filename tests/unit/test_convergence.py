@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from qmp_migrate.migration.convergence import (
     first_limit_ms,
     next_step,
 )
+from qmp_migrate.migration.dirty_quota import stall_ms
 from qmp_migrate.migration.request import MAX_DOWNTIME_MS
 from tests.support.simulated import MIB, Guest, migrate
 
@@ -36,6 +38,7 @@ allowances = st.builds(
     hurry_copies=st.floats(1, 20),
     last_copies=st.floats(1, 10),
     timeout_ms=st.sampled_from([0, 1, 60_000]),
+    dirty_ring_bytes=st.sampled_from([0, 1024 * 4096, 4096 * 4096]),
 )
 
 measured = st.lists(
@@ -50,6 +53,7 @@ measured = st.lists(
         total_bytes=st.just(1 << 38),
         throttle_percent=st.integers(0, 99),
         begins_pass=st.booleans(),
+        vcpu_dirty_bytes_per_s=st.sampled_from([(), (0, 0), (GBIT,), (2 * GBIT, 0), (GBIT, GBIT // 2, 10 * GBIT)]),
     ),
     max_size=30,
 )
@@ -58,7 +62,7 @@ measured = st.lists(
 def followed(allowed: Allowed, seen: list[Sample]) -> list[tuple[Sample, Step]]:
     """Show what was measured to the policy, bit by bit, and obey it; ends with a last step."""
     limit, throttle, bandwidth = first_limit_ms(allowed.downtime_ms), 0, allowed.bandwidth_bytes_per_s // 2
-    number = elapsed = transferred = 0
+    number = elapsed = transferred = dirty_limit = 0
     samples, told = list[Sample](), list[tuple[Sample, Step]]()
     for sample in seen:
         number, elapsed = number + sample.pass_number, elapsed + sample.elapsed_ms
@@ -76,6 +80,8 @@ def followed(allowed: Allowed, seen: list[Sample]) -> list[tuple[Sample, Step]]:
                 throttle,
                 bandwidth,
                 sample.begins_pass,
+                sample.vcpu_dirty_bytes_per_s,
+                dirty_limit,
             )
         )
         step = next_step(samples, allowed)
@@ -84,8 +90,13 @@ def followed(allowed: Allowed, seen: list[Sample]) -> list[tuple[Sample, Step]]:
             break
         limit = step.limit_ms or limit
         throttle = step.throttle_percent or throttle
+        dirty_limit = step.dirty_limit_bytes_per_s or dirty_limit
         bandwidth = step.bandwidth_bytes_per_s if step.kind == "raise-bandwidth" else bandwidth
     return told
+
+
+def _stall_ms(sample: Sample, step: Step, allowed: Allowed) -> float:
+    return stall_ms(sample.vcpu_dirty_bytes_per_s, step.dirty_limit_bytes_per_s, allowed.dirty_ring_bytes)
 
 
 # -- for whatever is measured -----------------------------------------------------------------------------------------
@@ -109,6 +120,13 @@ def test_nothing_is_more_than_is_allowed_and_nothing_is_taken_back(allowed: Allo
                 assert sample.limit_ms < step.limit_ms <= allowed.downtime_ms
             case "throttle":
                 assert sample.asked_throttle_percent < step.throttle_percent <= allowed.throttle_percent
+                assert not sample.dirty_limit_bytes_per_s  # not twice
+            case "limit-dirty-rate":
+                fastest = max(sample.vcpu_dirty_bytes_per_s)
+                assert 0 < step.dirty_limit_bytes_per_s < (sample.dirty_limit_bytes_per_s or fastest)
+                assert step.dirty_limit_bytes_per_s >= fastest * (1 - allowed.throttle_percent / 100)
+                assert sample.limit_ms + _stall_ms(sample, step, allowed) <= allowed.downtime_ms + 1
+                assert not sample.asked_throttle_percent
             case "raise-bandwidth":
                 limit = sample.max_bandwidth_bytes_per_s
                 assert step.bandwidth_bytes_per_s == allowed.bandwidth_bytes_per_s
@@ -334,3 +352,64 @@ def test_gentle_gives_up_within_three_passes_of_seeing_it(share: float) -> None:
     ended = migrate(Guest(dirty=int(share * LINK)), "gentle")
     assert ended.how == "give-up"
     assert ended.passes <= 2 + 3
+
+
+# -- only the vCPUs that write ----------------------------------------------------------------------------------------
+
+WRITES, COMPUTES = 150 * MIB, 0
+TWO = Guest(ram=2048 * MIB, link=100 * MIB, dirty=WRITES, working_set=512 * MIB, vcpus=(WRITES, COMPUTES), ring=4096)
+
+
+def test_with_a_dirty_ring_the_vcpu_that_writes_is_limited_and_the_other_goes_on() -> None:
+    ended = migrate(TWO, max_throttle_percent=80)
+    assert ended.steps[0].kind == "limit-dirty-rate"
+    assert "throttle" not in {step.kind for step in ended.steps}
+    assert ended.how == "switched"
+    assert ended.most_throttle <= 1
+    assert 40 * MIB <= ended.dirty_limit <= 60 * MIB
+    assert ended.blackout_ms <= 300
+    assert "no vCPU may dirty more than" in ended.steps[0].reason
+
+
+def test_without_a_ring_the_same_guest_is_slowed_down_as_a_whole() -> None:
+    ended = migrate(replace(TWO, ring=0), max_throttle_percent=80)
+    assert ended.steps[0].kind == "throttle"
+    assert ended.dirty_limit == 0
+
+
+def test_a_vcpu_is_limited_by_no_more_than_is_allowed() -> None:
+    ended = migrate(TWO)  # by half
+    assert ended.dirty_limit == WRITES / 2
+    assert ended.how == "switched"
+
+
+def test_a_user_who_allows_no_throttle_gets_no_limit() -> None:
+    assert migrate(TWO, max_throttle_percent=0).dirty_limit == 0
+    assert migrate(TWO, "gentle").dirty_limit == 0
+    assert migrate(TWO, "proxmox").dirty_limit == 0
+
+
+def test_a_limit_that_would_make_the_blackout_too_long_is_not_set() -> None:
+    """On a slow link a vCPU over its limit would sleep for most of a second, and the whole guest at the switchover."""
+    slow = replace(TWO, link=30 * MIB)
+    assert migrate(slow, max_throttle_percent=90).dirty_limit == 0
+    smaller = migrate(replace(slow, ring=1024), max_throttle_percent=90)
+    assert 0 < smaller.dirty_limit < 30 * MIB
+    assert smaller.blackout_ms <= 300
+
+
+def test_the_policy_waits_until_it_knows_what_the_vcpus_dirty() -> None:
+    passes = [Sample(n, 400 * MIB, 100 * MIB, 20, 4000 * n, 400 * MIB * n, 2048 * MIB) for n in range(1, 5)]
+    allowed = Allowed(300, throttle_percent=80, copies=6, hurry_copies=1.8, dirty_ring_bytes=4096 * 4096)
+    assert next_step(passes, allowed).kind == "none"
+    known = [replace(one, vcpu_dirty_bytes_per_s=(WRITES, 0)) for one in passes]
+    assert next_step(known, allowed).kind == "limit-dirty-rate"
+    # Nobody but a device writes: then no vCPU can be at fault.
+    assert next_step([replace(one, vcpu_dirty_bytes_per_s=(0, 0)) for one in passes], allowed).kind == "throttle"
+
+
+def test_what_all_vcpus_write_together_counts() -> None:
+    four = replace(TWO, vcpus=(40 * MIB,) * 4, dirty=160 * MIB)
+    ended = migrate(four, max_throttle_percent=90)
+    assert ended.steps[0].kind == "throttle"  # 10 MiB/s each: too long a sleep with such a ring
+    assert migrate(replace(four, ring=1024), max_throttle_percent=90).steps[0].kind == "limit-dirty-rate"

@@ -235,6 +235,43 @@ def test_throttling_has_to_be_known_beforehand() -> None:
     assert "cannot slow the guest down" in profile.warnings[0].text
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "limits", "ring", "says"),
+    [
+        ({"kvm": True, "dirty_ring": 4096}, {"dirty_ring": 4096}, True, 4096, "only the vCPUs that write"),
+        ({"kvm": True}, {}, True, 0, "all its vCPUs are: it runs without a dirty ring"),
+        ({}, {}, True, 0, "all its vCPUs are: it runs without KVM"),
+        ({"kvm": True, "dirty_ring": 4096}, {}, True, 0, "on b cannot start with a dirty ring"),
+        (
+            {"kvm": True, "dirty_ring": 4096, "no_dirty_limit": "why"},
+            {"dirty_ring": 4096},
+            True,
+            0,
+            "all its vCPUs are: why",
+        ),
+        ({"kvm": True, "dirty_ring": 4096}, {"dirty_ring": 4096}, False, 0, "all its vCPUs are: so does the policy"),
+    ],
+)
+def test_only_with_dirty_rings_on_both_sides_the_vcpus_that_write_are_slowed_down_alone(
+    here: dict[str, Any], there: dict[str, Any], limits: bool, ring: int, says: str
+) -> None:
+    ends = qemu("7.2.22", "a", **here), qemu("11.1.3", "b", **there)
+    profile = negotiate(asked(), *ends, memory_bytes=GIB, may_throttle=True, may_limit=limits)
+    assert profile.dirty_ring == ring
+    assert profile.throttling is not None
+    assert says in profile.throttling.text
+    assert ("dirty_ring = 4096" in profile.throttling.hint) == ("without a dirty ring" in says)
+    assert "auto-converge" in profile.source.capabilities  # a limit may turn out not to do
+    assert "dirty-limit" not in profile.source.capabilities
+    assert Profile.again(profile.written).dirty_ring == ring
+
+
+def test_who_may_not_slow_it_down_is_told_nothing_of_it() -> None:
+    ends = qemu("7.2.22", "a", kvm=True, dirty_ring=4096), qemu("11.1.3", "b", dirty_ring=4096)
+    profile = negotiate(asked(), *ends, memory_bytes=GIB, may_limit=True)
+    assert (profile.dirty_ring, profile.throttling) == (0, None)
+
+
 def test_another_controller_reads_back_what_matters_to_it() -> None:
     profile = agree(mode="postcopy")
     again = Profile.again(profile.written)

@@ -11,6 +11,7 @@ import pytest
 
 from qmp_migrate.errors import LaunchFailed
 from qmp_migrate.migration.facts import BinaryFacts, HostFacts
+from qmp_migrate.migration.negotiation import Objection, Profile
 from qmp_migrate.migration.preflight import Check, Situation, failures, judge
 from qmp_migrate.migration.present import Present
 from qmp_migrate.migration.request import MigrationRequest
@@ -412,3 +413,13 @@ def test_post_copy_is_refused_where_it_would_lose_writes() -> None:
 def test_what_post_copy_cannot_have_is_told() -> None:
     request = MigrationRequest("web1", "b", mode="postcopy", guarded=True)
     only(situation(request=request), "guarded", "warn", "protects nothing")
+
+
+def test_it_says_which_vcpus_would_be_slowed_down() -> None:
+    told = Objection("all its vCPUs are: it runs without a dirty ring", "start it with dirty_ring = 4096", "a")
+    (check,) = found(situation(profile=Profile(throttling=told)), "throttle")
+    assert (check.status, check.host) == ("ok", "a")
+    assert check.text == "all its vCPUs are: it runs without a dirty ring; start it with dirty_ring = 4096"
+    assert not found(situation(profile=Profile()), "throttle")
+    offline = MigrationRequest("web1", "b", "a", mode="offline")
+    assert not found(situation(profile=Profile(throttling=told), request=offline), "throttle")

@@ -94,6 +94,12 @@ def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> N
     assert kill.guests_pid == ("17", "1234")
     probe = [QEMU, *(word or "tcg" for word in PROBE)]
     assert request(shlex.join(behind_login_shell(probe, 10.0)), allowed).input_digest == KNOWN["questions"]
+    with_ring = ["kvm,dirty-ring-size=4096" if word == "tcg" else word for word in probe]
+    assert request(shlex.join(behind_login_shell(with_ring, 10.0)), allowed).input_digest == KNOWN["questions"]
+    for accelerator in ("kvm,dirty-ring-size=/x", "kvm,device=/dev/x", "tcg,dirty-ring-size=4096", "qtest"):
+        other = [accelerator if word == "tcg" else word for word in probe]
+        with pytest.raises(Refused):
+            request(shlex.join(behind_login_shell(other, 10.0)), allowed)
     words = argv(allowed)
     launch = asked(process_scripts.LAUNCH, guest, "2000", "qmp.sock", "qemu.log", "9", *words)
     assert request(launch, allowed).record == tuple(words)
@@ -397,6 +403,8 @@ def said(allowed: Allowed, **command: Any) -> bytes:
         {"execute": "migrate", "arguments": {"channels": [{"channel-type": "main", "addr": INET}]}},
         {"execute": "migrate-incoming", "arguments": {"uri": "tcp:[::]:0,to=100"}},
         {"exec-oob": "migrate-pause"},
+        {"execute": "set-vcpu-dirty-limit", "arguments": {"dirty-rate": 40}},
+        {"execute": "cancel-vcpu-dirty-limit"},
         {"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 1, "downtime-limit": 300, "tls-creds": "tls0"}},
         {"execute": "human-monitor-command", "arguments": {"command-line": "info network"}},
     ],

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.errors import InvalidQuantity, MigrationUnknown, NotConverging, UsageError
-from qmp_migrate.migration import tuning
+from qmp_migrate.errors import InvalidQuantity, MigrationUnknown, MonitorError, NotConverging, UsageError
+from qmp_migrate.migration import steering, tuning
+from qmp_migrate.migration.copying import Copying
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.phases import Phase
 from qmp_migrate.migration.policies import ARMED_THROTTLE, QEMU_THROTTLE, parameters
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.migration.tuning import Tune, Tuner, in_words
+from qmp_migrate.qemu import dirty_rate
 from tests.support.copying_rig import Rig
 from tests.support.fake_qmp import Fails, FakeQemu
+from tests.support.monitors import connected
 from tests.support.qemu_words import ACTIVE_7_2
 
 MIB = 1 << 20
@@ -284,3 +287,92 @@ async def test_a_wish_of_a_newer_program_is_refused_as_such(rig: Rig, journal: J
     await tuning._write(journal, "m1", tuning.WISH, {"token": "t", "colour": "red"})
     await Tuner(course).look()
     assert "does not know colour" in (await tuning.answer(journal, "m1", "t") or {})["refused"]
+
+
+# -- only the vCPUs that write ----------------------------------------------------------------------------------------
+
+
+def two_vcpus(qemu: FakeQemu, *, first: int, second: int = 0) -> None:
+    rates = [{"id": 1, "dirty-rate": second}, {"id": 0, "dirty-rate": first}]
+    qemu.on("calc-dirty-rate", {})
+    qemu.on("query-dirty-rate", {"status": "measured", "mode": "dirty-ring", "vcpu-dirty-rate": rates, "dirty-rate": 0})
+    qemu.on("set-vcpu-dirty-limit", {})
+    qemu.on("cancel-vcpu-dirty-limit", {})
+
+
+async def ringed(rig: Rig, **wanted: Any) -> Copying:
+    """A guest with dirty rings that dirties more than is carried, when its vCPUs have been measured."""
+    copying = await rig.start(**wanted)
+    copying.steering.can_throttle, copying.steering.dirty_ring = True, 4096
+    await rig.numbers(active(1, 500 * MIB))
+    await rig.source.until_asked("query-dirty-rate")
+    await rig.read()
+    copying.timeline.started -= 2.0  # so long the first pass took
+    return copying
+
+
+async def test_a_guest_with_a_dirty_ring_has_only_its_writing_vcpu_limited(rig: Rig) -> None:
+    two_vcpus(rig.source, first=150, second=3)
+    copying = await ringed(rig, max_throttle_percent=80)
+    assert copying.steering.vcpu_dirty_bytes_per_s == (150 * MIB, 3 * MIB)
+    assert rig.source.asked("calc-dirty-rate") == [{"calc-time": 1, "mode": "dirty-ring"}]
+    await rig.numbers(active(2, 200 * MIB))
+    await rig.source.until_asked("set-vcpu-dirty-limit")
+    await rig.read()
+    (limit,) = rig.source.asked("set-vcpu-dirty-limit")
+    assert 40 <= limit["dirty-rate"] <= 60
+    assert "cpu-index" not in limit
+    assert "no vCPU may dirty more than" in copying.steps[0]
+    assert not rig.source.asked("migrate-set-parameters")
+
+
+async def test_where_qemu_refuses_a_dirty_limit_all_vcpus_are_slowed_down(rig: Rig) -> None:
+    two_vcpus(rig.source, first=150)
+    rig.source.on("set-vcpu-dirty-limit", Fails("dirty page limit feature requires KVM"))
+    copying = await ringed(rig)
+    await rig.numbers(active(2, 200 * MIB))
+    await rig.source.until_asked("set-vcpu-dirty-limit")
+    await rig.numbers(active(3, 200 * MIB))
+    await rig.source.until_asked("migrate-set-parameters")
+    await rig.read()
+    assert "not done" in copying.steps[0]
+    assert "slowed down by" in copying.steps[1]
+
+
+async def test_where_the_vcpus_cannot_be_measured_all_are_slowed_down(rig: Rig) -> None:
+    rig.source.on("calc-dirty-rate", Fails("mode dirty-ring is not enabled, use other method instead."))
+    copying = await rig.start()
+    copying.steering.can_throttle, copying.steering.dirty_ring = True, 4096
+    await rig.numbers(active(1, 500 * MIB))
+    await rig.source.until_asked("calc-dirty-rate", steering.MEASURE_ATTEMPTS)
+    await rig.read()
+    assert "cannot be measured, so none is limited: " in copying.steps[0]
+    copying.timeline.started -= 2.0
+    await rig.numbers(active(2, 200 * MIB))
+    await rig.source.until_asked("migrate-set-parameters")
+    assert not rig.source.asked("set-vcpu-dirty-limit")
+
+
+async def test_what_was_measured_for_somebody_else_is_not_taken_for_ours() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        qemu.on("calc-dirty-rate", {})
+        qemu.on("query-dirty-rate", {"status": "measured", "mode": "page-sampling", "dirty-rate": 7})
+        with pytest.raises(MonitorError, match="for somebody else"):
+            await dirty_rate.measure_vcpus(monitor, seconds=0)
+
+
+async def test_a_throttle_of_nothing_lifts_the_limit(rig: Rig, journal: Journal) -> None:
+    course = await driven(rig, journal)
+    two_vcpus(rig.source, first=150)
+    course.copying.steering.dirty_limit_bytes_per_s = 50 * MIB
+    await retuned(course, journal, max_throttle_percent=0)
+    assert rig.source.asked("cancel-vcpu-dirty-limit") == [{}]
+    assert course.copying.steering.dirty_limit_bytes_per_s == 0
+
+
+async def test_a_limit_that_another_controller_has_set_is_known(rig: Rig) -> None:
+    copying = await rig.start()
+    copying.steering.dirty_ring = 4096
+    rig.source.on("query-vcpu-dirty-limit", [{"cpu-index": n, "limit-rate": 40, "current-rate": 1} for n in (0, 1)])
+    await copying.steering.read_back()
+    assert copying.steering.dirty_limit_bytes_per_s == 40 * MIB
