@@ -85,7 +85,7 @@ def _remove_files(state: RigState) -> None:
     directory = state.directory
     for name in ("ssh", "parts", *(host.name for host in state.hosts)):
         shutil.rmtree(directory / name, ignore_errors=True)
-    for pattern in ("qmp-migrate.toml", "guest.toml", "journal.sqlite*", f"{FILE}*"):  # rig.json last
+    for pattern in ("qmp-migrate.toml", "guest*.toml", "journal.sqlite*", f"{FILE}*"):  # rig.json last
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)
     if state.created:

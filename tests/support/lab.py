@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 
 CLI = [sys.executable, "-m", "qmp_migrate.cli"]
 COMMAND_S = 90.0
+WORK = "qm.rate=4 qm.ws=32 qm.tick=10"
+"""What guests do where a test does not say: at 5 MiB/s their memory takes some time, and is still copied in the end."""
 MEMORY = f"{256 * 1024 + 8}KiB"
 """Not a multiple of 256 KiB: the distribution's QEMU 7.2 then loses no writes under TCG (`features.loses_writes`)."""
 
@@ -223,15 +225,29 @@ class Lab:
         name: str,
         *,
         firmware_only: bool = False,
-        bare: bool = False,
-        append: str = "qm.rate=4 qm.ws=8 qm.tick=10",
+        bare: bool | None = None,
+        append: str = WORK,
         extra: str = "",
         **keys: Any,
     ) -> Path:
-        """Write a spec: the rig's own, with another name and other settings; `bare`: of the guest without an OS."""
-        wanted = {"name": name, "memory": MEMORY, "append": f"console=ttyS0 quiet {append}", **keys}
+        """Write a spec: one of the rig's own, with another name and other settings.
+
+        Args:
+            name: The guest's.
+            firmware_only: It boots nothing.
+            bare: Of the guest without an operating system, under TCG unless `keys` say ``accel``: it is ready at once.
+                Default: wherever it serves, that is where no disk is written.
+            append: What the guest does.
+            extra: More of the spec, as TOML.
+            keys: Keys of the spec.
+        """
+        if bare is None:
+            bare = bool(self.bare_template) and not firmware_only and "qm.disk=" not in append
         template = self.bare_template if bare else self.template
         assert template, "no bare.elf: make images"
+        wanted = {"name": name, "memory": MEMORY, "append": f"console=ttyS0 quiet {append}"}
+        wanted |= {"accel": "tcg"} if bare else {}
+        wanted |= keys
         lines = [line for line in template.splitlines() if line.partition(" =")[0] not in wanted]
         lines += [f"{key} = {json.dumps(value)}" for key, value in wanted.items()]
         if firmware_only:
@@ -260,12 +276,12 @@ class Lab:
     ) -> Iterator[Guest]:
         """A guest of its own on a host; gone afterwards, wherever it went, and proven to have left nothing.
 
-        `bare=True`: the guest without an operating system; `accel="tcg"` or `"kvm"`: under that, whatever was probed.
+        `keys` are those of `spec`.
         """
         name = f"g{uuid.uuid4().hex[:8]}"
         image = self.files / f"{name}.img" if disk else None
         if image is not None:
-            keys["append"] = keys.get("append", "qm.rate=4 qm.ws=8 qm.tick=10") + " qm.disk=/dev/vda"
+            keys["append"] = keys.get("append", WORK) + " qm.disk=/dev/vda"
             keys["extra"] = f'[[disk]]\npath = "{image}"\nformat = "raw"\nsize = "4MiB"\n' + keys.get("extra", "")
         guest = Guest(self, name, self.spec(name, **keys), image)
         try:

@@ -16,8 +16,8 @@ from pathlib import Path
 from tests.support.lab import Guest, Lab, wait_for
 from tests.support.story import POLL_S, acts
 
-OF_THE_KERNEL = b"Linux version "
-"""Somewhere in every guest's memory."""
+OF_THE_GUEST = b"QMGPPAGE"
+"""At the beginning of each page that the guest writes."""
 
 WRITE_UNSHARED = 201
 """The byte of an image that QEMU looks at before it writes to it (block/file-posix.c, RAW_LOCK_SHARED_BASE + write)."""
@@ -104,7 +104,7 @@ def test_what_travels_can_be_read_by_nobody_unless_that_was_asked_for(lab: Lab, 
     )
     seen = {}
     for words, encrypted in ([], True), (["--no-encrypt"], False):
-        tap = Listener(("127.0.0.99", port), (own, port), OF_THE_KERNEL)
+        tap = Listener(("127.0.0.99", port), (own, port), OF_THE_GUEST)
         try:
             result = lab.cli("migrate", guest.name, "--to", "b", "--json", *words, config=config).doc
         finally:
