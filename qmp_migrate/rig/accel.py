@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from qmp_migrate.errors import RigError
+from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import GuestImage, cache_directory
 
 Accelerator = Literal["kvm", "tcg"]
@@ -30,10 +31,9 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TICK = b"QM T "
 
 LIMIT_S: Final[dict[str, float]] = {"linux": 4.0, "bare": 9.0}
-"""How much processor time a guest may take to its first tick under KVM, seconds: Linux needs about one where KVM works.
-The bare guest needs 4 to 6 where KVM has no hardware below it (most of that is the firmware's), and there it is the one
-that runs. It is not time by the clock, because a machine that is busy now is no reason to do without KVM until it is
-rebooted."""
+"""How much processor time a guest may take to its first tick under KVM, seconds. Linux needs about one where KVM works,
+and so does the bare guest where KVM has no hardware below it; with SeaBIOS it needs 4 to 6 there. It is not time by the
+clock, because a machine that is busy now is no reason to do without KVM until it is rebooted."""
 
 PATIENCE: Final = 5
 """How many times as long a guest may take by the clock: one that waits for ever uses no processor."""
@@ -82,12 +82,16 @@ async def probe_accel(qemu: str, image: GuestImage, *, timeout_s: float | None =
 
 
 async def _ticks_under_kvm(path: str, image: GuestImage, timeout_s: float) -> bool:
-    initrd = () if image.initrd is None else ("-initrd", str(image.initrd))
+    files = ["-kernel", str(image.kernel)]
+    if image.initrd is not None:
+        files += ["-initrd", str(image.initrd)]
+    elif (qboot := await find_qboot(path)) is not None:
+        files += ["-bios", qboot]
     qemu = await asyncio.create_subprocess_exec(
         path,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35", "-accel", "kvm", "-cpu", CPU[image.kind], "-m", "256"),
-        *("-kernel", str(image.kernel), *initrd, "-append", "console=ttyS0 quiet qm.ws=1 qm.tick=1"),
+        *(*files, "-append", "console=ttyS0 quiet qm.ws=1 qm.tick=1"),
         *("-serial", "stdio"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -44,7 +44,7 @@ def settings_text(state: RigState, *, identity_file: Path, known_hosts: Path, qe
     return "\n".join(lines) + "\n"
 
 
-def guest_text(*, name: str, accel: Accelerator, image: GuestImage) -> str:
+def guest_text(*, name: str, accel: Accelerator, image: GuestImage, firmware: str | None = None) -> str:
     """Return a spec of a test guest (DESIGN §6): one vCPU, 512 MiB, no disk, no network.
 
     It rewrites a working set of 64 MiB with 8 MiB/s and ticks 50 times a second, so that a migration has something to do
@@ -54,6 +54,7 @@ def guest_text(*, name: str, accel: Accelerator, image: GuestImage) -> str:
         name: Its name.
         accel: ``kvm`` or ``tcg``: what was proven to run this guest on this machine.
         image: Its files.
+        firmware: Firmware that starts it, by the name under which QEMU finds it; ``None``: QEMU's default.
     """
     lines = [
         "# Written by: qmp-migrate rig up",
@@ -67,6 +68,7 @@ def guest_text(*, name: str, accel: Accelerator, image: GuestImage) -> str:
         _line("accel", accel),
         _line("kernel", str(image.kernel)),
         *([] if image.initrd is None else [_line("initrd", str(image.initrd))]),
+        *([] if firmware is None else [_line("firmware", firmware)]),
         _line("append", "console=ttyS0 quiet qm.ws=64 qm.rate=8 qm.tick=20"),
     ]
     return "\n".join(lines) + "\n"

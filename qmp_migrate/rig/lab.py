@@ -28,6 +28,7 @@ from qmp_migrate.rig import sshd
 from qmp_migrate.rig.accel import Accelerator, kvm_opens, probe_accel
 from qmp_migrate.rig.configuration import guest_text, settings_text
 from qmp_migrate.rig.down import guests_of, identify, take_down
+from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import GUEST_KINDS, GuestKind, find_images
 from qmp_migrate.rig.layout import RigHost, address_of, host_names, run_dir
 from qmp_migrate.rig.state import Part, RigState, load
@@ -162,13 +163,15 @@ class _Raising:
         found = {kind: one for kind, one in zip(GUEST_KINDS, accelerators, strict=True) if one is not None}
         if found and kvm_opens() and set(found.values()) == {"tcg"}:
             self._warn("/dev/kvm opens, but no test guest runs under it: they run without KVM (TCG)")
+        qboot = await find_qboot(qemu) if "bare" in found else None
         for file, kind, name in (
             (self.state.guest_file, self.state.guest, "web1"),
             (self.state.bare_guest_file, "bare", "bare1"),
         ):
             if kind in found:
                 image = await asyncio.to_thread(find_images, kind)
-                _write(file, guest_text(name=name, accel=found[kind], image=image))
+                firmware = qboot if kind == "bare" else None
+                _write(file, guest_text(name=name, accel=found[kind], image=image, firmware=firmware))
 
     async def _probe(self, qemu: str, kind: GuestKind) -> Accelerator | None:
         try:

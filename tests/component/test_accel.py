@@ -13,6 +13,7 @@ import pytest
 from qmp_migrate.errors import RigError
 from qmp_migrate.rig import accel
 from qmp_migrate.rig.accel import probe_accel
+from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import GuestImage
 
 READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\nQM T 1 5 6 7\\n'; exec sleep 1000"
@@ -39,9 +40,11 @@ def image(tmp_path: Path) -> GuestImage:
 
 
 def fake_qemu(directory: Path, behaviour: str) -> Path:
-    """A QEMU that notes each start, with its pid, and then does as told."""
+    """A QEMU that comes without qboot, and that notes each start of a guest, with its pid, and then does as told."""
     qemu = directory / "qemu"
-    qemu.write_text(f'#!/bin/sh\necho $$ >>"{directory}/starts"\necho "$@" >"{directory}/argv"\n{behaviour}\n')
+    qemu.write_text(
+        f'#!/bin/sh\n[ "$1" != -L ] || exit 0\necho $$ >>"{directory}/starts"\necho "$@" >"{directory}/argv"\n{behaviour}\n'
+    )
     qemu.chmod(0o755)
     return qemu
 
@@ -94,6 +97,19 @@ async def test_each_guest_is_asked_for_itself(machine: Path, image: GuestImage) 
     image.kernel.write_text("another kernel")
     assert await probe_accel(str(qemu), bare) == "kvm"
     assert len(starts(machine)) == 3
+
+
+async def test_the_bare_guest_is_started_by_qboot_where_that_is(machine: Path, image: GuestImage) -> None:
+    bare = GuestImage(kernel=image.kernel)
+    qemu = fake_qemu(machine, READY)
+    assert await find_qboot(str(qemu)) is None
+    await probe_accel(str(qemu), bare)
+    assert "-bios" not in (machine / "argv").read_text()
+    qemu.write_text(qemu.read_text().replace("exit 0", f"exec echo {machine}"))
+    (machine / "qboot.rom").touch()
+    assert await find_qboot(str(qemu)) == "qboot.rom"
+    await probe_accel(str(qemu), bare)
+    assert "-bios qboot.rom" in (machine / "argv").read_text()
 
 
 async def test_the_same_guest_elsewhere_is_not_asked_again(machine: Path, image: GuestImage) -> None:

@@ -321,6 +321,7 @@ async def test_with_images_there_are_specs_of_the_test_guests(directory: Path, i
     assert (spec.name, spec.accel, spec.kernel) == ("web1", "tcg", str(images / "vmlinuz"))
     bare = read_spec(state.bare_guest_file)
     assert (bare.name, bare.accel, bare.kernel, bare.initrd) == ("bare1", "kvm", str(images / "bare.elf"), None)
+    assert bare.firmware == "qboot.rom"
     with pytest.raises(RigError, match="starts the linux guest"):
         await up(directory, 1, guest="bare")
 

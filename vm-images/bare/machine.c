@@ -20,6 +20,9 @@ enum { APIC_ID = 0x20, APIC_SPURIOUS = 0xf0, APIC_COMMAND = 0x300, APIC_TIMER = 
 
 #define PCI_ADDRESS 0xcf8
 #define PCI_DATA 0xcfc
+enum { PCI_ID = 0, PCI_COMMAND = 4, PCI_BAR0 = 0x10, PM_BASE = 0x40 };
+#define PCI_MEMORY 2
+#define FREE_ADDRESS UINT32_C(0xfe000000) /* nothing of q35 or pc is there */
 #define INTEL 0x8086
 #define ICH9_LPC (UINT32_C(0x2918) << 16 | INTEL)
 #define PIIX4_PM (UINT32_C(0x7113) << 16 | INTEL)
@@ -32,11 +35,18 @@ enum { PM1_STATUS = 0, PM1_ENABLE = 2, PM1_CONTROL = 4 };
 #define FW_CFG_DATA 0x511
 #define FW_CFG_CPUS 5
 #define PVPANIC 0x505
+#define PVPANIC_PCI (UINT32_C(0x0011) << 16 | 0x1b36)
 #define PVPANIC_PANICKED 1
 
 static volatile uint32_t *const apic = (volatile uint32_t *)LOCAL_APIC;
 static uint64_t ns_per_count;
 static uint16_t acpi;
+
+static void pci_write(unsigned device, unsigned function, unsigned offset, uint32_t value)
+{
+	outl(PCI_ADDRESS, UINT32_C(0x80000000) | device << 11 | function << 8 | offset);
+	outl(PCI_DATA, value);
+}
 
 static uint32_t pci(unsigned device, unsigned function, unsigned offset)
 {
@@ -53,10 +63,10 @@ void machine_prepare(void)
 	ns_per_count = period_fs / 1000000;
 	*(volatile uint32_t *)(HPET + HPET_CONFIGURATION) = 1;
 
-	if (pci(0x1f, 0, 0) == ICH9_LPC)
-		acpi = pci(0x1f, 0, 0x40) & 0xff80;
-	else if (pci(1, 3, 0) == PIIX4_PM)
-		acpi = pci(1, 3, 0x40) & 0xffc0;
+	if (pci(0x1f, 0, PCI_ID) == ICH9_LPC)
+		acpi = pci(0x1f, 0, PM_BASE) & 0xff80;
+	else if (pci(1, 3, PCI_ID) == PIIX4_PM)
+		acpi = pci(1, 3, PM_BASE) & 0xffc0;
 	else
 		die("not a q35 nor a pc machine: the bare guest knows no other");
 	outw(acpi + PM1_STATUS, POWER_BUTTON);
@@ -129,14 +139,27 @@ bool machine_power_button(void)
 	return inw(acpi + PM1_STATUS) & POWER_BUTTON;
 }
 
+/* Tells the pvpanic device, as ISA (-device pvpanic) or as PCI (pvpanic-pci), where there is one. */
+static void tell_panic(void)
+{
+	uint8_t known = inb(PVPANIC);
+
+	if (known != 0xff && known & PVPANIC_PANICKED)
+		outb(PVPANIC, PVPANIC_PANICKED);
+	for (unsigned device = 0; device < 32; device++) {
+		if (pci(device, 0, PCI_ID) != PVPANIC_PCI)
+			continue;
+		/* Not all firmware gives it an address. */
+		pci_write(device, 0, PCI_BAR0, FREE_ADDRESS);
+		pci_write(device, 0, PCI_COMMAND, PCI_MEMORY);
+		*(volatile uint8_t *)(uintptr_t)FREE_ADDRESS = PVPANIC_PANICKED;
+	}
+}
+
 _Noreturn void machine_end(enum ending how)
 {
-	if (how == END_PANIC) {
-		uint8_t known = inb(PVPANIC);
-
-		if (known != 0xff && known & PVPANIC_PANICKED)
-			outb(PVPANIC, PVPANIC_PANICKED);
-	}
+	if (how == END_PANIC)
+		tell_panic();
 	if (how == END_REBOOT || (how == END_PANIC && settings.reset_on_panic))
 		outb(0xcf9, 6);
 	if (how == END_POWEROFF && acpi)
