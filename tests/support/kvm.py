@@ -1,0 +1,24 @@
+"""Whether this machine's KVM runs the bare guest: tests marked ``kvm`` are skipped without, and fail with ``KVM=require``."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from qmp_migrate.errors import RigError
+from qmp_migrate.rig.accel import probe_accel
+from qmp_migrate.rig.images import find_images
+
+
+async def need_kvm(qemu: str) -> None:
+    """Skip the test, or fail it where KVM is required, unless the bare guest runs under KVM with a QEMU."""
+    try:
+        if await probe_accel(qemu, find_images("bare")) == "kvm":
+            return
+        why = f"the bare guest does not run under KVM with {qemu}"
+    except RigError as error:
+        why = f"{error}: {error.hint}"
+    if os.environ.get("KVM") == "require":
+        pytest.fail(why)
+    pytest.skip(why)
