@@ -63,6 +63,10 @@ steady: venv images ## Component and system tests N times, on a busy machine (N=
 test-full: packages ## Run `make test` and all that is too slow for each commit, here and in a Debian 13; goes on where it stopped
 	@py="$(PYTHON)"; $${py:-python3} -m tests.runs full
 
+.PHONY: test-ids
+test-ids: venv ## List all tests; with BEFORE=FILE, an older list, show which of those are gone
+	@$(BIN)/python -m tests.runs ids
+
 .PHONY: bench
 bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out; SET=bus: 1,000 agents)
 	@$(if $(filter-out policies bus,$(SET)),echo "no such SET: $(SET); there are: policies and bus" >&2; exit 2,:)

@@ -1,4 +1,4 @@
-"""``python -m tests.runs check|test|steady|full``: what `make` calls; see `make help`."""
+"""``python -m tests.runs check|test|steady|full|ids``: what `make` calls; see `make help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.runs import full, plan, results, steady
+from tests.runs import full, ids, plan, results, steady
 from tests.runs.steps import Interrupted, Run, Step, duration
 
 
@@ -22,6 +22,8 @@ def main(argv: Sequence[str]) -> int:
             return steady.main()
         case ["full"]:
             return full.main()
+        case ["ids"]:
+            return ids.main()
     print(__doc__, file=sys.stderr)
     return 2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import full, plan, results, shards, steady
+from tests.runs import full, ids, plan, results, shards, steady
 from tests.runs.steps import Ended, Interrupted, Step
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +230,10 @@ def test_the_closing_line_names_the_commit_and_the_counts(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "make test-full: passed, commit abc123: 1 of 1 shards in 1 min 1 s: 1 passed"
     assert full.closing(state, [step, Step("system", ("true",))], "abc123", interrupted=True) == 130
+
+
+def test_a_test_that_is_gone_is_noticed() -> None:
+    before = ids.ids("tests/a.py::test_1[x y]\ntests/a.py::test_2\n\n2 tests collected in 0.1s\n")
+    assert before == ["tests/a.py::test_1[x y]", "tests/a.py::test_2"]
+    assert ids.missing(before, ["tests/a.py::test_2", "tests/a.py::test_3"]) == ["tests/a.py::test_1[x y]"]
+    assert not ids.missing(before, before)
