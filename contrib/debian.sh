@@ -1,7 +1,8 @@
 #!/bin/sh
 # A clean Debian beside this machine's own, to try on it what this checkout does there. Root only.
 #
-#   contrib/debian.sh make 13                 unpacks a new one into build/debian-13, with a copy of this checkout
+#   contrib/debian.sh make 13                 unpacks a new one into build/debian-13, with a copy of this checkout; COMMIT=
+#                                             is written beside it
 #   contrib/debian.sh run 13 COMMAND WORDS…   runs a command in that copy, as root
 #
 # Packages come from the mirror of this machine's apt, and pip is configured as here: files, variables and local directories
@@ -22,7 +23,7 @@ fail() {
 }
 
 usage() {
-	sed -n '3,6s/^# \{0,1\}//p' "$0" >&2
+	sed -n '4,6s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 }
 
@@ -30,6 +31,7 @@ usage() {
 what=$1
 release=$2
 shift 2
+[ "$what" = make ] || [ "$what" = run ] || usage
 case $release in
 12) codename=bookworm ;;
 13) codename=trixie ;;
@@ -91,6 +93,7 @@ make_root() {
 	cd "$checkout"
 	git ls-files -z --cached --others --exclude-standard >"$place/files" || fail "this is no git checkout" "clone it"
 	tar -c --null --files-from="$place/files" --ignore-failed-read 2>/dev/null | tar -x -C "$root/root/checkout"
+	echo "${COMMIT:-}" >"$place/commit"
 	echo "$root is Debian $(cat "$root/etc/debian_version")"
 }
 
@@ -135,6 +138,11 @@ run_in_root() {
 
 case $what in
 make) make_root ;;
-run) [ $# -gt 0 ] || usage && run_in_root "$@" ;;
+run)
+	[ $# -gt 0 ] || usage
+	status=0
+	run_in_root "$@" || status=$?
+	exit $status # nothing more is read from this file, which may have changed in the meantime
+	;;
 *) usage ;;
 esac
