@@ -410,6 +410,27 @@ def test_post_copy_is_refused_where_it_would_lose_writes() -> None:
     assert not found(situation(request=request), "passes")
 
 
+@pytest.mark.parametrize(
+    ("version", "accel", "warns"),
+    [
+        ("11.1.3", "tcg", True),
+        ("10.1.0", "tcg", True),  # not tried
+        ("10.0.2", "tcg", False),
+        ("7.2.22", "tcg", False),
+        ("", "tcg", False),
+        ("11.1.3", "kvm", False),
+    ],
+)
+def test_post_copy_without_kvm_is_warned_of_where_a_guest_was_seen_to_break(
+    version: str, accel: str, warns: bool
+) -> None:
+    argv = [accel if word == "tcg" else word for word in ARGV]
+    request = MigrationRequest("web1", "b", mode="postcopy")
+    here = situation(argv, request=request, source_version=version)
+    assert [check.status for check in found(here, "passes")] == ["warn"] * warns
+    assert not found(situation(argv, source_version=version), "passes")
+
+
 def test_what_post_copy_cannot_have_is_told() -> None:
     request = MigrationRequest("web1", "b", mode="postcopy", guarded=True)
     only(situation(request=request), "guarded", "warn", "protects nothing")
