@@ -49,7 +49,7 @@ def test_a_timestamp_from_the_future_changes_nothing() -> None:
     assert len(silence.fallen(16.0)) == 1
 
 
-async def test_pauses_come_between_and_errors_come_through() -> None:
+async def test_pauses_come_between_and_errors_come_through(virtual_clock: None) -> None:
     async def source() -> AsyncIterator[int]:
         yield 1
         await asyncio.sleep(0.15)
