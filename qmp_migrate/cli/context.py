@@ -111,7 +111,7 @@ def run(work: Coroutine[Any, Any, _T], *, as_json: bool = False) -> _T:
         return asyncio.run(work)
     except QmpMigrateError as error:
         fail(error, as_json=as_json)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         if as_json:
             told = {"code": "interrupted", "message": "interrupted", "hint": "see: qmp-migrate status", "host": None}
             put({"schema": "error/1", "error": told})

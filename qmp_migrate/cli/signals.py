@@ -50,6 +50,14 @@ async def until_stopped(work: Awaitable[None]) -> None:
 
 
 def end_as_by_ctrl_c() -> None:
-    """Let SIGTERM do what Ctrl-C does to a coroutine of `asyncio.run`: cancel it, so that it ends in good order."""
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    """Let SIGTERM do what Ctrl-C does to a coroutine of `asyncio.run`: cancel it, so that it ends in good order.
+
+    Also where Ctrl-C itself is ignored, as in what a script has put into the background.
+    """
+    task, on_ctrl_c = asyncio.current_task(), signal.getsignal(signal.SIGINT)
+    assert task is not None
+    with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not in the main thread
+        if callable(on_ctrl_c):
+            signal.signal(signal.SIGTERM, on_ctrl_c)
+        else:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
