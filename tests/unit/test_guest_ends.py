@@ -8,21 +8,13 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import MigrationFailed
-from qmp_migrate.migration import copy_failures, postcopy
+from qmp_migrate.migration import copy_failures
 from qmp_migrate.migration.journal import Journal
 from qmp_migrate.migration.request import Mode
 from qmp_migrate.qemu.monitor import Event
 from tests.support.by_turns import by_turns
 from tests.support.qemu_pair import QemuPair
-from tests.unit.test_engine import journal, migrate, quick
-
-__all__ = ["journal", "quick"]
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postcopy, "GONE_S", 0.3)
-
+from tests.unit.test_engine import migrate
 
 BY_GUEST = {"guest": True, "reason": "guest-shutdown"}
 BY_SIGNAL = {"guest": False, "reason": "host-signal"}
