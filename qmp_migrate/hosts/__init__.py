@@ -6,8 +6,9 @@ from qmp_migrate.hosts.base import Completed, Host, HostAddress
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.lock import HeldLock
 from qmp_migrate.hosts.ssh import SshHost
+from qmp_migrate.hosts.timing import Timing
 
-__all__ = ["Completed", "HeldLock", "Host", "HostAddress", "LocalHost", "SshHost", "make_host"]
+__all__ = ["Completed", "HeldLock", "Host", "HostAddress", "LocalHost", "SshHost", "Timing", "make_host"]
 
 
 def make_host(address: HostAddress) -> Host:
@@ -16,4 +17,4 @@ def make_host(address: HostAddress) -> Host:
     Args:
         address: How the host is reached.
     """
-    return LocalHost(address.name) if address.local else SshHost(address)
+    return LocalHost(address.name, address.timing) if address.local else SshHost(address)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from qmp_migrate.errors import ChannelRefused
+from qmp_migrate.hosts.timing import USUAL, Timing
 
 if TYPE_CHECKING:
     from qmp_migrate.hosts.lock import HeldLock
@@ -39,6 +40,7 @@ class HostAddress:
         local: True where the host is this machine and no SSH is used.
         connect_timeout_s: Seconds for the whole of connecting: TCP, key exchange, authentication.
         relay: The key there has no shell: a relay decides what is done, and leads to monitors.
+        timing: How long it may be silent, and how often it is spoken to.
     """
 
     name: str
@@ -51,6 +53,7 @@ class HostAddress:
     local: bool = False
     connect_timeout_s: float = 10.0
     relay: bool = False
+    timing: Timing = USUAL
 
 
 @dataclass(frozen=True, slots=True)

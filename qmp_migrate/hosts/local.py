@@ -14,8 +14,9 @@ from qmp_migrate.errors import ChannelRefused, CommandFailed, ConnectionLost
 from qmp_migrate.hosts import files
 from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, check_unix_path
 from qmp_migrate.hosts.command import checked, command_line, script_argv
-from qmp_migrate.hosts.lock import LEASE_S, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock import HeldLock, LockTable, Streams
 from qmp_migrate.hosts.lock_scripts import HOLDER
+from qmp_migrate.hosts.timing import USUAL, Timing
 
 
 class LocalHost:
@@ -23,11 +24,13 @@ class LocalHost:
 
     Args:
         name: The host's name in the settings.
+        timing: How often what holds its locks is spoken to.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, timing: Timing = USUAL) -> None:
         self._name = name
-        self._locks = LockTable(name, self._start_holder)
+        self._timing = timing
+        self._locks = LockTable(name, self._start_holder, timing)
         self._holders: list[Process] = []
 
     @property
@@ -40,7 +43,7 @@ class LocalHost:
 
     async def close(self) -> None:
         """Give all locks back; see :meth:`qmp_migrate.hosts.base.Host.close`."""
-        locks, self._locks = self._locks, LockTable(self._name, self._start_holder)
+        locks, self._locks = self._locks, LockTable(self._name, self._start_holder, self._timing)
         await locks.close()
         holders, self._holders = self._holders, []
         for process in holders:
@@ -137,7 +140,9 @@ class LocalHost:
         return Completed(returncode, stdout, stderr, cut or also_cut)
 
     async def _start_holder(self) -> Streams:
-        argv = script_argv(HOLDER, [str(LEASE_S), "locks"])  # an sshd above us is how somebody logged in here
+        argv = script_argv(
+            HOLDER, [str(self._timing.lease_s), "locks"]
+        )  # an sshd above us is how somebody logged in here
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
         )

@@ -6,14 +6,14 @@ lock it had, when
 
 - its standard input ends: the controller closed the connection, was killed, or sshd was;
 - it is killed itself;
-- it heard nothing for :data:`LEASE_S` seconds: the controller is frozen, or the network to it is cut. Without this its
+- it heard nothing for :attr:`Timing.lease_s` seconds: the controller is frozen, or the network to it is cut. Without this its
   lock would keep everybody out until sshd's TCP keep-alive gives up after two hours. Before its locks become free it
   ends the whole SSH connection of that controller and waits until that is proven: whoever gets the lock next finds the
   monitors free, and a controller that wakes up late finds every channel closed. On this machine without SSH there is
   no connection to end: then only the locks end.
 
 The controller gives its locks up first: a sign of life that is not answered within :data:`_ANSWER_S` sets
-:attr:`HeldLock.lost`, and :data:`BEAT_S` and :data:`_ANSWER_S` together are less than the lease.
+:attr:`HeldLock.lost`, and :attr:`Timing.beat_s` and :data:`_ANSWER_S` together are less than the lease.
 
 A released lock file is removed while it is still locked; whoever opened it meanwhile notices that the path no longer
 leads to the file it locked, and tries again. After a crash the file stays, unlocked, and the next holder takes it over.
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from qmp_migrate.errors import ConnectionLost, FileFailed, LockBusy, QmpMigrateError
 from qmp_migrate.hosts import lock_scripts
+from qmp_migrate.hosts.timing import Timing
 
 if TYPE_CHECKING:
     from qmp_migrate.hosts.base import Host
@@ -40,11 +41,6 @@ if TYPE_CHECKING:
 LOCKS_PER_HOLDER = 7
 #: Holders on one connection: each takes one of the ten sessions that sshd allows.
 HOLDERS = 4
-#: Seconds of silence after which a holder ends itself.
-LEASE_S = 30
-#: Seconds between two of our signs of life while a lock is held, and while none is.
-BEAT_S = 1.0
-IDLE_BEAT_S = 5.0
 # Seconds for an answer. A hung connection is noticed by the watchdog of the host, in about the same time.
 _ANSWER_S = 20.0
 # Seconds for ending a holder of our own that is left: a hung sshd is killed after one, its zombie may take a while.
@@ -82,11 +78,13 @@ class LockTable:
     Args:
         host: The host's name, for messages.
         start: Runs :data:`~qmp_migrate.hosts.lock_scripts.HOLDER` on the host; returns its standard output and input.
+        timing: How often they are spoken to.
     """
 
-    def __init__(self, host: str, start: Callable[[], Awaitable[Streams]]) -> None:
+    def __init__(self, host: str, start: Callable[[], Awaitable[Streams]], timing: Timing) -> None:
         self._host = host
         self._start = start
+        self._timing = timing
         self._holders: list[_Holder] = []
         self._starting = asyncio.Lock()
         self._giving_back: set[asyncio.Task[None]] = set()
@@ -119,7 +117,7 @@ class LockTable:
                         hint="move fewer guests at once",
                         host=self._host,
                     )
-                holder = await _Holder.start(self._host, await self._start())
+                holder = await _Holder.start(self._host, await self._start(), self._timing)
                 self._holders.append(holder)
             return await holder.take(path, owner)
 
@@ -137,8 +135,9 @@ class LockTable:
 class _Holder:
     """The controller's side of one holder process."""
 
-    def __init__(self, host: str, streams: Streams) -> None:
+    def __init__(self, host: str, streams: Streams, timing: Timing) -> None:
         self._host = host
+        self._timing = timing
         self._reader, self._writer = streams
         self._turn = asyncio.Lock()
         self._answers: asyncio.Queue[str] = asyncio.Queue()
@@ -149,8 +148,8 @@ class _Holder:
         self._beating = asyncio.create_task(self._beat(), name=f"{host}-locks-beat")
 
     @classmethod
-    async def start(cls, host: str, streams: Streams) -> _Holder:
-        holder = cls(host, streams)
+    async def start(cls, host: str, streams: Streams, timing: Timing) -> _Holder:
+        holder = cls(host, streams, timing)
         try:
             greeting = await holder._answer()
             while greeting != "ready" and not greeting.startswith("error "):
@@ -247,8 +246,9 @@ class _Holder:
     async def _beat(self) -> None:
         with contextlib.suppress(ConnectionLost):
             while True:
+                pause_s = self._timing.beat_s if self._holds_any else self._timing.idle_beat_s
                 try:
-                    async with asyncio.timeout(BEAT_S if self._holds_any else IDLE_BEAT_S):
+                    async with asyncio.timeout(pause_s):
                         await self._spoken.wait()
                 except TimeoutError:
                     await self._ask("beat")

@@ -31,7 +31,7 @@ from qmp_migrate.hosts.command import (
     script_argv,
     without_greeting,
 )
-from qmp_migrate.hosts.lock import HOLDERS, LEASE_S, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock import HOLDERS, HeldLock, LockTable, Streams
 from qmp_migrate.hosts.lock_scripts import HOLDER
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ KILL_LIMIT_S = 5.0
 #: sent away together do not come back together.
 FIRST_PAUSE_S = 0.1
 MOST_PAUSE_S = 1.0
-#: Seconds between two signs of life asked of the SSH server, and how long each may take.
-PING_EVERY_S = 5.0
-PING_LIMIT_S = 10.0
 
 
 class SshHost:
@@ -71,7 +68,7 @@ class SshHost:
         self._sessions = asyncio.Semaphore(SESSIONS - RELAYED_MONITORS if address.relay else SESSIONS)
         self._killing = asyncio.Lock()
         self._endings: set[asyncio.Task[None]] = set()
-        self._locks = LockTable(address.name, self._start_holder)
+        self._locks = LockTable(address.name, self._start_holder, address.timing)
         self._watchdog: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -95,7 +92,7 @@ class SshHost:
                 await self._close()
                 raise
             self._connection = connection
-            self._locks = LockTable(self.name, self._start_holder)
+            self._locks = LockTable(self.name, self._start_holder, self.address.timing)
             self._watchdog = asyncio.create_task(self._watch(connection), name=f"{self.name}-ssh-watchdog")
 
     async def close(self) -> None:
@@ -311,18 +308,18 @@ class SshHost:
 
     async def _start_holder(self) -> Streams:
         connection = self._connected()
-        command = command_line(self.name, script_argv(HOLDER, [str(LEASE_S), "connection"]))
+        command = command_line(self.name, script_argv(HOLDER, [str(self.address.timing.lease_s), "connection"]))
         sock = await self._submit(connection.open_process, command, 10.0)
         return await asyncio.open_connection(sock=sock)
 
     async def _watch(self, connection: Connection) -> None:
         while connection.active:
             try:
-                async with asyncio.timeout(PING_LIMIT_S):
+                async with asyncio.timeout(self.address.timing.ping_limit_s):
                     await asyncio.shield(self._submit(connection.ping))
             except TimeoutError:
                 break
-            await asyncio.sleep(PING_EVERY_S)
+            await asyncio.sleep(self.address.timing.ping_every_s)
         await self._give_up(connection.close)
 
 

@@ -16,7 +16,7 @@ reconnecting        `engine.RECONNECT_S`, 15 s          the control connection d
 a look at a QEMU    `side.LOOK_S`, 8 s                  counts as unknown for now
 settling            `rollback.LIMIT_S`, 25 s            no proven state: parked
 a launch            `hosts.process.launch`, 20 s        the new QEMU makes no monitor: killed
-locks               `hosts.lock.LEASE_S`, 30 s          no sign of life of the controller: its connection and locks end
+locks               `hosts.timing.lease_s`, 30 s        no sign of life of the controller: its connection and locks end
 guardian            agent, ``--guardian-limit``, 3 s    the same at pre-switchover: the guest runs on at the source
 ==================  ==================================  =============================================================
 """

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from qmp_migrate.errors import FileFailed, LockBusy, TransportError
-from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, lock, make_host, ssh
+from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, Timing, lock, make_host
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, running_sshd, until
 
@@ -38,16 +39,23 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture
+def timing() -> Timing:
+    return Timing()
+
+
 @pytest.fixture(params=["ssh", "local"])
-async def hosts(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[tuple[Host, Host]]:
+async def hosts(request: pytest.FixtureRequest, directory: Path, timing: Timing) -> AsyncIterator[tuple[Host, Host]]:
     """Two connections to one host, as two controllers have them."""
     pair: tuple[Host, Host]
     if request.param == "local":
-        pair = (make_host(HostAddress("l", local=True)), make_host(HostAddress("l", local=True)))
+        here = HostAddress("l", local=True, timing=timing)
+        pair = (make_host(here), make_host(here))
         yield pair
     else:
         async with running_sshd(directory / "s") as server:
-            pair = (SshHost(server.address), SshHost(server.address))
+            there = replace(server.address, timing=timing)
+            pair = (SshHost(there), SshHost(there))
             await asyncio.gather(*(host.connect() for host in pair))
             yield pair
             await asyncio.gather(*(host.close() for host in pair))
@@ -260,10 +268,12 @@ async def test_a_killed_sshd_session_frees_its_locks_and_they_are_lost(sshd: Ssh
     await host.close()
 
 
-async def test_a_killed_holder_frees_its_locks_and_they_are_lost(
-    hosts: tuple[Host, Host], directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 600.0)  # its child waits for one line all the time
+@pytest.mark.parametrize(
+    "timing",
+    [Timing(beat_s=600.0)],  # its child waits for one line all the time
+    ids=[pytest.HIDDEN_PARAM],
+)
+async def test_a_killed_holder_frees_its_locks_and_they_are_lost(hosts: tuple[Host, Host], directory: Path) -> None:
     path = directory / "lock"
     held = await hosts[0].hold_lock(str(path), owner="me")
     await until(lambda: len(holders(path)) == 1, "the holder alone: its child has closed the lock")
@@ -276,12 +286,10 @@ async def test_a_killed_holder_frees_its_locks_and_they_are_lost(
     await again.release()
 
 
-async def test_a_holder_that_hears_nothing_ends(sshd: Sshd, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_holder_that_hears_nothing_ends(sshd: Sshd, directory: Path) -> None:
     # What a cut network looks like to the holder: nobody says anything, nobody hangs up.
-    monkeypatch.setattr(ssh, "LEASE_S", 1)
-    monkeypatch.setattr(lock, "BEAT_S", 600.0)
     path = directory / "lock"
-    host = SshHost(sshd.address)
+    host = SshHost(replace(sshd.address, timing=Timing(lease_s=1, beat_s=600.0)))
     await host.connect()
     held = await host.hold_lock(str(path), owner="me")
     await until(lambda: not holders(path), "the end of the lock")
@@ -289,10 +297,8 @@ async def test_a_holder_that_hears_nothing_ends(sshd: Sshd, directory: Path, mon
     await host.close()
 
 
-async def test_a_holder_that_is_spoken_to_stays(sshd: Sshd, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "LEASE_S", 1)
-    monkeypatch.setattr(lock, "BEAT_S", 0.3)
-    host = SshHost(sshd.address)
+async def test_a_holder_that_is_spoken_to_stays(sshd: Sshd, directory: Path) -> None:
+    host = SshHost(replace(sshd.address, timing=Timing(lease_s=1, beat_s=0.3)))
     await host.connect()
     held = await host.hold_lock(str(directory / "lock"), owner="me")
     with pytest.raises(TimeoutError):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from qmp_migrate.errors import LockBusy
-from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, local, lock, make_host, ssh
+from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, Timing, lock, make_host
 from qmp_migrate.hosts.lock import end_holder
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, until
@@ -27,14 +27,14 @@ CONTROLLER = """
 import asyncio, sys
 from pathlib import Path
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.hosts import HostAddress, local, lock, make_host, ssh
-
-ssh.LEASE_S = local.LEASE_S = 1
-lock.BEAT_S = 0.2
+from qmp_migrate.hosts import HostAddress, Timing, make_host
 
 async def main():
     address, port, key, known, path, unix, marker = sys.argv[1:]
-    address = HostAddress("a", address, int(port), identity_file=Path(key), known_hosts=Path(known), local=not key)
+    address = HostAddress(
+        "a", address, int(port), identity_file=Path(key), known_hosts=Path(known), local=not key,
+        timing=Timing(lease_s=1, beat_s=0.2),
+    )
     host = make_host(address)
     await host.connect()
     held = await host.hold_lock(path, owner="the other controller")
@@ -287,7 +287,8 @@ async def test_our_own_holder_of_before_gives_way_with_its_connection(
 
 
 def test_we_give_up_before_the_host_does() -> None:
-    assert max(lock.BEAT_S, lock.IDLE_BEAT_S) + lock._ANSWER_S < min(ssh.LEASE_S, local.LEASE_S)
+    timing = Timing()
+    assert max(timing.beat_s, timing.idle_beat_s) + lock._ANSWER_S < timing.lease_s
 
 
 def _uptime() -> float:

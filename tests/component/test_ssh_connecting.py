@@ -19,7 +19,7 @@ from qmp_migrate.errors import (
     HostKeyError,
     HostUnreachable,
 )
-from qmp_migrate.hosts import HostAddress, SshHost, ssh
+from qmp_migrate.hosts import HostAddress, SshHost, Timing
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, connected, running_sshd, until
 
@@ -224,11 +224,9 @@ async def test_through_a_jump_host(sshd: Sshd, directory: Path, echo: Path) -> N
         await until(lambda: threading.active_count() <= threads, "the end of all threads")
 
 
-async def test_everything_pending_learns_of_a_lost_connection_at_once(
-    sshd: Sshd, directory: Path, echo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ssh, "PING_EVERY_S", 600.0)  # it is not the watchdog that notices
-    async with connected(sshd.address) as host:
+async def test_everything_pending_learns_of_a_lost_connection_at_once(sshd: Sshd, directory: Path, echo: Path) -> None:
+    timing = Timing(ping_every_s=600.0)  # it is not the watchdog that notices
+    async with connected(replace(sshd.address, timing=timing)) as host:
         running = asyncio.create_task(host.run(["sleep", "60"], timeout=60))
         sock = await host.open_unix(str(echo))
         lock = await host.hold_lock(str(directory / "lock"), owner="me")
@@ -248,10 +246,8 @@ async def test_everything_pending_learns_of_a_lost_connection_at_once(
         assert not again.lost.is_set()
 
 
-async def test_an_sshd_that_hangs_is_noticed(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "PING_EVERY_S", 0.1)
-    monkeypatch.setattr(ssh, "PING_LIMIT_S", 0.5)
-    async with connected(sshd.address) as host:
+async def test_an_sshd_that_hangs_is_noticed(sshd: Sshd) -> None:
+    async with connected(replace(sshd.address, timing=Timing(ping_every_s=0.1, ping_limit_s=0.5))) as host:
         running = asyncio.create_task(host.run(["sleep", "60"], timeout=60))
         await until(lambda: len(sshd.sessions()) == 1, "the session")
         sshd.signal_sessions(signal.SIGSTOP)
@@ -259,10 +255,8 @@ async def test_an_sshd_that_hangs_is_noticed(sshd: Sshd, monkeypatch: pytest.Mon
             await asyncio.wait_for(running, PATIENCE_S)
 
 
-async def test_an_idle_connection_stays(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "PING_EVERY_S", 0.02)
-    monkeypatch.setattr(ssh, "PING_LIMIT_S", 2.0)
-    async with connected(sshd.address) as host:
+async def test_an_idle_connection_stays(sshd: Sshd) -> None:
+    async with connected(replace(sshd.address, timing=Timing(ping_every_s=0.02))) as host:
         for _ in range(10):
             assert (await host.run(["echo", "x"])).text == "x"
             await asyncio.sleep(0.03)
