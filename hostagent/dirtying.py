@@ -40,7 +40,7 @@ async def sample(watches: Callable[[], Iterable[GuestWatch]], into: dict[str, in
             if watch.monitor is None or state.runstate != "running" or state.role != "idle" or not idle:
                 continue
             try:
-                dirtied = await measure_longer(watch.monitor, state.memory_bytes or 0, SECONDS)
+                dirtied = await measure_longer(watch.monitor, state.memory_bytes or 0, SECONDS, "page-sampling")
             except MonitorError as error:
                 into.pop(watch.guest.name, None)
                 if watch.guest.name not in failed:

@@ -36,16 +36,18 @@ def predict(guest: Workload, link: Link, request: MigrationRequest) -> Forecast:
     return replace(forecast, needs=tuple(_needs(guest, link, request)))
 
 
-def rules_of(request: MigrationRequest, *, one_pass: bool, postcopy: bool = False) -> Rules:
+def rules_of(request: MigrationRequest, *, one_pass: bool, postcopy: bool = False, dirty_ring: int = 0) -> Rules:
     """Return the rules of a migration's policy.
 
     Args:
         request: Policy and limits.
         one_pass: See `Copying.one_pass`.
         postcopy: Both ends can turn to post-copy.
+        dirty_ring: See `Workload`.
     """
     policy, start = policies.find(request.policy), policies.parameters(request, one_pass=one_pass)
-    allowed = policies.allowed(request, postcopy=postcopy, stop=True, throttle=policies.wants_throttle(request))
+    throttle = policies.wants_throttle(request)
+    allowed = policies.allowed(request, postcopy=postcopy, stop=True, throttle=throttle, dirty_ring=dirty_ring)
     return Rules(
         start_ms=start["downtime-limit"],
         bandwidth_bytes_per_s=start["max-bandwidth"],
@@ -56,7 +58,7 @@ def rules_of(request: MigrationRequest, *, one_pass: bool, postcopy: bool = Fals
 
 
 def _rules(guest: Workload, link: Link, request: MigrationRequest) -> Rules:
-    return rules_of(request, one_pass=guest.one_pass, postcopy=link.can_postcopy)
+    return rules_of(request, one_pass=guest.one_pass, postcopy=link.can_postcopy, dirty_ring=guest.dirty_ring)
 
 
 def _needs(guest: Workload, link: Link, request: MigrationRequest) -> Iterator[str]:

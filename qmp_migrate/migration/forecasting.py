@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
 
-from qmp_migrate.errors import MonitorError, QmpMigrateError, RemoteError
+from qmp_migrate.errors import MonitorError, QmpCommandFailed, QmpMigrateError, RemoteError
 from qmp_migrate.migration import forecast as model
 from qmp_migrate.migration import link_probe
 from qmp_migrate.migration.dirtying import DirtyCurve, without_bursts
@@ -127,6 +128,7 @@ class ForecastReport:
                 "present_bytes": self.guest.present_bytes,
                 "dirtied": [asdict(one) for one in self.dirtied],
                 "dirty_bytes_per_s": int(self.guest.dirty.rate),
+                "vcpu_dirty_bytes_per_s": list(self.guest.vcpus),
                 "working_set_bytes": _whole(self.guest.dirty.working_set),
                 "link_bytes_per_s": int(self.link.bytes_per_s),
                 "probe": asdict(self.probed) if self.probed else None,
@@ -192,18 +194,21 @@ async def _measure_guest(
     present = await _present(source, plan.ram_bytes, warnings)
     dirtied: list[Dirtied] = []
     busy = 1.0
+    vcpus: tuple[int, ...] = ()
     if plan.running:
-        if plan.ram_bytes < LEAST_BLOCK:
+        if plan.ram_bytes < LEAST_BLOCK and not virtual:
             warnings.append("what a guest of less than 128 MiB dirties cannot be measured: taken as nothing")
         ran_before = await _ran(source)
         dirtied = await dirty_rate.measure(monitor, plan.ram_bytes, kvm=virtual)
         busy = busiest(ran_before, await _ran(source))
+        if virtual and dirtied[-1].kind == "page-sampling":
+            vcpus = await _vcpus(source, warnings)
         bulk_s = present / min(link.bytes_per_s, request.bandwidth_bytes_per_s or link.bytes_per_s)
         longer_s = min(LONGEST_MEASURE_S, round(bulk_s))
-        if _curve(dirtied, present).working_set is None and longer_s >= 1.5 * dirtied[-1].seconds:
+        if _curve(dirtied, present, vcpus).working_set is None and longer_s >= 1.5 * dirtied[-1].seconds:
             # It dirties ever more: see whether it still does so after the time that the first pass takes.
-            dirtied.append(await dirty_rate.measure_longer(monitor, plan.ram_bytes, longer_s))
-    dirty = _curve(dirtied, present)
+            dirtied.append(await dirty_rate.measure_longer(monitor, plan.ram_bytes, longer_s, dirtied[-1].kind))
+    dirty = _curve(dirtied, present, vcpus)
     if dirty.flat_at_once and dirty.points[0][0] >= 1:
         warnings.append(
             "all that the guest dirties it dirties within a second, and this QEMU measures no shorter times: "
@@ -219,6 +224,8 @@ async def _measure_guest(
         running=plan.running,
         one_pass=plan.one_pass,
         busy=busy,
+        vcpus=vcpus,
+        dirty_ring=plan.profile.dirty_ring if vcpus else 0,
         sync_ms_per_gib=SLOW_SYNC_MS_PER_GIB if slow else SYNC_MS_PER_GIB,
         disk_bytes=await _disk_bytes(source, warnings) if request.copy_storage else 0,
     )
@@ -254,9 +261,24 @@ def _steady(dirtied: Sequence[Dirtied]) -> list[tuple[float, float]]:
     return without_bursts([(one.seconds, float(one.size_bytes)) for one in dirtied], RESOLUTION_BYTES_PER_S)
 
 
-def _curve(dirtied: Sequence[Dirtied], present_bytes: int) -> DirtyCurve:
-    """Return what the guest dirties: in what is there; memory that it never touched it will hardly begin to rewrite now."""
-    return DirtyCurve.of(_steady(dirtied), present_bytes)
+def _curve(dirtied: Sequence[Dirtied], present_bytes: int, vcpus: Sequence[int] = ()) -> DirtyCurve:
+    """Return what the guest dirties: in what is there; memory that it never touched it will hardly begin to rewrite now.
+
+    Where dirty rings have counted what the vCPUs write, no more than that can be dirty.
+    """
+    most = float(sum(vcpus)) if vcpus else math.inf
+    return DirtyCurve.of([(seconds, min(size, most * seconds)) for seconds, size in _steady(dirtied)], present_bytes)
+
+
+async def _vcpus(source: Side, warnings: list[str]) -> tuple[int, ...]:
+    """Return what each vCPU of a guest under KVM writes, bytes per second, by its dirty ring; empty where it has none."""
+    try:
+        return await dirty_rate.measure_vcpus(await source.attach())
+    except QmpCommandFailed:
+        return ()
+    except MonitorError as error:
+        warnings.append(f"what each vCPU writes could not be measured: {error.message}")
+        return ()
 
 
 async def _present(source: Side, ram_bytes: int, warnings: list[str]) -> int:

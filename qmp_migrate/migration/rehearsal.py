@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+from qmp_migrate.migration import dirty_quota
 from qmp_migrate.migration.convergence import LAST_KINDS, NOTHING, Sample, Step
+from qmp_migrate.migration.dirty_quota import RING_ENTRY_BYTES
 from qmp_migrate.migration.dirtying import DirtyCurve
 from qmp_migrate.migration.request import MigrationRequest
 from qmp_migrate.vm.units import about_size
@@ -56,6 +58,8 @@ class Workload:
         sync_ms_per_gib: How long it stands still when QEMU reads the dirty bitmap, for each GiB that it finds dirty.
         disk_bytes: What is copied of its disks before its memory.
         busy: The part of the time in which its busiest vCPU runs; more than 0.
+        vcpus: What each vCPU writes, by its dirty ring, bytes per second; empty: not known.
+        dirty_ring: Entries of each vCPU's dirty ring, where what they dirty can be limited; 0: it cannot.
     """
 
     ram_bytes: int
@@ -66,6 +70,8 @@ class Workload:
     sync_ms_per_gib: float = 0.0
     disk_bytes: int = 0
     busy: float = 1.0
+    vcpus: tuple[int, ...] = ()
+    dirty_ring: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,7 @@ class _Run:
     passes: int = 1
     throttle: int = 0
     asked_throttle: int = 0
+    dirty_limit: int = 0
     period_ms: float = 0.0
     period_sent: float = 0.0
     high: int = 0
@@ -198,6 +205,8 @@ class _Run:
         # Who leaves the processor idle now and then catches up on what a throttle has taken.
         share = min(1.0, (1 - self.throttle / 100) / self.guest.busy) if self.throttle else 1.0
         size = self.guest.dirty.scaled(share).dirtied(milliseconds / 1000)
+        if self.dirty_limit:
+            size = min(size, dirty_quota.dirtied(self.guest.vcpus, self.dirty_limit) * milliseconds / 1000)
         return min(size, self.guest.ram_bytes) * PAGE_OVERHEAD
 
     def play(self) -> Forecast:
@@ -225,7 +234,8 @@ class _Run:
 
     def _still_ms(self, found: float) -> float:
         """The part of the blackout in which nothing of the guest's memory travels."""
-        return self._sync_ms(found) + self.link.handover_ms
+        stall_ms = dirty_quota.stall_ms(self.guest.vcpus, self.dirty_limit, self.guest.dirty_ring * RING_ENTRY_BYTES)
+        return self._sync_ms(found) + self.link.handover_ms + stall_ms
 
     def _sync_ms(self, found: float) -> float:
         """Reading the bitmap, where so many bytes are found dirty."""
@@ -322,6 +332,8 @@ class _Run:
                 asked_throttle_percent=self.asked_throttle,
                 max_bandwidth_bytes_per_s=int(self.cap),
                 begins_pass=begins,
+                vcpu_dirty_bytes_per_s=self.guest.vcpus,
+                dirty_limit_bytes_per_s=self.dirty_limit,
             )
         )
         step = self.rules.decide(self.samples)
@@ -332,6 +344,8 @@ class _Run:
                 self.cap = step.bandwidth_bytes_per_s
             case "throttle":
                 self.asked_throttle = step.throttle_percent
+            case "limit-dirty-rate":
+                self.dirty_limit = step.dirty_limit_bytes_per_s
         if step.kind != "none":
             self.steps.append(step.reason)
         return step

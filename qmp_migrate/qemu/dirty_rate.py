@@ -1,8 +1,12 @@
 """``calc-dirty-rate``: what a running guest dirties, measured by its own QEMU. The guest runs on meanwhile.
 
-Two kinds. *page-sampling* hashes pages here and there and looks again: works everywhere, costs no guest time, and sees
-content, so a page rewritten with the same bytes does not count. *dirty-bitmap* has KVM log the writes: exact. It is asked
-for under KVM only: without KVM QEMU 7.2 ends itself on it (the guest is lost; seen on 7.2.22), and 10.0 and 11.1 answer 0.
+Three kinds. *page-sampling* hashes pages here and there and looks again: works everywhere, costs no guest time, and sees
+content, so a page rewritten with the same bytes does not count. *dirty-bitmap* has KVM log the writes: exact. *dirty-ring*
+has KVM count them for each vCPU, and counts a page again each time that QEMU has emptied the ring: more than is dirty in the
+end, never less. A guest that was started with a dirty ring has no bitmap, and QEMU refuses the wrong one of the two.
+
+Both of KVM's are asked for under KVM only: without KVM QEMU 7.2 ends itself on them (the guest is lost; seen on 7.2.22), and
+10.0 and 11.1 answer 0 or refuse.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ from qmp_migrate.qemu.monitor import Monitor
 
 Kind = Literal["page-sampling", "dirty-bitmap"]
 
-WHOLE_SECONDS_MS: Final = (1000, 2000, 4000)
+WHOLE_SECONDS_MS: Final[tuple[int, ...]] = (1000, 2000, 4000)
 """Where QEMU (before 8.2) knows whole seconds only."""
 
-MILLISECONDS: Final = (100, 300, 1000, 3000)
+MILLISECONDS: Final[tuple[int, ...]] = (100, 300, 1000, 3000)
 
 SAMPLED_PAGES: Final = 65536
 """Pages that are hashed in all: about 0.1 s of one of the host's cores, each time."""
@@ -65,24 +69,19 @@ async def measure(monitor: Monitor, memory_bytes: int, *, kvm: bool) -> list[Dir
     Raises:
         MonitorError: QEMU does not answer, or refuses (for example because a measurement of somebody else is under way).
     """
-    per_gib = _sample_pages(memory_bytes)
-    times = MILLISECONDS
+    kind: Kind = "dirty-bitmap" if kvm else "page-sampling"
+    times, fine = MILLISECONDS, True
     found: list[Dirtied] = []
-    try:
-        found.append(await _measure(monitor, times[0], "page-sampling", {"sample-pages": per_gib}, fine=True))
-        rest, fine = times[1:], True
-    except QmpCommandFailed as error:
-        if "calc-time-unit" not in error.desc:
-            raise
-        rest, fine = WHOLE_SECONDS_MS, False
-    for milliseconds in rest:
-        found.append(await _measure(monitor, milliseconds, "page-sampling", {"sample-pages": per_gib}, fine=fine))
-    if kvm:
+    while len(found) < len(times):
         try:
-            for milliseconds in rest[-2:]:
-                found.append(await _measure(monitor, milliseconds, "dirty-bitmap", {}, fine=fine))
-        except QmpCommandFailed:
-            pass  # a KVM dirty ring excludes the bitmap; the samples are there
+            found.append(await _measure(monitor, times[len(found)], kind, memory_bytes, fine=fine))
+        except QmpCommandFailed as error:
+            if fine and "calc-time-unit" in error.desc:
+                times, fine = WHOLE_SECONDS_MS, False
+            elif kind == "dirty-bitmap" and not found:
+                kind = "page-sampling"  # a dirty ring excludes the bitmap
+            else:
+                raise
     return found
 
 
@@ -109,10 +108,9 @@ async def measure_vcpus(monitor: Monitor, *, seconds: int = 1) -> tuple[int, ...
     return tuple(rate for _, rate in rates)
 
 
-async def measure_longer(monitor: Monitor, memory_bytes: int, seconds: int) -> Dirtied:
-    """Measure once more, over whole seconds (60 at most). Raises as `measure` does."""
-    more = {"sample-pages": _sample_pages(memory_bytes)}
-    return await _measure(monitor, seconds * 1000, "page-sampling", more, fine=False)
+async def measure_longer(monitor: Monitor, memory_bytes: int, seconds: int, kind: Kind) -> Dirtied:
+    """Measure once more, over whole seconds (60 at most), in the way in which `measure` did. Raises as that does."""
+    return await _measure(monitor, seconds * 1000, kind, memory_bytes, fine=False)
 
 
 def _sample_pages(memory_bytes: int) -> int:
@@ -120,7 +118,8 @@ def _sample_pages(memory_bytes: int) -> int:
     return max(LEAST_PER_GIB, min(MOST_PER_GIB, (SAMPLED_PAGES << 30) // max(1, memory_bytes)))
 
 
-async def _measure(monitor: Monitor, milliseconds: int, kind: Kind, more: dict[str, Any], *, fine: bool) -> Dirtied:
+async def _measure(monitor: Monitor, milliseconds: int, kind: Kind, memory_bytes: int, *, fine: bool) -> Dirtied:
+    more = {"sample-pages": _sample_pages(memory_bytes)} if kind == "page-sampling" else {}
     unit = {"calc-time": milliseconds, "calc-time-unit": "millisecond"} if fine else {"calc-time": milliseconds // 1000}
     answer = await _ask(monitor, {**unit, "mode": kind, **more}, milliseconds / 1000)
     try:

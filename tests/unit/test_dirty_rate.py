@@ -55,9 +55,19 @@ async def test_the_bitmap_is_asked_for_under_kvm_alone() -> None:
         async with FakeQemu() as qemu, connected(qemu) as monitor:
             measuring(qemu, rate=20)
             found = await dirty_rate.measure(monitor, GIB, kvm=kvm)
-            asked = {one["mode"] for one in qemu.asked("calc-dirty-rate")}
-            assert ("dirty-bitmap" in asked) is kvm
-            assert ("dirty-bitmap" in {one.kind for one in found}) is kvm
+            mode = "dirty-bitmap" if kvm else "page-sampling"
+            assert {one["mode"] for one in qemu.asked("calc-dirty-rate")} == {one.kind for one in found} == {mode}
+            assert [one.seconds for one in found] == [0.1, 0.3, 1.0, 3.0]
+            assert ("sample-pages" in qemu.asked("calc-dirty-rate")[0]) is not kvm
+            longer = await dirty_rate.measure_longer(monitor, GIB, 1, found[-1].kind)
+            assert longer.kind == mode
+
+
+async def test_an_old_one_under_kvm_is_asked_for_its_bitmap_in_seconds() -> None:
+    async with FakeQemu() as qemu, connected(qemu) as monitor:
+        measuring(qemu, rate=20, old=True)
+        found = await dirty_rate.measure(monitor, GIB, kvm=True)
+        assert [(one.seconds, one.kind) for one in found] == [(s, "dirty-bitmap") for s in (1.0, 2.0, 4.0)]
 
 
 async def test_a_dirty_ring_that_excludes_the_bitmap_is_no_failure() -> None:

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmp_migrate.migration import forecasting
 from qmp_migrate.migration.convergence import NOTHING
 from qmp_migrate.migration.dirtying import DirtyCurve
 from qmp_migrate.migration.forecast import Forecast, Link, Rules, Workload, against_fact, play, predict
 from qmp_migrate.migration.request import MigrationRequest, MigrationResult
 from qmp_migrate.migration.steps import Sample, Step
+from qmp_migrate.qemu.dirty_rate import Dirtied
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -200,3 +202,22 @@ def test_the_rate_limit_holds_after_a_stop_and_in_post_copy(kind: str) -> None:
 
 def at_pass_2(step: Step) -> Callable[[Sequence[Sample]], Step]:
     return lambda samples: step if samples[-1].pass_number == 2 else NOTHING
+
+
+def test_with_dirty_rings_the_limit_is_played_through_as_the_policy_will_set_it() -> None:
+    ringed = replace(guest(150, set_mib=800), vcpus=(150 * MIB, 0), dirty_ring=4096)
+    request = replace(REQUEST, max_throttle_percent=80)
+    with_ring, without = predict(ringed, LINK, request), predict(replace(ringed, dirty_ring=0), LINK, request)
+    assert with_ring.converges
+    assert "no vCPU may dirty more than" in with_ring.steps[0]
+    assert "slowed down by" in without.steps[0]
+    assert with_ring.total_ms < 1.2 * without.total_ms
+    assert with_ring.blackout_ms <= 300 + 15
+
+
+def test_no_more_is_dirty_than_the_rings_have_counted() -> None:
+    sampled = [Dirtied(1.0, 90 * MIB, "page-sampling"), Dirtied(3.0, 110 * MIB, "page-sampling")]
+    assert forecasting._curve(sampled, 1 << 30).dirtied(1.0) == pytest.approx(90 * MIB)
+    assert forecasting._curve(sampled, 1 << 30, (30 * MIB, 30 * MIB)).dirtied(1.0) == pytest.approx(60 * MIB)
+    # A few pages over and over: the rings count them again and again.
+    assert forecasting._curve(sampled, 1 << 30, (900 * MIB,)).dirtied(3.0) == pytest.approx(110 * MIB)
