@@ -93,7 +93,13 @@ def by_hand(lab: Lab, *words: str, daemonize: bool = False) -> Iterator[ByHand]:
 
 
 def ready(path: Path) -> None:
-    wait_for(lambda: path.exists(), 20)
+    """Wait until somebody listens at a socket: it is there a moment earlier."""
+
+    def look() -> bool:
+        with socket.socket(socket.AF_UNIX) as asked:
+            return asked.connect_ex(str(path)) == 0
+
+    wait_for(look, 20)
 
 
 def moves(made: ByHand) -> None:

@@ -183,7 +183,7 @@ def test_a_cancel_while_disks_are_copied_leaves_nothing(lab: Lab) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_disk_that_gets_full_over_there_is_not_seen_by_the_guest(lab: Lab) -> None:
     with with_disks(lab, "one.raw", content=8, small=20) as d:
-        process = begin(d, "disks-mirroring", "--bandwidth", "2MiB")
+        process = begin(d, "disks-mirroring", "--bandwidth", "1MiB")
         with (d.there.parent / "full").open("wb") as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(MIB))
@@ -210,7 +210,7 @@ def test_a_destination_that_freezes_and_one_that_dies_are_not_seen_by_the_guest(
 @pytest.mark.parametrize("phase", ["disks-mirroring", "copying"])
 def test_a_controller_that_dies_is_recovered_from(lab: Lab, phase: str) -> None:
     with with_disks(lab, "one.raw", content=8 if phase == "disks-mirroring" else 0) as d:
-        process = begin(d, phase, "--bandwidth", "2MiB")
+        process = begin(d, phase, "--bandwidth", "1MiB" if phase == "disks-mirroring" else "2MiB")
         process.kill()
         process.communicate()
         process = lab.popen("recover", "--json", config=d.config)
