@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from qmp_migrate.errors import BusError, ConfigError
 
 DISCOVER_S: Final = 0.4
 """How often RUN_DIR is looked at: a guest that comes is seen within a second, one that goes at once (pidfd)."""
+LAST_WORDS_S: Final = 1.0
+LAST_WORDS_LOOK_S: Final = 0.02
+"""How long a QEMU that has ended is listened to, since its monitor ends, too; and how often that is looked at."""
 INFO_S: Final = 60.0
 FIRST_CONNECT_S: Final = 3.0
 """How long `ready` waits for the broker. It is said without one too."""
@@ -184,10 +188,10 @@ class HostAgent:
 
     async def _discover(self) -> None:
         while True:
-            self._look_for_guests()
+            all_heard = self._look_for_guests()
             self._look.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DISCOVER_S):
+                async with asyncio.timeout(DISCOVER_S if all_heard else LAST_WORDS_LOOK_S):
                     await self._look.wait()
 
     def _watch_of(self, vm: str) -> GuestWatch | None:
@@ -197,9 +201,15 @@ class HostAgent:
     def _look_now(self) -> None:
         self._look.set()
 
-    def _look_for_guests(self) -> None:
+    def _look_for_guests(self) -> bool:
+        """Take in which guests have come and gone; return whether each of those that have ended was heard to its end."""
+        all_heard = True
         for name, (watch, _) in list(self._watches.items()):
-            if self._ends.ended(watch.guest):
+            if (ended_s := self._ends.ended_for(watch.guest)) is None:
+                continue
+            if isinstance(watch, GuestWatch) and watch.monitor is not None and ended_s < LAST_WORDS_S:
+                all_heard = False  # what QEMU has said before it ended is still on its way to us
+            else:
                 self._remove(name)
         try:
             ours = frozenset(name for name, (watch, _) in self._watches.items() if not watch.guest.foreign)
@@ -209,7 +219,7 @@ class HostAgent:
             if str(error) != self._scan_failure:
                 self._scan_failure = str(error)
                 log.warning("run-dir-unreadable", run_dir=str(self._config.run_dir), reason=str(error))
-            return
+            return all_heard
         for guest in fresh:
             self._adopted(guest)
             self._add(guest)
@@ -217,6 +227,7 @@ class HostAgent:
             pids = frozenset(watch.guest.pid for watch, _ in self._watches.values())
             for guest in self._foreign.scan(pids, frozenset(self._watches)):
                 self._add(guest)
+        return all_heard
 
     def _adopted(self, guest: Guest) -> None:
         """A foreign guest has become one of ours, or gives way to one of ours with its name: it is not gone."""
@@ -322,7 +333,7 @@ class _ProcessEnds:
     def __init__(self, noticed: Callable[[], None]) -> None:
         self._noticed = noticed
         self._descriptors: dict[Guest, int] = {}
-        self._ended: set[Guest] = set()
+        self._ended: dict[Guest, float] = {}
 
     def add(self, guest: Guest) -> None:
         try:
@@ -334,11 +345,16 @@ class _ProcessEnds:
         if not guest.alive:  # it ended, and its pid may be another's, between being found and being opened
             self._end(guest)
 
-    def ended(self, guest: Guest) -> bool:
-        return guest in self._ended if guest in self._descriptors or guest in self._ended else not guest.alive
+    def ended_for(self, guest: Guest) -> float | None:
+        """For how many seconds it has been known that a guest has ended; ``None``: it has not."""
+        if guest not in self._ended:
+            if guest in self._descriptors or guest.alive:
+                return None
+            self._ended[guest] = time.monotonic()
+        return time.monotonic() - self._ended[guest]
 
     def remove(self, guest: Guest) -> None:
-        self._ended.discard(guest)
+        self._ended.pop(guest, None)
         self._close(guest)
 
     def close(self) -> None:
@@ -346,7 +362,7 @@ class _ProcessEnds:
             self._close(guest)
 
     def _end(self, guest: Guest) -> None:
-        self._ended.add(guest)
+        self._ended.setdefault(guest, time.monotonic())
         self._close(guest)
         self._noticed()
 

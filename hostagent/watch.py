@@ -136,8 +136,9 @@ class GuestWatch:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(QUERY_TIMEOUT_S):
                         await monitor.close()
-            self._learn(monitor="waiting")
-            await asyncio.sleep(FIRST_RETRY_S)
+            await asyncio.sleep(FIRST_RETRY_S)  # a QEMU that ends closes its monitor a moment earlier
+            if self.guest.alive:
+                self._learn(monitor="waiting")
 
     async def _connect(self) -> Monitor:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

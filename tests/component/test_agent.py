@@ -205,7 +205,7 @@ async def test_a_host_and_its_guests_are_seen(broker: AnyBroker, qemus: Qemus, t
         await until(lambda: observer.state() == "stopped", "the agent says that it stops")
     async with Observer(broker) as late:
         await until(lambda: late.state() == "stopped", "for those who come late too")
-        assert late.vm("web1"), "an agent that stops does not mean that its guests are gone"
+        await until(lambda: bool(late.vm("web1")), "an agent that stops does not mean that its guests are gone")
         assert not late.vm("web2")
 
 
@@ -222,10 +222,33 @@ async def test_events_and_run_states_are_passed_on(mosquitto: Mosquitto, qemus: 
             await until(lambda: observer.vm("web1") is None, "it is gone")
         await until(lambda: observer.events("web1")[-1:] == ["guest-gone"], "and that is told last")
         assert observer.events("web1")[-4:] == ["STOP", "RESUME", "SHUTDOWN", "guest-gone"]
-        gone = next(item.received.message for item in reversed(observer.news) if item.received.message is not None)
-        assert isinstance(gone, HostEvent)
+        gone = next(m for m in (item.received.message for item in reversed(observer.news)) if isinstance(m, HostEvent))
         assert gone.data["shutdown_reason"] == "host-qmp-quit"
         assert sum(item.missed for item in observer.news) == 0
+
+
+async def test_the_last_words_of_a_guest_are_heard_by_an_agent_that_was_held_up(
+    mosquitto: Mosquitto, qemus: Qemus, tmp_path: Path
+) -> None:
+    """It finds both at once: that the process has ended, and what QEMU had said before."""
+    process = qemus.start("web1")
+    async with running(tmp_path, mosquitto) as agent, Observer(mosquitto) as observer:
+        await until(lambda: bool(observer.vm("web1")) and observer.vm("web1").monitor == "connected", "it listens")
+        assert agent.process is not None
+        agent.process.send_signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(str(qemus.run_dir / "web1" / "qmp.sock"))
+            monitor.sendall(b'{"execute": "qmp_capabilities"}{"execute": "quit"}')
+            await until(lambda: process.poll() is not None, "it has ended")
+        agent.process.send_signal(signal.SIGCONT)
+        await until(lambda: observer.vm("web1") is None, "it is gone")
+        await until(lambda: "guest-gone" in observer.events("web1"), "and that is told")
+        assert observer.events("web1")[-2:] == ["SHUTDOWN", "guest-gone"]
+        states = [item.received.message for item in observer.news if item.received.topic == TOPICS.host_vm("a", "web1")]
+        assert states[-1] is None
+        assert states[-2].monitor == "connected"  # type: ignore[union-attr]
+        gone = next(m for m in (item.received.message for item in reversed(observer.news)) if isinstance(m, HostEvent))
+        assert gone.data["reason"] == "quit"
 
 
 async def test_an_agent_that_is_killed_is_lost_and_its_successor_is_not(
