@@ -127,14 +127,14 @@ def report(what: str, seconds: float, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.timeout(300)
-async def test_each_of_these_side_by_side(binary: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_each_of_these_side_by_side(binary: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What waits for the limit, or watches that nothing comes. One at a time each of them is a test of its own, below."""
 
     async def within(name: str, act: Callable[[HeldPair, Agent, Path], Awaitable[None]]) -> None:
-        directory = tmp_path / name
-        directory.mkdir()
-        async with a_pair(directory, binary) as pair, an_agent(directory) as agent:
-            await act(pair, agent, directory)
+        place = directory / name
+        place.mkdir()
+        async with a_pair(place, binary) as pair, an_agent(place) as agent:
+            await act(pair, agent, place)
 
     cases: dict[str, Callable[[HeldPair, Agent, Path], Awaitable[None]]] = {
         "living": lambda pair, agent, _: test_a_living_controller_is_never_disturbed(pair, agent),

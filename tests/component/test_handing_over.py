@@ -144,13 +144,13 @@ async def handed_over(pair: HandingPair, *, timeout: float = PATIENCE_S) -> None
 
 
 @pytest.mark.timeout(300)
-async def test_each_of_these_side_by_side(tmp_path: Path) -> None:
+async def test_each_of_these_side_by_side(directory: Path) -> None:
     """What watches that nothing comes, or waits for a limit. One at a time each of them is a test of its own, below."""
 
     async def within(name: str, act: Callable[[Stand], Awaitable[None]]) -> None:
-        directory = tmp_path / name
-        directory.mkdir()
-        async with a_stand(directory) as made:
+        place = directory / name
+        place.mkdir()
+        async with a_stand(place) as made:
             await act(made)
 
     cases: dict[str, Callable[[Stand], Awaitable[None]]] = {

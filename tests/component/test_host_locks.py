@@ -298,10 +298,10 @@ async def test_a_holder_that_hears_nothing_ends(sshd: Sshd, directory: Path) -> 
 
 
 async def test_a_holder_that_is_spoken_to_stays(sshd: Sshd, directory: Path) -> None:
-    host = SshHost(replace(sshd.address, timing=Timing(lease_s=1, beat_s=0.3)))
+    host = SshHost(replace(sshd.address, timing=Timing(lease_s=2, beat_s=0.2)))
     await host.connect()
     held = await host.hold_lock(str(directory / "lock"), owner="me")
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(held.lost.wait(), 2.5)
+        await asyncio.wait_for(held.lost.wait(), 3.0)
     await host.close()
     assert held.lost.is_set()

@@ -189,7 +189,7 @@ async def test_a_host_that_takes_nobody_else_for_now_is_asked_again(way: str, ss
             assert not connecting.done()
         assert await connecting == "here"
         with socket.create_connection(place), pytest.raises(HostUnreachable, match="no SSH handshake") as caught:
-            await SshHost(replace(address, connect_timeout_s=1.0)).connect()
+            await SshHost(replace(address, connect_timeout_s=3.0)).connect()
         assert "MaxStartups" in (caught.value.hint or "")
         await until(lambda: threading.active_count() <= threads, "the end of all threads")
 
