@@ -89,6 +89,10 @@ class EmbeddedBroker:
         broker, self._broker = self._broker, None
         if broker is None:
             return
+        # It would stop listening last: who comes back meanwhile would be taken in and never served, and the port would stay
+        # open for good where its end takes too long.
+        for server in broker._servers.values():
+            server.instance.close()
         # It closes its clients one after the other, and one of them may not take it.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(STOP_TIMEOUT_S):

@@ -23,7 +23,7 @@ from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.messages import HostVm
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import BusError
-from tests.support.brokers import PATIENCE_S, Mosquitto, free_port, until
+from tests.support.brokers import PATIENCE_S, Mosquitto, free_port, listens, until
 from tests.support.messages import vm
 
 TOPICS = Topics()
@@ -137,6 +137,25 @@ async def test_a_taken_port_is_an_error_with_a_hint() -> None:
         with pytest.raises(BusError, match="cannot listen") as refused:
             await EmbeddedBroker(port=first.port).__aenter__()
         assert refused.value.hint
+
+
+async def test_a_broker_that_ends_takes_nobody_else_however_long_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """amqtt ends its clients one by one before it stops listening: those that came back meanwhile were never served."""
+    monkeypatch.setattr("qmp_migrate.bus.broker.STOP_TIMEOUT_S", 0.2)
+    broker = await EmbeddedBroker().__aenter__()
+    async with BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
+        await client.wait_connected()
+        begun, listening = asyncio.Event(), []
+
+        async def stuck(_client_id: str) -> None:
+            listening.append(listens(broker.port))
+            begun.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(broker._broker, "_cleanup_session", stuck)
+        await broker.__aexit__(None, None, None)
+        assert (begun.is_set(), listening) == (True, [False])
+        assert not listens(broker.port)
 
 
 async def test_websockets() -> None:
