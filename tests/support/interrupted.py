@@ -6,8 +6,8 @@ from tests.support.commands import Command
 from tests.support.lab import Guest, Lab, Ran
 from tests.support.story import wait_for_phase
 
-SLOW = ("--bandwidth", "2MiB")
-"""A copy takes most of a minute: time enough to kill who drives it, and for another to take it up and quicken it."""
+SLOW = ("--bandwidth", "512KiB")
+"""One pass takes a minute and more: time enough to kill who drives it, and for another to take it up and quicken it."""
 
 
 def killed_while_copying(lab: Lab, guest: Guest, *words: str) -> str:

@@ -8,11 +8,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.support.lab import Guest, Lab, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 
 
+@pytest.mark.timeout(300)
 def test_the_test_that_moves_a_guest_passes(lab: Lab, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "test_move_guest.py")],
@@ -21,7 +24,7 @@ def test_the_test_that_moves_a_guest_passes(lab: Lab, tmp_path: Path) -> None:
         | {"QMP_MIGRATE_CONFIG": str(lab.settings), "GUEST_SPEC": str(lab.spec("example", append="qm.rate=4 qm.ws=8"))},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "3 passed" in ran.stdout

@@ -24,6 +24,7 @@ AGENT = "qmp-hostagent.service"
 WAIT_S = 30.0
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.skipif(bool(machines.why_not()), reason=f"a machine with systemd: {machines.why_not()}"),
     pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed: apt-get install mosquitto"),
     pytest.mark.timeout(300),

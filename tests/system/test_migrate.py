@@ -6,6 +6,7 @@ import json
 import re
 
 from qmp_migrate.rig.disk_journal import check_journal
+from tests.support.interrupted import SLOW
 from tests.support.lab import Guest, Lab, interrupt, qemus
 from tests.support.outside import qmp
 from tests.support.story import assert_untouched, wait_for_phase
@@ -197,7 +198,7 @@ def test_after_a_cancel_the_next_try_works(lab: Lab) -> None:
 
 def test_two_controllers_want_the_same_guest_and_one_gets_it(lab: Lab) -> None:
     with lab.guest() as guest:
-        first = lab.popen("migrate", guest.name, "--to", "b", "--bandwidth", "2MiB", "--json")
+        first = lab.popen("migrate", guest.name, "--to", "b", *SLOW, "--json")
         record = wait_for_phase(lab, guest, "copying")
         second = lab.cli("migrate", guest.name, "--to", "b", code=None)
         assert second.code == 75, second.err
