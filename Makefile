@@ -33,7 +33,7 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml | packages
 venv: $(VENV)/.installed ## Set up the virtual environment (hash-pinned)
 
 .PHONY: images
-images: packages ## Build the test guest: distribution kernel, busybox, own workload
+images: packages ## Build the test guests: Linux (distribution kernel, own workload) and bare (no operating system)
 	@vm-images/build.sh
 
 .PHONY: qemus
