@@ -324,6 +324,8 @@ async def test_with_images_there_are_specs_of_the_test_guests(directory: Path, i
     assert bare.firmware == "qboot.rom"
     with pytest.raises(RigError, match="starts the linux guest"):
         await up(directory, 1, guest="bare")
+    await down(directory)
+    assert not is_there(directory)
 
 
 async def test_the_bare_guest_can_be_chosen(directory: Path, images: Path) -> None:
