@@ -20,6 +20,7 @@ READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\nQM T 1 5 6 7\\n'; exec slee
 READY_ALONE = "printf 'QM READY v=1\\n'; exec sleep 1000"
 HANGS = "printf 'SeaBIOS\\r\\n'; exec sleep 1000"
 GIVES_UP = "echo 'failed to initialize kvm' >&2; exit 1"
+WORKS_WITHOUT_END = "while :; do :; done"
 NO_LINES = "exec cat /dev/zero"
 
 
@@ -64,7 +65,14 @@ def has_ended(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
-    [(READY, "kvm"), (READY_ALONE, "tcg"), (HANGS, "tcg"), (GIVES_UP, "tcg"), (NO_LINES, "tcg")],
+    [
+        (READY, "kvm"),
+        (READY_ALONE, "tcg"),
+        (HANGS, "tcg"),
+        (GIVES_UP, "tcg"),
+        (WORKS_WITHOUT_END, "tcg"),
+        (NO_LINES, "tcg"),
+    ],
 )
 async def test_only_a_guest_that_ticks_proves_kvm(
     machine: Path, behaviour: str, expected: str, image: GuestImage

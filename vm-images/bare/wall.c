@@ -11,7 +11,7 @@ enum { SECONDS = 0, MINUTES = 2, HOURS = 4 };
 /* How closely a change is looked for near the expected moment, and otherwise (after a jump). */
 #define FINE_NS (NS_PER_MS / 4)
 #define COARSE_NS NS_PER_MS
-#define LEAD_NS (2 * NS_PER_MS)
+#define LEAD_NS (4 * NS_PER_MS) /* more than the Linux guest: here nothing interrupts a portion of work */
 #define NEVER_LOOKED 0xff
 
 static unsigned cmos(uint8_t index)
