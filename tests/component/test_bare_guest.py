@@ -12,7 +12,7 @@ from qmp_migrate.rig.accel import Accelerator
 from qmp_migrate.rig.images import GuestImage, find_images
 from qmp_migrate.rig.oracle import judge
 from tests.support.kvm import need_kvm
-from tests.support.qemus import FETCHED, known, why_missing
+from tests.support.qemus import VERSIONS, program
 from tests.support.running_guest import eventually, generation, memory_of, pages_in, running
 
 WS_PAGES = 8 * 256
@@ -27,14 +27,11 @@ def image() -> GuestImage:
 
 
 @pytest.mark.parametrize("accel", ["tcg", pytest.param("kvm", marks=pytest.mark.kvm)])
-@pytest.mark.parametrize("version", ["own", *FETCHED])
+@pytest.mark.parametrize("version", VERSIONS)
 async def test_two_vcpus_work_and_find_damage(
     tmp_path: Path, image: GuestImage, version: str, accel: Accelerator
 ) -> None:
-    qemus = known()
-    qemu = qemus[min(qemus)] if version == "own" else qemus.get(version)
-    if qemu is None:
-        pytest.skip(why_missing(version))
+    qemu = program(version)
     if accel == "kvm":
         await need_kvm(qemu)
     append = "qm.ws=8 qm.rate=20 qm.tick=5 qm.seed=0x7 qm.hot=25"
