@@ -105,7 +105,7 @@ class Verdict:
         blackout_ms: Longest time, in milliseconds, that the wall clock moved on while the guest's own clock stood still,
             between two looks at it that are about a second apart: the blackout as the guest can see it. ``None``
             where the guest has not seen its wall clock change twice. Exact to about a millisecond where the hosts'
-            clocks agree.
+            clocks agree, to five where the bare guest's host is busy.
         written_pages: Pages of 4 KiB that the guest has written, counted by itself, since it began.
         achieved_mib_s: Dirty rate that was held between the first and the last tick line, MiB per second of the guest's
             own time; ``None`` with fewer than two lines.
