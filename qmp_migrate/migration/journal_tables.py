@@ -89,6 +89,16 @@ def open_engine(url: str) -> sa.Engine:
         sa_event.listen(engine, "connect", _sqlite_pragmas)
     else:
         engine = sa.create_engine(url, json_serializer=_dump)
+    try:
+        _check_version(engine, url)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _check_version(engine: sa.Engine, url: str) -> None:
+    """Make the tables where there are none; refuse those of another version."""
     # The version first, and for itself: a journal of a newer program is not to be touched, and a transaction that has begun
     # with reading cannot go on to write while another controller makes the tables.
     with engine.connect() as connection:
@@ -103,7 +113,6 @@ def open_engine(url: str) -> sa.Engine:
         )
     if known is None or not complete:
         _make_tables(engine)
-    return engine
 
 
 def _make_tables(engine: sa.Engine) -> None:
@@ -123,11 +132,15 @@ def _dump(value: Any) -> str:
 
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    _use_write_ahead_log(cursor)
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute(f"PRAGMA busy_timeout={round(BUSY_S * 1000)}")
-    cursor.close()
+    try:
+        cursor = connection.cursor()
+        _use_write_ahead_log(cursor)
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute(f"PRAGMA busy_timeout={round(BUSY_S * 1000)}")
+        cursor.close()
+    except BaseException:
+        connection.close()  # it is not in the engine's pool yet, so nobody else does
+        raise
 
 
 def _use_write_ahead_log(cursor: Any) -> None:

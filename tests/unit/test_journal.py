@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -205,6 +206,15 @@ async def test_close_writes_what_is_pending(url: str) -> None:
 # -- what cannot be done ----------------------------------------------------------------------------------------------
 
 
+def is_open(path: Path) -> bool:
+    """Say whether this process has a file open."""
+    opened = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            opened.append(entry.readlink())
+    return path in opened
+
+
 async def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (f"sqlite:///{tmp_path}/file/journal.sqlite", "sqlite:////proc/journal.sqlite"):
@@ -220,6 +230,7 @@ async def test_a_file_that_is_no_journal_is_left_as_it_is(url: str) -> None:
     with pytest.raises(JournalError, match="not a database"):
         await Journal.open(url)
     assert path.read_bytes() == b"this is no database\n" * 1000
+    assert not is_open(path)
 
 
 async def test_a_journal_of_a_newer_program_is_refused(url: str) -> None:
@@ -231,6 +242,7 @@ async def test_a_journal_of_a_newer_program_is_refused(url: str) -> None:
     with pytest.raises(JournalError, match="has version 2, this program knows 1") as caught:
         await Journal.open(url)
     assert "newer" in (caught.value.hint or "")
+    assert not is_open(path_of(url))
 
 
 async def test_a_store_whose_driver_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
