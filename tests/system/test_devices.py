@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ import pytest
 from qmp_migrate.rig.disk_journal import check_journal
 from tests.support.lab import Guest, Lab, wait_for
 from tests.support.outside import qmp
+from tests.support.qemus import program
 
-ROOT = Path(__file__).parents[2]
 PORTS = [word for n in range(1, 5) for word in ("-device", f"pcie-root-port,id=rp{n},chassis={n}")]
 
 
@@ -54,22 +53,17 @@ def drivers(guest: Guest, host: str) -> dict[str, str]:
     return {entry["name"]: entry["type"] for entry in listed if entry["type"].startswith("child<")}
 
 
-def other_qemu(version: str) -> str:
-    path = ROOT / "build" / "qemus" / version / "qemu-system-x86_64"
-    if not os.access(path, os.X_OK):
-        pytest.skip(f"QEMU {version} is not in build/qemus: make qemus")
-    return str(path)
-
-
 def test_what_was_plugged_in_goes_along_from_version_to_version(lab: Lab) -> None:
     """7.2 → 10.0 → 11.1 → 7.2: disk, interface, memory, vCPU plugged in; each version then plugs in or out itself."""
-    to_10 = lab.config(hosts_b={"qemu": other_qemu("10.0")})
-    to_11 = lab.config(hosts_a={"qemu": other_qemu("11.1")})
+    old = lab.config(hosts_a={"qemu": program("7.2")}, hosts_b={"qemu": program("7.2")})
+    to_10 = lab.config(hosts_a={"qemu": program("7.2")}, hosts_b={"qemu": program("10.0")})
+    to_11 = lab.config(hosts_a={"qemu": program("11.1")})
+    append = "qm.rate=0 qm.ws=8 qm.tick=10 qm.disk=/dev/vda"
     grows = {"maxmemory": "2GiB", "maxcpus": 4, "args": [*PORTS, "-device", "virtio-scsi-pci,id=scsi0"]}
     with (
         image(lab, "plugged.img", 4 << 20) as disk,
         image(lab, "second.qcow2", 4 << 20, "qcow2") as second,
-        lab.guest(ready=False, append="qm.rate=0 qm.ws=8 qm.tick=10 qm.disk=/dev/vda", **grows) as guest,
+        lab.guest(ready=False, append=append, config=old, **grows) as guest,
     ):
         opened(guest, "a", "plugged", "raw", disk)
         plug(guest, "a", "virtio-blk-pci", "vd9", drive="plugged", bus="rp2", serial="PLUGGED")
@@ -93,14 +87,14 @@ def test_what_was_plugged_in_goes_along_from_version_to_version(lab: Lab) -> Non
         ask(guest, "a", "device_del", id="nic9")
         wait_for(lambda: "nic9" not in drivers(guest, "a"), 20)
         ask(guest, "a", "netdev_del", id="n9")
-        move(lab, guest, "b", lab.settings)
+        move(lab, guest, "b", old)
         assert {"vd9", "dimm9", "cpu9", "sd9"} <= set(drivers(guest, "b"))
         assert "nic9" not in drivers(guest, "b")
         plug(guest, "b", "virtio-rng-pci", "rng9", bus="rp4")
         state = lab.files / "plugged.state"
         there = drivers(guest, "b")
-        lab.cli("save", guest.name, str(state))
-        lab.cli("restore", str(state), "--on", "b")
+        lab.cli("save", guest.name, str(state), config=old)
+        lab.cli("restore", str(state), "--on", "b", config=old)
         assert drivers(guest, "b") == there
         verdict = guest.wait_survived("b")
         replay = check_journal(disk.read_bytes(), verdict.journal)
@@ -134,7 +128,7 @@ def places(guest: Guest, host: str) -> dict[str, tuple[str, str, str]]:
 
 def test_what_was_unplugged_stays_away_and_nothing_else_moves(lab: Lab) -> None:
     """On the chipset whose slots are given in order: one device less must not shift those after it. Media change, too."""
-    to_10 = lab.config(hosts_b={"qemu": other_qemu("10.0")})
+    to_10 = lab.config(hosts_b={"qemu": program("10.0")})
     with image(lab, "one.iso", 1 << 20) as one, image(lab, "two.iso", 1 << 20) as two:
         args = [
             *("-netdev", "user,id=first", "-device", "virtio-net-pci,id=first,netdev=first"),
@@ -209,7 +203,7 @@ def test_a_uefi_guest_with_many_disks_and_vcpus_takes_them_all_along_and_comes_b
     store.write_bytes(template.read_bytes())
     to_10 = lab.config(
         hosts_a={"path_map": {str(there): str(here)}},
-        hosts_b={"path_map": {str(here): str(there)}, "qemu": other_qemu("10.0")},
+        hosts_b={"path_map": {str(here): str(there)}, "qemu": program("10.0")},
     )
     disks = "".join(
         f'[[disk]]\npath = "{here / name}"\nformat = "{kind}"\ninterface = "{interface}"\nsize = "4MiB"\n'

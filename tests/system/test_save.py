@@ -17,15 +17,7 @@ import pytest
 
 from qmp_migrate import Controller, load_settings
 from tests.support.lab import Guest, Lab, qemus, wait_for
-
-QEMUS = Path(__file__).parents[2] / "build/qemus"
-
-
-def newer(version: str) -> str:
-    path = QEMUS / version / "qemu-system-x86_64"
-    if not path.exists():
-        pytest.skip(f"QEMU {version} is not there: make qemus")
-    return str(path)
+from tests.support.qemus import program
 
 
 @contextmanager
@@ -44,10 +36,11 @@ def state_of(guest: Guest) -> Iterator[Path]:
 
 def test_a_guest_goes_into_files_and_out_of_them_from_version_to_version(lab: Lab) -> None:
     """One guest: saved by 7.2, read by 10.0 and 11.1; saved by 11.1 with all it has, read by 10.0; each time it goes on."""
-    ten = lab.config(hosts_b={"qemu": newer("10.0")})
-    eleven = lab.config(hosts_a={"qemu": newer("10.0")}, hosts_b={"qemu": newer("11.1")})
-    with lab.guest(disk=True) as guest, state_of(guest) as file:
-        saved = lab.cli("save", guest.name, str(file), "--json").doc
+    seven = lab.config(hosts_a={"qemu": program("7.2")})
+    ten = lab.config(hosts_b={"qemu": program("10.0")})
+    eleven = lab.config(hosts_a={"qemu": program("10.0")}, hosts_b={"qemu": program("11.1")})
+    with lab.guest(disk=True, config=seven) as guest, state_of(guest) as file:
+        saved = lab.cli("save", guest.name, str(file), "--json", config=seven).doc
         assert (saved["outcome"], saved["owner"]) == ("completed", "file")
         assert (saved["format"], saved["channels"], saved["direct_io"]) == ("stream", 0, False)
         assert saved["stored_bytes"] < 200 << 20
@@ -68,7 +61,7 @@ def test_a_guest_goes_into_files_and_out_of_them_from_version_to_version(lab: La
         saved = lab.cli("save", guest.name, str(file), "--json", config=eleven).doc
         assert (saved["format"], saved["channels"], saved["direct_io"]) == ("mapped-ram", 2, True)
         assert saved["stored_bytes"] < saved["bytes"], "sparse"
-        refused = lab.cli("restore", str(file), "--on", "a", code=4)
+        refused = lab.cli("restore", str(file), "--on", "a", config=seven, code=4)
         assert "cannot read" in refused.err
         assert "no mapped-ram" in refused.err
         back = lab.cli("restore", str(file), "--on", "a", "--json", config=eleven).doc
@@ -94,7 +87,7 @@ def small_file_system(megabytes: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("version", [None, "10.0"])
 def test_a_full_disk_leaves_the_guest_running_where_it_was(lab: Lab, version: str | None) -> None:
-    config = lab.config(hosts_a={"qemu": newer(version)}) if version else lab.settings
+    config = lab.config(hosts_a={"qemu": program(version)}) if version else lab.settings
     with lab.guest(config=config) as guest, small_file_system(8) as place:
         ran = lab.cli("save", guest.name, str(place / "g.state"), "--json", config=config, code=4)
 
