@@ -1,11 +1,13 @@
 """Does a guest survive post-copy from one QEMU to another? Asked of QEMU alone, with nothing of this project between.
 
-A test guest is moved along a list of QEMUs, again and again; after each move its ticks must go on. A guest that stands
-still is told with its kernel's last words, and another one is started::
+A test guest is moved along a list of QEMUs, again and again; after each move its ticks must go on, and what it says of its
+memory must be good. A guest that stands still is told with its kernel's last words, and another one is started::
 
     python -m bench.postcopy 11.1 11.1 10.0 11.1 --minutes 5
+    python -m bench.postcopy 11.1 11.1 --guest bare --accel kvm --channels 2 --moves 200 --log build/postcopy.jsonl
 
-What it has found is in ``docs/guide/without-kvm.md``.
+With ``--log`` each move is written down, and the same command goes on where it was stopped. What it has found is in
+``docs/guide/without-kvm.md`` and decision 19.
 """
 
 from __future__ import annotations
@@ -14,23 +16,28 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from bench.qmp import Qmp
+from qmp_migrate.rig.configuration import CPU
 from qmp_migrate.rig.images import find_images
-from qmp_migrate.rig.oracle import judge
+from qmp_migrate.rig.oracle import Verdict, judge
 from tests.support.qemus import known
 
 BOOT_S: Final = 120.0
 GOES_ON_S: Final = 40.0
 MOVE_S: Final = 60.0
-APPEND: Final = "console=ttyS0 quiet qm.rate=4 qm.ws=8 qm.tick=10"
+APPEND: Final = {
+    "linux": "console=ttyS0 quiet qm.rate=4 qm.ws=8 qm.tick=10",
+    "bare": "console=ttyS0 quiet qm.rate=40 qm.ws=48 qm.tick=20",
+}
 CAPABILITIES: Final = ("return-path", "events", "late-block-activate", "postcopy-ram")
 
 
@@ -41,6 +48,9 @@ class Settings:
     accel: str
     memory: str
     preempt: bool
+    guest: Literal["linux", "bare"] = "linux"
+    channels: int = 1
+    compression: str = "none"
 
 
 @dataclass
@@ -51,10 +61,14 @@ class Qemu:
     process: asyncio.subprocess.Process
     monitor: Qmp
 
+    def verdict(self) -> Verdict:
+        """Return what the guest has told of itself here."""
+        console = self.directory / "serial.log"
+        return judge([console.read_bytes() if console.exists() else b""])
+
     def last_tick(self) -> int:
         """Return the number of the last tick that the guest has told of here; 0: none."""
-        console = self.directory / "serial.log"
-        return judge([console.read_bytes()]).last_tick if console.exists() else 0
+        return self.verdict().last_tick
 
     async def ticks(self, beyond: int, seconds: float) -> bool:
         """Wait until the guest has ticked beyond a number."""
@@ -69,11 +83,12 @@ class Qemu:
 @contextlib.asynccontextmanager
 async def running(directory: Path, binary: str, settings: Settings, *more: str) -> AsyncIterator[Qemu]:
     """Run a QEMU in a directory of its own; it is gone afterwards."""
-    images = find_images()
+    images = find_images(settings.guest)
+    initrd = ("-initrd", str(images.initrd)) if images.initrd is not None else ()
     argv = [
         *(binary, "-nodefaults", "-display", "none", "-machine", "pc-q35-7.2", "-accel", settings.accel),
-        *("-cpu", "qemu64", "-smp", "1", "-m", f"size={settings.memory}", "-append", APPEND),
-        *("-kernel", str(images.kernel), "-initrd", str(images.initrd)),
+        *("-cpu", CPU[settings.guest], "-smp", "1", "-m", f"size={settings.memory}"),
+        *("-append", APPEND[settings.guest], "-kernel", str(images.kernel), *initrd),
         *("-chardev", "file,id=console,path=serial.log", "-serial", "chardev:console"),
         *("-qmp", "unix:qmp.sock,server=on,wait=off", *more),
     ]
@@ -92,9 +107,13 @@ async def running(directory: Path, binary: str, settings: Settings, *more: str) 
 async def move(source: Qemu, destination: Qemu, settings: Settings) -> bool:
     """Move the guest; return whether post-copy came of it (a guest that has little to send needs none)."""
     wanted = [*CAPABILITIES, *(["postcopy-preempt"] if settings.preempt else [])]
+    several = {"multifd-channels": settings.channels, "multifd-compression": settings.compression}
+    wanted += ["multifd"] if settings.channels > 1 else []
     for side in (source, destination):
         states = [{"capability": name, "state": True} for name in wanted]
         await side.monitor.execute("migrate-set-capabilities", {"capabilities": states})
+        if settings.channels > 1:
+            await side.monitor.execute("migrate-set-parameters", several)
     await source.monitor.execute("migrate-set-parameters", {"max-bandwidth": 0, "downtime-limit": 1})
     await destination.monitor.execute("migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
     listens = (await destination.monitor.execute("query-migrate"))["socket-address"][0]
@@ -122,22 +141,60 @@ def made(base: Path, number: int) -> Path:
     return directory
 
 
-async def trip(base: Path, names: Sequence[str], settings: Settings, until: float, seen: Counter[str]) -> None:
-    """Move one guest along `names` until it breaks, or the time is over."""
+@dataclass
+class Series:
+    """All moves so far, also those of earlier runs that were written down.
+
+    Attributes:
+        log: Where each move is written down; None: nowhere.
+        until: When to stop, by the monotonic clock.
+        most: How many are enough; 0: no limit.
+    """
+
+    settings: Settings
+    log: Path | None
+    until: float
+    most: int
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for line in self.log.read_text().splitlines() if self.log is not None and self.log.exists() else []:
+            one = json.loads(line)
+            if one["settings"] == asdict(self.settings):
+                self.seen[one["move"]] += 1
+
+    @property
+    def over(self) -> bool:
+        """Enough moves, or no more time."""
+        return time.monotonic() > self.until or 0 < self.most <= self.seen.total()
+
+    def add(self, moved: str) -> None:
+        """Count a move."""
+        self.seen[moved] += 1
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(json.dumps({"move": moved, "settings": asdict(self.settings)}) + "\n")
+
+
+async def trip(base: Path, names: Sequence[str], series: Series) -> None:
+    """Move one guest along `names` until it breaks, or the series is over."""
+    settings = series.settings
     binaries = known()
     async with contextlib.AsyncExitStack() as stack:
         here = await stack.enter_async_context(running(made(base, 0), binaries[names[0]], settings))
         assert await here.ticks(5, BOOT_S), "the guest does not boot"
         for number, (old, new) in enumerate(itertools.pairwise(names), 1):
-            if time.monotonic() > until:
+            if series.over:
                 return
             directory = made(base, number)
             incoming = ("-S", "-incoming", "defer")
             there = await stack.enter_async_context(running(directory, binaries[new], settings, *incoming))
             way = "post-copy" if await move(here, there, settings) else "one pass"
             goes_on = await there.ticks(here.last_tick() + 20, GOES_ON_S)
-            seen[f"{old} -> {new}, {way}: {'goes on' if goes_on else 'BROKEN'}"] += 1
-            if not goes_on:
+            bad = there.verdict().corruption
+            series.add(f"{old} -> {new}, {way}: {'BROKEN' if not goes_on else 'CORRUPT' if bad else 'goes on'}")
+            print(*bad, sep="\n", end="\n" if bad else "", flush=True)
+            if not goes_on or bad:
                 console = (directory / "serial.log").read_bytes().decode(errors="replace")
                 words = [line for line in console.splitlines() if "RIP:" in line or "Kernel panic" in line]
                 print(f"{old} -> {new}:", *dict.fromkeys(words), sep="\n  ", flush=True)
@@ -156,15 +213,24 @@ async def main() -> None:
         "--memory", default=f"{128 * 1024 + 8}K", help="as QEMU's -m size= takes it (default: %(default)s)"
     )
     parser.add_argument("--preempt", action="store_true", help="with postcopy-preempt")
+    parser.add_argument("--guest", choices=["linux", "bare"], default="linux")
+    parser.add_argument(
+        "--channels", type=int, default=1, metavar="N", help="more than 1: over multifd, before post-copy"
+    )
+    parser.add_argument("--compression", choices=["none", "zlib", "zstd"], default="none", help="of multifd")
+    parser.add_argument(
+        "--moves", type=int, default=0, metavar="N", help="stop after so many, those in the log included"
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write each move down, and go on where it was stopped")
     words = parser.parse_args()
     if missing := set(words.versions) - set(known()):
         parser.error(f"no QEMU {', '.join(sorted(missing))} here; there are: {', '.join(sorted(known()))}")
-    until, seen = time.monotonic() + words.minutes * 60, Counter[str]()
-    settings = Settings(words.accel, words.memory, words.preempt)
-    while time.monotonic() < until:
+    settings = Settings(words.accel, words.memory, words.preempt, words.guest, words.channels, words.compression)
+    series = Series(settings, words.log, time.monotonic() + words.minutes * 60, words.moves)
+    while not series.over:
         with tempfile.TemporaryDirectory(prefix="qm-") as base:
-            await trip(Path(base), words.versions, settings, until, seen)
-    for what, count in sorted(seen.items()):
+            await trip(Path(base), words.versions, series)
+    for what, count in sorted(series.seen.items()):
         print(f"{what}: {count}")
 
 

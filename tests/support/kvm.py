@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import pytest
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.rig.accel import probe_accel
 from qmp_migrate.rig.images import find_images
+
+REQUIRED: Final = os.environ.get("KVM") == "require"
 
 
 async def need_kvm(qemu: str) -> None:
@@ -19,6 +22,14 @@ async def need_kvm(qemu: str) -> None:
         why = f"the bare guest does not run under KVM with {qemu}"
     except RigError as error:
         why = f"{error}: {error.hint}"
-    if os.environ.get("KVM") == "require":
+    if REQUIRED:
         pytest.fail(why)
     pytest.skip(why)
+
+
+def judged(item: pytest.Item, report: pytest.TestReport) -> pytest.TestReport:
+    """Return a test's report; with ``KVM=require`` a test marked ``kvm`` that was skipped, for any reason, has failed."""
+    if REQUIRED and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("kvm"):
+        report.outcome = "failed"
+        report.longrepr = f"KVM=require, and this was skipped: {report.longrepr}"
+    return report

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import kvm
 from tests.support.lab import Guest, Lab, rig
 
 
@@ -22,3 +23,9 @@ def lab() -> Iterator[Lab]:
 def guest(lab: Lab) -> Iterator[Guest]:
     with lab.guest() as started:
         yield started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have tests fail that need KVM and were skipped, where it is required."""
+    return kvm.judged(item, (yield))
