@@ -4,8 +4,7 @@
 # and what is there already is left alone.
 #
 # Each one comes with all the libraries of its own distribution and is started through its own dynamic loader, so it
-# depends on nothing of this machine. The packages come from the mirror that this machine's apt uses, with apt state
-# directories of our own; apt verifies them by the Debian archive's keys.
+# depends on nothing of this machine. How the packages are fetched: contrib/own-apt.sh.
 #
 # Exit status: 0 all are there, 1 one could not be had (the reason and what to do are on stderr; the others are kept).
 # With --try it is 0 then, too, and build/qemus/VERSION.missing holds the reason: tests that need it are skipped with it.
@@ -14,7 +13,6 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 qemus=$root/build/qemus
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages="qemu-system-x86 qemu-utils ipxe-qemu"
 # Changes here, or in the wrappers below, make what was fetched before count as old.
 layout=1
@@ -40,58 +38,7 @@ own_version() {
 	qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\.[0-9]*\).*/\1/p'
 }
 
-check_machine() {
-	[ "$(uname -m)" = x86_64 ] || no "these QEMUs are for x86_64 machines" "use one" || return 1
-	for command in apt-get dpkg-deb flock; do
-		command -v $command >/dev/null 2>&1 || no "$command is not there" "use a Debian machine" || return 1
-	done
-	[ -r "$keyring" ] || no "$keyring is not there" "install debian-archive-keyring, on a Debian machine" || return 1
-	site=$("$here/mirror.sh" 2>&1) || no "${site%%; *}" "${site#*; }" || return 1
-}
-
-# $1 a directory for apt's state, $2 a suite. apt sees that suite only (backports: what it builds on, too), and a machine
-# on which nothing is installed.
-prepare_apt() {
-	mkdir -p "$1/lists/partial" "$1/cache/archives/partial" "$1/empty"
-	: >"$1/status"
-	suites=$2
-	case $2 in *-backports) suites="${2%-backports} $2" ;; esac
-	for suite in $suites; do
-		echo "deb [signed-by=$keyring arch=amd64] $site $suite main"
-	done >"$1/sources.list"
-	cat >"$1/apt.conf" <<END
-Dir::State "$1";
-Dir::State::Lists "$1/lists";
-Dir::State::status "$1/status";
-Dir::Cache "$1/cache";
-Dir::Etc::SourceList "$1/sources.list";
-Dir::Etc::SourceParts "$1/empty";
-Dir::Etc::Preferences "$1/no-preferences";
-Dir::Etc::PreferencesParts "$1/empty";
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; };
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear DPkg::Pre-Install-Pkgs;
-#clear DPkg::Post-Invoke;
-APT::Get::AllowUnauthenticated "false";
-Acquire::AllowInsecureRepositories "false";
-Acquire::Languages "none";
-Acquire::Retries "2";
-Acquire::http::Timeout "30";
-Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
-Acquire::PDiffs "false";
-END
-	# As root apt would give its rights away to _apt, which may not write below somebody's home.
-	[ "$(id -u)" != 0 ] || echo "APT::Sandbox::User \"root\";" >>"$1/apt.conf"
-}
-
-apt_with() { # apt_with DIRECTORY COMMAND WORDS…: the machine's own settings are read first (proxies), ours after them
-	directory=$1
-	command=$2
-	shift 2
-	APT_CONFIG=$directory/apt.conf LC_ALL=C $command "$@"
-}
+. "$here/own-apt.sh"
 
 # $1 a suite, $2 apt's directory. A mirror that stands still serves suites whose lists have expired. What is unpacked here
 # runs in tests alone, and signatures are checked as before: older packages will do.
