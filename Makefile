@@ -36,6 +36,10 @@ venv: $(VENV)/.installed ## Set up the virtual environment (hash-pinned)
 images: packages ## Build the test guests: Linux (distribution kernel, own workload) and bare (no operating system)
 	@vm-images/build.sh
 
+.PHONY: host-image
+host-image: venv images ## Build the host machines of `rig up --hosts-as-vms`: kernel, sshd, QEMU 10.0, Python (a minute, once)
+	@vm-images/host/build.sh
+
 .PHONY: qemus
 qemus: packages ## Fetch those of QEMU 7.2, 10.0 and 11.1 that are not the machine's own into build/qemus, unpacked, not installed
 	@contrib/qemus.sh
