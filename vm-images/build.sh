@@ -2,8 +2,9 @@
 # Builds the test guests: build/images/{vmlinuz,initrd.img,bare.elf,manifest.json}. Needs no root; does nothing when
 # nothing changed.
 #
-# The bare guest is our own code alone. The Linux guest's kernel is the distribution's own cloud kernel, fetched with the ordinary package client and unpacked, not
-# installed. Its initramfs holds our init (static C) and the drivers it loads, nothing else.
+# The bare guest is our own code alone. The Linux guest's kernel is the distribution's own cloud kernel, fetched with the
+# ordinary package client and unpacked, not installed; its initramfs holds our init (static C) and the drivers it loads,
+# nothing else.
 #
 # Exit status: 0 built or up to date, 1 failed (the reason and what to do are on stderr).
 set -eu
