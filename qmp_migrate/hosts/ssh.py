@@ -194,15 +194,20 @@ class SshHost:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.address.connect_timeout_s
         pause = FIRST_PAUSE_S
+        sent_away: HostUnreachable | None = None
         while True:
             connection = await self._submit(_new_connection, self.address)
             try:
                 await self._open_until(connection, deadline)
                 return connection
-            except HostUnreachable:
-                wait = random.uniform(pause / 2, pause)  # noqa: S311 - spreads callers, hides nothing
-                if not connection.hung_up_early or loop.time() + wait >= deadline:
+            except HostUnreachable as error:
+                if connection.hung_up_early:
+                    sent_away = error
+                elif sent_away is None or loop.time() < deadline:
                     raise
+                wait = random.uniform(pause / 2, pause)  # noqa: S311 - spreads callers, hides nothing
+                if loop.time() + wait >= deadline:
+                    raise sent_away from None  # it says more than that time is up
             await asyncio.sleep(wait)
             pause = min(2 * pause, MOST_PAUSE_S)
 
