@@ -171,11 +171,25 @@ setsid sh -c '
     exec "$@"
 ' sh "$@" </dev/null >>"$log" 2>&1 9<&- &
 child=$!
+# A socket is there a moment before anybody listens at it: whoever connected then would be refused. Others of the machine may
+# be bound by the same relative name, so none of that name may be in between. Where /proc does not tell, a second is enough.
+listens() {
+    if [ ! -S "$ready" ]; then return 0; fi
+    since=${since:-$now} found=
+    while read -r number count protocol flags kind state inode path; do
+        case $state$flags$path in
+        0100000000"$ready" | 0100000000*/"${dir##*/}/$ready") found=; break ;;
+        0100010000"$ready" | 0100010000*/"${dir##*/}/$ready") found=yes ;;
+        esac
+    done </proc/net/unix
+    [ -n "$found" ] || [ $((now - since)) -ge 100 ]
+}
+since=
 clock
 begin=$now
 while :; do
     clock
-    if [ -e "$ready" ] && [ -e pid ]; then
+    if [ -e "$ready" ] && [ -e pid ] && listens; then
         record pid
         if [ "$pid" = "$child" ] && [ "$(same "$pid" "$start" "$boot")" = live ]; then
             echo "live $pid $start $boot"

@@ -279,6 +279,23 @@ async def test_a_zombie_is_dead_unless_a_thread_of_it_lives(host: Host) -> None:
         process.wait()
 
 
+LATE = """
+import socket, time
+late = socket.socket(socket.AF_UNIX)
+late.bind("qmp.sock")
+time.sleep(0.5)
+late.listen()
+time.sleep(600)
+"""
+
+
+async def test_one_is_ready_only_once_somebody_listens_at_its_socket(host: Host, directory: Path) -> None:
+    """On a busy machine a QEMU may lose its turn between making its socket and listening at it."""
+    pid = await launch(host, directory=str(directory / "g"), argv=[sys.executable, "-c", LATE])
+    (await host.open_unix(str(directory / "g" / "qmp.sock"))).close()
+    assert await kill(host, pid)
+
+
 HOLDER = """
 import fcntl, os, struct, sys, time
 image = os.open(sys.argv[1], os.O_RDWR)
