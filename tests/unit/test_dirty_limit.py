@@ -69,17 +69,19 @@ async def test_a_refusal_is_told() -> None:
 
 async def found(source: FakeQemu, destination: FakeQemu, *, dirty_ring: int) -> tuple[Any, Wires]:
     """The wires of a migration that another controller has set up, as a recovery finds them in the journal."""
-    side = side_of("a", source)
+    side, there = side_of("a", source), side_of("b", destination)
     written = Profile(dirty_ring=dirty_ring).written
-    return side, await wiring.find(
+    wires = await wiring.find(
         side,
-        side_of("b", destination),
+        there,
         "m1",
         encrypt=False,
         dirty_limit=Profile.again(written).dirty_ring > 0,
         before={},
         destination_before={},
     )
+    await there.detach()
+    return side, wires
 
 
 @pytest.mark.parametrize("dirty_ring", [0, 4096])
