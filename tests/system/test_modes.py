@@ -16,11 +16,12 @@ import pytest
 
 from tests.support.cable import Cable
 from tests.support.commands import Command
+from tests.support.interrupted import SLOW, quickened
 from tests.support.lab import Guest, Lab, interrupt, qemus, wait_for
 from tests.support.outside import qmp
 from tests.support.story import assert_untouched, record, wait_for_phase
 
-BUSY = {"append": "qm.rate=40 qm.ws=24 qm.tick=10", "memory": f"{128 * 1024 + 8}KiB"}
+BUSY = {"append": "qm.rate=40 qm.ws=48 qm.tick=10", "memory": f"{128 * 1024 + 8}KiB"}
 """Dirties more than a link of 8 MiB/s carries."""
 
 
@@ -48,7 +49,7 @@ def test_offline_leaves_a_guest_paused_that_its_user_had_paused(lab: Lab, guest:
 
 
 def test_offline_that_is_cancelled_lets_the_guest_run_on(lab: Lab, guest: Guest) -> None:
-    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "5MiB", "--json")
+    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", *SLOW, "--json")
     wait_for_phase(lab, guest, "copying")
     interrupt(process)
     out, err = process.communicate(timeout=60)
@@ -60,7 +61,7 @@ def test_offline_that_is_cancelled_lets_the_guest_run_on(lab: Lab, guest: Guest)
 def test_offline_whose_destination_dies_lets_the_guest_run_on(lab: Lab, guest: Guest) -> None:
     """7.2 leaves a guest that was stopped before in `postmigrate` then: it must be told to run."""
 
-    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "5MiB", "--json")
+    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", *SLOW, "--json")
     wait_for_phase(lab, guest, "copying")
     pid = wait_for(lambda: guest.pid("b"), 10)
     os.kill(pid, signal.SIGKILL)
@@ -71,17 +72,17 @@ def test_offline_whose_destination_dies_lets_the_guest_run_on(lab: Lab, guest: G
 
 
 def test_offline_whose_controller_dies_is_driven_on(lab: Lab, guest: Guest) -> None:
-    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "10MiB")
+    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", *SLOW)
     migration = wait_for_phase(lab, guest, "copying")["id"]
     process.kill()
     process.communicate()
-    [result] = lab.cli("recover", migration, "--json").doc["migrations"]
+    [result] = quickened(lab, migration, "recover", migration, "--json").doc["migrations"]
     assert (result["outcome"], result["owner"]) == ("completed", "destination")
     guest.wait_survived("b")
 
 
 def test_or_lets_the_guest_run_again_where_it_was(lab: Lab, guest: Guest) -> None:
-    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", "--bandwidth", "2MiB")
+    process = lab.popen("migrate", guest.name, "--to", "b", "--mode", "offline", *SLOW)
     migration = wait_for_phase(lab, guest, "copying")["id"]
     process.kill()
     process.communicate()
@@ -108,7 +109,7 @@ def test_postcopy_ends_however_busy_the_guest_is(lab: Lab) -> None:
 @contextlib.contextmanager
 def turned(lab: Lab, guest: Guest, config: Path | None = None) -> Iterator[Command]:
     """Begin to move a guest to ``b``, slowly, and wait until it runs there in post-copy."""
-    words = ("--mode", "postcopy", "--bandwidth", "12MiB", "--downtime-limit", "10ms", "--json")
+    words = ("--mode", "postcopy", "--bandwidth", "8MiB", "--downtime-limit", "10ms", "--json")
     process = lab.popen("migrate", guest.name, "--to", "b", *words, config=config)
     assert process.stderr is not None
     for line in process.stderr:

@@ -9,14 +9,14 @@ from tests.support.story import wait_for_phase
 
 
 def test_finish_ends_where_gentle_would_give_up(lab: Lab) -> None:
-    with lab.guest(append="qm.rate=100 qm.ws=64 qm.tick=10") as guest:
+    with lab.guest(append="qm.rate=100 qm.ws=48 qm.tick=10") as guest:
         words = (
             "migrate",
             guest.name,
             "--to",
             "b",
             "--bandwidth",
-            "40MiB",
+            "15MiB",
             "--policy",
             "finish",
             "--no-postcopy",
