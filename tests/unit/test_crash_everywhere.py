@@ -281,13 +281,14 @@ AND_A_QEMU = [
 ]
 
 
-@pytest.mark.timeout(3600 if DEEP else 120)
+@pytest.mark.timeout(3600 if DEEP else 900)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_wherever_the_controller_dies_the_next_one_settles_it(kind: Kind, journal: Journal) -> None:
     every = 1 if DEEP or kind in {Kind(), Kind(guarded=True), Kind(running=False)} else 2
     await all_of(kind, journal, (await all_deaths(kind, journal))[::every])
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", AND_A_QEMU)
 async def test_and_where_a_qemu_dies_with_it_nobody_is_told_a_lie(kind: Kind, journal: Journal) -> None:
     deaths = await all_deaths(
@@ -296,7 +297,7 @@ async def test_and_where_a_qemu_dies_with_it_nobody_is_told_a_lie(kind: Kind, jo
     await all_of(kind, journal, deaths if DEEP else deaths[::4])
 
 
-@pytest.mark.timeout(7200 if DEEP else 120)
+@pytest.mark.timeout(7200 if DEEP else 900)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_and_wherever_that_one_dies_the_one_after_it(kind: Kind, journal: Journal) -> None:
     """All pairs of moments there are some five thousand of: a handful of them, or all with `HYPOTHESIS_PROFILE=deep`."""

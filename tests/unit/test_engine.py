@@ -204,6 +204,7 @@ async def commands_of_one(journal: Journal, mode: Mode = "live") -> list[str]:
         return [command for _, command in pair.commands]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["live", "offline"])
 @pytest.mark.parametrize("fault", get_args(Fault))
 async def test_whichever_command_fails_it_says_what_is_the_case(journal: Journal, fault: Fault, mode: Mode) -> None:
@@ -260,6 +261,7 @@ async def wherever_the_journal_fails(journal: Journal, *, lasting: bool, running
     raise AssertionError("it never ends")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 async def test_whenever_the_journal_fails_it_says_what_is_the_case(journal: Journal, lasting: bool) -> None:
     """A disk that is full stops what was not begun; it must not make a lie of where the guest is."""
@@ -271,6 +273,7 @@ async def test_a_paused_guest_is_still_paused_whenever_the_journal_fails(journal
     assert [found for found in wrong.values() if "its user had paused it, and it runs" in found] == []
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["live", "offline"])
 async def test_whenever_it_is_cancelled_it_says_what_is_the_case(journal: Journal, mode: Mode) -> None:
     count = len(await commands_of_one(journal, mode))

@@ -116,6 +116,7 @@ async def commands_of_one(journal: Journal, *, later: bool) -> list[str]:
         return [command for _, command in pair.commands]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", get_args(Fault))
 async def test_whichever_command_fails_nothing_is_left_and_no_disk_is_behind(journal: Journal, fault: Fault) -> None:
     """One migration for each command, many at the same time; of two releases by turns."""

@@ -27,6 +27,7 @@ def end_source(pair: QemuPair, shutdown: dict[str, Any] | None) -> None:
     pair.source.die()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["live", "offline"])
 async def test_whenever_it_powers_itself_off_that_is_said(journal: Journal, mode: Mode) -> None:
     """At each command of its migration, also before anybody listens to its events for the sake of copying."""

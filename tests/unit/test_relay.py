@@ -477,6 +477,7 @@ def test_lines_that_two_would_read_differently_are_refused(line: bytes, allowed:
 ANY = Allowed("/run/x", ("/srv/x",), ("/srv/q",), ("/boot",), (QEMU,))
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=1500, deadline=None)
 @given(st.text(max_size=200))
 def test_no_text_is_a_command(text: str) -> None:
@@ -484,6 +485,7 @@ def test_no_text_is_a_command(text: str) -> None:
         request(text, ANY)
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=1500, deadline=None)
 @given(
     st.lists(st.text(max_size=30), max_size=6), st.sampled_from(sorted(k for k in vars(process_scripts) if k.isupper()))
@@ -497,6 +499,7 @@ def test_no_arguments_lead_out(args: list[str], name: str) -> None:
     assert all("/" not in word or word.startswith("/run/x") for word in found.argv[-len(args) :] if args)
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=1500, deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_look_at_qmp(line: bytes) -> None:
@@ -635,6 +638,7 @@ ASKED = st.sampled_from(sorted(MEMBERS)).flatmap(
 )
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=1500, deadline=None)
 @given(ASKED, st.text(max_size=8) | st.integers(0, 1 << 60))
 def test_whatever_the_values_are_it_is_passed_on_as_it_is_or_refused(

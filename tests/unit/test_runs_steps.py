@@ -74,7 +74,7 @@ def test_an_exit_status_that_is_fine_is_no_failure() -> None:
 
 
 def test_the_first_failure_is_the_one_that_came_first() -> None:
-    run = Run([sh("slow", "sleep 0.3; exit 1"), sh("quick", "exit 1")])
+    run = Run([sh("slow", "sleep 5; exit 1"), sh("quick", "exit 1")])
     run()
     assert run.failed == ["quick", "slow"]
 
