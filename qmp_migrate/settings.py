@@ -307,6 +307,8 @@ class HostSettings(_Section):
         qemu: The QEMU binary on the host.
         access: ``shell``: the SSH user has one. ``relay``: its key is bound to ``qmp-hostagent relay``.
         path_map: Where this host's paths differ: ``{"/path/elsewhere" = "/path/here"}``.
+        time_factor: By what time limits of SSH, QMP and a QEMU's start are multiplied: more than 1 for a slow host or a
+            slow way to it.
     """
 
     address: str
@@ -322,6 +324,7 @@ class HostSettings(_Section):
     qemu: str = "/usr/bin/qemu-system-x86_64"
     access: Literal["shell", "relay"] = "shell"
     path_map: dict[str, str] = Field(default_factory=dict)
+    time_factor: float = Field(default=1.0, ge=1.0, le=100.0)
 
     @field_validator("address", "migration_address", "migration_listen")
     @classmethod

@@ -265,7 +265,7 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
             accel=accel,
             uuid=spec.uuid or str(uuids.uuid4()),
         )
-        side.process = await launch(host, directory=side.directory, argv=command.argv())
+        side.process = await launch(host, directory=side.directory, argv=command.argv(), timeout=side.launch_limit_s)
         await see_it_up(side)
         return replace(await look_at(side), warnings=_left_out(spec, accel, side.name))
     finally:

@@ -31,6 +31,7 @@ def address_of(name: str, settings: HostSettings) -> HostAddress:
         jump=settings.jump,
         local=settings.address == "local",
         relay=settings.access == "relay",
+        time_factor=settings.time_factor,
     )
 
 

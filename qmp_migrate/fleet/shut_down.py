@@ -78,7 +78,9 @@ async def start(inventory: Inventory, vm: str, on: str) -> Guest:
     lock = await locks.hold(side, "vm start")
     try:
         command = definition.bootable(await definition.read(side))
-        side.process = await launch(side.host, directory=side.directory, argv=command.argv())
+        side.process = await launch(
+            side.host, directory=side.directory, argv=command.argv(), timeout=side.launch_limit_s
+        )
         await guests.see_it_up(side)
         return await guests.look_at(side)
     finally:

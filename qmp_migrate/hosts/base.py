@@ -41,6 +41,7 @@ class HostAddress:
         connect_timeout_s: Seconds for the whole of connecting: TCP, key exchange, authentication.
         relay: The key there has no shell: a relay decides what is done, and leads to monitors.
         timing: How long it may be silent, and how often it is spoken to.
+        time_factor: By what time limits over SSH are multiplied, connecting included: more than 1 for slow hosts.
     """
 
     name: str
@@ -54,6 +55,7 @@ class HostAddress:
     connect_timeout_s: float = 10.0
     relay: bool = False
     timing: Timing = USUAL
+    time_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

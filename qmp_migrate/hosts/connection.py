@@ -64,7 +64,7 @@ class Connection:
             HostKeyError: The host key is not a known one.
             AuthenticationFailed: No key was accepted.
         """
-        limit = self._address.connect_timeout_s
+        limit = self._address.connect_timeout_s * self._address.time_factor
         try:
             self._sock = self._dial(limit)
             if self._closed:  # given up meanwhile, when there was nothing to close yet

@@ -17,6 +17,8 @@ from qmp_migrate.hosts.base import Host, check_unix_path
 
 #: A command line that is longer would not pass ``execve`` as one argument (128 KiB on Linux, quoting included).
 ARGV_LIMIT = 96 * 1024
+#: Seconds for a QEMU to start, unless its host is a slow one.
+LAUNCH_S = 20.0
 #: Seconds for a script beyond the time it waits itself.
 _MARGIN_S = 10.0
 #: Seconds a killed process may take to be gone: the kernel frees its memory first, 100 GiB take a while.
@@ -54,7 +56,7 @@ async def launch(
     *,
     directory: str,
     argv: Sequence[str],
-    timeout: float = 20.0,
+    timeout: float = LAUNCH_S,
     ready: str = "qmp.sock",
     log: str = "qemu.log",
 ) -> ProcessId:

@@ -124,6 +124,7 @@ class SshHost:
         """Connect to a UNIX socket; see :meth:`qmp_migrate.hosts.base.Host.open_unix`."""
         check_unix_path(self.name, path)
         connection = self._connected()
+        timeout *= self.address.time_factor
         if self.address.relay:
             return await self._through_relay(connection, path, timeout)
         future = self._submit(connection.open_unix, path, timeout)
@@ -189,10 +190,14 @@ class SshHost:
             raise HostUnreachable("not connected", hint="call connect() first", host=self.name)
         return asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
 
+    @property
+    def _connect_limit_s(self) -> float:
+        return self.address.connect_timeout_s * self.address.time_factor
+
     async def _open(self) -> Connection:
         """Open a connection within the time limit, with more than one try where the host hangs up early."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.address.connect_timeout_s
+        deadline = loop.time() + self._connect_limit_s
         pause = FIRST_PAUSE_S
         sent_away: HostUnreachable | None = None
         while True:
@@ -221,9 +226,8 @@ class SshHost:
             await self._give_up(connection.close)
             opening.add_done_callback(_forget)  # a resolver that hangs cannot be interrupted: do not wait for it
             raise HostUnreachable(
-                f"no SSH connection to {self.address.address}:{self.address.port} within "
-                f"{self.address.connect_timeout_s:g} s",
-                hint="the host is slow or hangs; connect_timeout_s sets the limit",
+                f"no SSH connection to {self.address.address}:{self.address.port} within {self._connect_limit_s:g} s",
+                hint="the host is slow or hangs; for a slow one, set time_factor in its settings",
                 host=self.name,
             ) from None
         except asyncio.CancelledError:
@@ -249,6 +253,7 @@ class SshHost:
         from qmp_migrate.hosts.execution import Execution
 
         connection = self._connected()
+        timeout *= self.address.time_factor
         command = command_line(self.name, behind_login_shell(argv, timeout))
         try:
             async with asyncio.timeout(timeout):

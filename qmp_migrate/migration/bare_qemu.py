@@ -54,7 +54,7 @@ def drive(number: int, disk: Disk) -> str:
 @contextlib.asynccontextmanager
 async def running(side: Side, words: list[str]) -> AsyncIterator[Side]:
     """Have it run for a while; it is gone afterwards, with its directory."""
-    side.process = await launch(side.host, directory=side.directory, argv=words)
+    side.process = await launch(side.host, directory=side.directory, argv=words, timeout=side.launch_limit_s)
     try:
         yield side
     finally:

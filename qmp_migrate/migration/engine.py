@@ -166,7 +166,9 @@ class Engine:
         side, chronicle = self.course.destination, self.course.chronicle
         await chronicle.intent("launch-destination", host=side.name, argv=list(self.argv))
         try:
-            side.process = await launch(side.host, directory=side.directory, argv=self.argv)
+            side.process = await launch(
+                side.host, directory=side.directory, argv=self.argv, timeout=side.launch_limit_s
+            )
         except ConnectionLost:
             # Unknown whether it runs: find out before anything else.
             await side.host.connect()

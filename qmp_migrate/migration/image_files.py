@@ -123,7 +123,7 @@ async def fill(side: Side, migration: str, copies: Sequence[DiskCopy]) -> None:
     Raises:
         LaunchFailed, MonitorError: The images could not be made; the QEMU may be left.
     """
-    side.process = await launch(side.host, directory=side.directory, argv=maker_argv(side))
+    side.process = await launch(side.host, directory=side.directory, argv=maker_argv(side), timeout=side.launch_limit_s)
     monitor = await side.attach()
     for copy in copies:
         if copy.makes and copy.format != "raw":

@@ -58,7 +58,7 @@ class Restoring(RestoreEnding):
     async def _forward(self, plan: RestorePlan) -> None:
         side, request, document = self.side, self.request, plan.document
         await self.enter("launching", argv=list(plan.argv))
-        side.process = await launch(side.host, directory=side.directory, argv=plan.argv)
+        side.process = await launch(side.host, directory=side.directory, argv=plan.argv, timeout=side.launch_limit_s)
         await self.enter("loading", process=side.process.words)
         begun = time.monotonic()
         await self._load(plan)

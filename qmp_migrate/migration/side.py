@@ -24,7 +24,7 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts import Host
-from qmp_migrate.hosts.process import ProcessId, is_alive, kill
+from qmp_migrate.hosts.process import LAUNCH_S, ProcessId, is_alive, kill
 from qmp_migrate.qemu.migration import MigrationInfo, query, run_status
 from qmp_migrate.qemu.monitor import Event, Monitor
 from qmp_migrate.settings import HostSettings
@@ -113,6 +113,11 @@ class Side:
         return (self.settings.migration_address or self.settings.address).strip("[]")
 
     @property
+    def launch_limit_s(self) -> float:
+        """How many seconds a QEMU may take to start on this host."""
+        return LAUNCH_S * self.settings.time_factor
+
+    @property
     def migration_listen(self) -> str:
         """What QEMU binds to on this host to receive guest memory."""
         return (self.settings.migration_listen or self.migration_address).strip("[]")
@@ -140,7 +145,8 @@ class Side:
 
     async def _connect(self) -> Monitor:
         sock = await self.host.open_unix(f"{self.directory}/qmp.sock")
-        return await Monitor.connect(sock, label=f"{self.vm}@{self.name}", host=self.name)
+        label = f"{self.vm}@{self.name}"
+        return await Monitor.connect(sock, label=label, host=self.name, time_factor=self.settings.time_factor)
 
     async def detach(self) -> None:
         """Close the monitor; the QEMU goes on."""
@@ -167,11 +173,12 @@ class Side:
             return GONE
         if self.process is None:
             return Observation(None, problem=self.unidentified) if self.unidentified else GONE
+        limit = LOOK_S * self.settings.time_factor
         try:
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(limit):
                 return await self._observe()
         except TimeoutError:
-            return Observation(None, problem=f"{self.name} gave no answer within {LOOK_S:g} s")
+            return Observation(None, problem=f"{self.name} gave no answer within {limit:g} s")
 
     async def _observe(self) -> Observation:
         problem = ""

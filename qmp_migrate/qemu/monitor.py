@@ -115,12 +115,13 @@ class Monitor:
         shutdown: The last ``SHUTDOWN`` event, heard whether or not anybody listens: why QEMU ends, once it is gone.
     """
 
-    def __init__(self, client: Client, *, label: str, host: str | None) -> None:
+    def __init__(self, client: Client, *, label: str, host: str | None, time_factor: float = 1.0) -> None:
         self.label = label
         self.host = host
         self.closed = asyncio.Event()
         self.shutdown: Event | None = None
         self._client = client
+        self._time_factor = time_factor
         self._streams: set[EventStream] = set()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._watcher: asyncio.Task[None] | None = None
@@ -134,6 +135,7 @@ class Monitor:
         label: str,
         host: str | None = None,
         timeout: float = timeouts.CONNECT_S,
+        time_factor: float = 1.0,
     ) -> Monitor:
         """Greet QEMU over a connected socket and negotiate (out-of-band included where offered).
 
@@ -142,6 +144,7 @@ class Monitor:
             label: For logs and messages.
             host: Host name for errors.
             timeout: Seconds for greeting and negotiation together.
+            time_factor: By what this and every time limit of a command is multiplied; for slow hosts.
 
         Raises:
             MonitorBusy: No greeting in time; another client holds the monitor, or QEMU hangs.
@@ -150,7 +153,8 @@ class Monitor:
         client = Client(label)
         # The library logs failures that we raise: ours is the word.
         client.logger.setLevel(logging.CRITICAL + 1)
-        monitor = cls(client, label=label, host=host)
+        monitor = cls(client, label=label, host=host, time_factor=time_factor)
+        timeout *= time_factor
         # A filter that never accepts: the library's listener keeps nothing, and we see each event at once.
         client.events.event_filter = monitor._dispatch
         sock.setblocking(False)
@@ -254,7 +258,7 @@ class Monitor:
             MonitorTimeout: No answer in time: the outcome is unknown, the monitor stays usable.
             MonitorLost: The connection ended: the outcome is unknown.
         """
-        seconds = timeouts.limit(command, oob=oob) if timeout is None else timeout
+        seconds = (timeouts.limit(command, oob=oob) if timeout is None else timeout) * self._time_factor
         if self.closed.is_set() or self._client.runstate != Runstate.RUNNING:
             raise self._lost(command, sent=False)
         try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,11 @@ async def test_time_limits_leave_no_session_behind(host: Host) -> None:
         with pytest.raises(ConnectionLost, match="did not end"):
             await host.run(["sleep", "60"], timeout=0.05)
     assert (await host.run(["echo", "still here"])).text == "still here"
+
+
+async def test_a_slow_host_gets_more_time(directory: Path) -> None:
+    async with running_sshd(directory / "s") as server, connected(replace(server.address, time_factor=60.0)) as host:
+        assert (await host.run(["sh", "-c", "sleep 1; echo late"], timeout=0.5)).text == "late"
 
 
 async def test_cancelling_leaves_no_session_behind(host: Host) -> None:

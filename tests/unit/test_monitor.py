@@ -150,6 +150,15 @@ async def test_an_answer_of_several_megabytes_is_read(qemu: FakeQemu, monitor: M
     assert len(await monitor.execute("query-qmp-schema")) == 5000
 
 
+async def test_a_slow_host_gets_more_time_for_everything(qemu: FakeQemu) -> None:
+    monitor = await Monitor.connect(await qemu.client(), label="web1@a", timeout=0.001, time_factor=10_000)
+    qemu.on("stop", {})
+    qemu.main_loop.clear()
+    asyncio.get_running_loop().call_later(0.2, qemu.main_loop.set)
+    await monitor.execute("stop", timeout=0.001)
+    await monitor.close()
+
+
 async def test_after_a_time_limit_the_outcome_is_unknown_and_the_monitor_usable(
     qemu: FakeQemu, monitor: Monitor
 ) -> None:
