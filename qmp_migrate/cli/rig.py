@@ -36,13 +36,25 @@ def up(
     guest: Annotated[
         GuestKind, typer.Option(help="Test guest of guest.toml: Linux, or one without an operating system.")
     ] = "linux",
+    hosts_as_vms: Annotated[
+        bool,
+        typer.Option("--hosts-as-vms", help="Each host a virtual machine with a kernel of its own (experimental)."),
+    ] = False,
+    agents: Annotated[
+        bool, typer.Option("--agents/--no-agents", help="With --hosts-as-vms: start an agent in each host.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Bring the lab up and write its settings and its test guests' specs."""
 
     async def work() -> RigState:
-        from qmp_migrate.rig import lab
+        from qmp_migrate.errors import UsageError
+        from qmp_migrate.rig import lab, machines
 
+        if hosts_as_vms:
+            return await machines.up(_directory(directory), hosts, guest=guest, agents=agents)
+        if not agents:
+            raise UsageError("only hosts that are machines can be without an agent", hint="add --hosts-as-vms")
         return await lab.up(_directory(directory), hosts, guest=guest)
 
     state = run(work(), as_json=json)
@@ -103,6 +115,7 @@ def status(directory: Dir = None, json: Json = False) -> None:
             put({"schema": "rig-status/1", "directory": str(_directory(directory)), "parts": {}, "guests": []})
         say().print(f"there is no rig in {_directory(directory)}")
         raise typer.Exit(1)
+    machines = found.machines.items()
     if json:
         put(
             {
@@ -111,16 +124,68 @@ def status(directory: Dir = None, json: Json = False) -> None:
                 "settings": str(found.state.settings_file),
                 "parts": found.alive,
                 "guests": sorted(found.guests),
+                **({"hosts": {n: {"power": h.power, "agent": h.agent} for n, h in machines}} if machines else {}),
             }
         )
     else:
         typer.echo(f"rig in {found.state.directory}")
         for name, alive in found.alive.items():
-            typer.echo(f"  {name:<10} {'alive' if alive else 'DEAD'}")
+            if not name.startswith("machine-"):
+                typer.echo(f"  {name:<10} {'alive' if alive else 'DEAD'}")
+        for name, host in machines:
+            agent = "" if host.power != "on" else ", agent serves" if host.agent else ", no agent yet"
+            typer.echo(f"  host {name:<5} {host.power}{agent}")
         for name in sorted(found.guests):
             typer.echo(f"  guest {name} pid {found.guests[name].pid}")
-    if not all(found.alive.values()):
+    # A host without power is what was asked for, most likely.
+    if not all(alive for name, alive in found.alive.items() if not name.startswith("machine-")):
         raise typer.Exit(1)
+
+
+@app.command()
+def power(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host.")],
+    action: Annotated[
+        str,
+        typer.Argument(
+            metavar="off|on|reset|hang|resume",
+            help="off and hang come without warning; on and reset wait until it answers on SSH.",
+        ),
+    ],
+    silent: Annotated[
+        bool, typer.Option("--silent", help="With off: connections to the host hang instead of being refused.")
+    ] = False,
+    directory: Dir = None,
+) -> None:
+    """Switch a host that is a machine off or on, reset it, let it hang or go on."""
+
+    async def work() -> None:
+        from qmp_migrate.rig.power import act
+
+        await act(_directory(directory), host, action, silent=silent)
+
+    run(work())
+    say().print(f"host {host}: {action}")
+
+
+@app.command()
+def link(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host.")],
+    state: Annotated[str, typer.Argument(metavar="up|down", help="Whether its cables are plugged in.")],
+    network: Annotated[
+        str, typer.Option(metavar="control|hosts|both", help="SSH and the broker; guests' memory and disks; or both.")
+    ] = "both",
+    directory: Dir = None,
+) -> None:
+    """Pull the network cables of a host that is a machine, or plug them in."""
+
+    async def work() -> None:
+        from qmp_migrate.rig import power
+
+        await power.link(_directory(directory), host, state, network)
+
+    run(work())
+    say().print(f"host {host}: {network} {state}")
 
 
 @app.command()

@@ -34,12 +34,13 @@ def settings_text(state: RigState, *, identity_file: Path, known_hosts: Path, qe
             f"[hosts.{host.name}]",
             _line("address", host.address),
             f"port = {host.port}",
-            _line("user", getpass.getuser()),
+            _line("user", host.user or getpass.getuser()),
             _line("identity_file", str(identity_file)),
             _line("known_hosts", str(known_hosts)),
-            _line("migration_address", host.address),
+            _line("migration_address", host.migration_address or host.address),
             _line("run_dir", str(host.run_dir)),
             _line("qemu", qemu),
+            *([f"time_factor = {host.time_factor:g}"] if host.time_factor != 1 else []),
         ]
     return "\n".join(lines) + "\n"
 

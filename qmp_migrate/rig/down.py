@@ -32,12 +32,12 @@ async def take_down(machine: LocalHost, state: RigState) -> tuple[str, ...]:
     Raises:
         RigError: A process does not end.
     """
-    ended = [*await _end_role(machine, state, "sshd")]
+    ended = [*await _end_role(machine, state, "sshd"), *await _end_role(machine, state, "machine")]
     guests = await guests_of(machine, state)
     await asyncio.gather(*(_kill(machine, name, identity) for name, identity in guests.items()))
     ended += guests
     ended += await _end_role(machine, state, "agent")
-    ended += await _end_role(machine, state, "broker")
+    ended += [*await _end_role(machine, state, "broker"), *await _end_role(machine, state, "hub")]
     await asyncio.to_thread(_remove_files, state)
     return tuple(ended)
 
@@ -71,7 +71,9 @@ async def identify(machine: LocalHost, state: RigState, part: Part) -> ProcessId
 
 
 async def guests_of(machine: LocalHost, state: RigState) -> dict[str, ProcessId]:
-    """Find the live QEMUs in all RUN_DIRs; the keys are HOST/NAME."""
+    """Find the live QEMUs in all RUN_DIRs; the keys are HOST/NAME. Guests in machines are no processes of this one."""
+    if state.machines:
+        return {}
     lists = await asyncio.gather(*(process.list_all(machine, str(host.run_dir)) for host in state.hosts))
     return {
         f"{host.name}/{name}": identity
@@ -85,7 +87,7 @@ def _remove_files(state: RigState) -> None:
     directory = state.directory
     for name in ("ssh", "parts", *(host.name for host in state.hosts)):
         shutil.rmtree(directory / name, ignore_errors=True)
-    for pattern in ("qmp-migrate.toml", "guest*.toml", "journal.sqlite*", f"{FILE}*"):  # rig.json last
+    for pattern in ("qmp-migrate.toml", "guest*.toml", "journal.sqlite*", "lab.ext4", f"{FILE}*"):  # rig.json last
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)
     if state.created:

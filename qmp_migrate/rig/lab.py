@@ -24,13 +24,14 @@ from qmp_migrate.hosts import process
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.rig import directory as directories
-from qmp_migrate.rig import sshd
+from qmp_migrate.rig import power, sshd
 from qmp_migrate.rig.accel import Accelerator, kvm_opens, probe_accel
 from qmp_migrate.rig.configuration import guest_text, settings_text
 from qmp_migrate.rig.down import guests_of, identify, take_down
 from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import GUEST_KINDS, GuestKind, find_images
 from qmp_migrate.rig.layout import RigHost, address_of, host_names, run_dir
+from qmp_migrate.rig.power import MachineStatus
 from qmp_migrate.rig.state import Part, RigState, load
 
 #: Seconds for one part to get ready.
@@ -44,12 +45,14 @@ class RigStatus:
     Attributes:
         state: The rig.
         alive: For every part's name, whether its process lives.
-        guests: ``HOST/NAME`` of every guest that has a live QEMU there, with its process.
+        guests: ``HOST/NAME`` of every guest that has a live QEMU there, with its process; none where hosts are machines.
+        machines: How each host is, where hosts are machines.
     """
 
     state: RigState
     alive: dict[str, bool]
     guests: dict[str, ProcessId]
+    machines: dict[str, MachineStatus]
 
 
 async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux") -> RigState:
@@ -70,24 +73,38 @@ async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux") -> 
             log. Nothing is left running then.
     """
     names = host_names(hosts)
-    if guest not in GUEST_KINDS:
-        raise UsageError(f"{guest} is not a test guest", hint=f"choose one of: {', '.join(GUEST_KINDS)}")
-    qemu = _find_qemu()
+    check_guest(guest)
+    qemu = find_qemu()
     program = sshd.find_sshd()
     directory, created = directories.take(directory)
     with directories.exclusive(directory):
         present = load(directory)
+        if present is not None and present.machines:
+            raise RigError(
+                f"there is a rig in {directory} whose hosts are machines",
+                hint="take it down first: qmp-migrate rig down; or use another --dir",
+            )
         if present is not None:
-            return await _still_up(present, names, guest)
+            return await still_up(present, names, guest)
         async with AsyncExitStack() as undo:
             if created:
                 undo.callback(directories.give_back, directory)
             directories.check_empty(directory)
-            raising = _Raising(replace(_plan(directory, created, names), guest=guest))
+            raising = Raising(replace(_plan(directory, created, names), guest=guest))
             undo.push_async_callback(take_down, raising.machine, raising.state)
             await raising.run(qemu, program)
             undo.pop_all()
         return raising.state
+
+
+def check_guest(guest: str) -> None:
+    """Refuse what is not a test guest.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if guest not in GUEST_KINDS:
+        raise UsageError(f"{guest} is not a test guest", hint=f"choose one of: {', '.join(GUEST_KINDS)}")
 
 
 async def down(directory: Path) -> tuple[str, ...] | None:
@@ -121,11 +138,11 @@ async def status(directory: Path) -> RigStatus | None:
     machine = LocalHost("rig")
     found = await asyncio.gather(*(identify(machine, state, part) for part in state.parts))
     alive = {part.name: identity is not None for part, identity in zip(state.parts, found, strict=True)}
-    return RigStatus(state, alive, await guests_of(machine, state))
+    return RigStatus(state, alive, await guests_of(machine, state), await power.survey(state))
 
 
-class _Raising:
-    """A rig on its way up."""
+class Raising:
+    """A rig on its way up; where it goes on is in `state`."""
 
     def __init__(self, state: RigState) -> None:
         self.machine = LocalHost("rig")
@@ -135,6 +152,7 @@ class _Raising:
         self._known_hosts = self._keys / "known_hosts"
 
     async def run(self, qemu: str, program: str) -> None:
+        """Bring it up: `qemu` and `program` (sshd) are paths."""
         self.state.save()  # first of all: from now on `rig down` knows what to look for
         self._keys.mkdir(mode=0o700)
         for host in self.state.hosts:
@@ -188,7 +206,7 @@ class _Raising:
 
     async def _broker(self) -> None:
         ready = self.state.part_directory("broker") / "ready"
-        await self._start("broker", [*_python("qmp_migrate.bus.broker"), "--ready-file", str(ready)])
+        await self._start("broker", [*python("qmp_migrate.bus.broker"), "--ready-file", str(ready)])
         self.state = replace(self.state, broker_url=json.loads(ready.read_text("utf-8"))["url"])
 
     async def _sshd(self, host: RigHost, program: str) -> None:
@@ -205,7 +223,7 @@ class _Raising:
         name = f"agent-{host.name}"
         ready = self.state.part_directory(name) / "ready"
         options = {"--host": host.name, "--run-dir": str(host.run_dir), "--mqtt": self.state.broker_url}
-        argv = [*_python("hostagent.main"), "run", *(word for pair in options.items() for word in pair)]
+        argv = [*python("hostagent.main"), "run", *(word for pair in options.items() for word in pair)]
         argv.append("--no-foreign")  # the rig's hosts share one machine: each would tell of the others' guests
         await self._start(name, [*argv, "--ready-file", str(ready)])
 
@@ -238,7 +256,7 @@ def _plan(directory: Path, created: bool, names: list[str]) -> RigState:
     return RigState(directory, created, hosts, parts)
 
 
-async def _still_up(state: RigState, names: list[str], guest: GuestKind) -> RigState:
+async def still_up(state: RigState, names: list[str], guest: GuestKind) -> RigState:
     """Return the rig that is there when it is whole and of the wanted size.
 
     Raises:
@@ -265,14 +283,19 @@ async def _still_up(state: RigState, names: list[str], guest: GuestKind) -> RigS
     return state
 
 
-def _find_qemu() -> str:
+def find_qemu() -> str:
+    """Return the path of this machine's QEMU.
+
+    Raises:
+        RigError: It is not installed.
+    """
     path = shutil.which("qemu-system-x86_64")
     if path is None:
         raise RigError("QEMU is not installed", hint="apt-get install -y qemu-system-x86")
     return path
 
 
-def _python(module: str) -> list[str]:
+def python(module: str) -> list[str]:
     """Return the argv that runs a module of ours with this Python, installed or from a checkout."""
     root = Path(qmp_migrate.__file__).parent.parent
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))

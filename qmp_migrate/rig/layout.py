@@ -35,12 +35,18 @@ class RigHost:
         address: Its loopback address.
         port: The port of its sshd there.
         run_dir: Its RUN_DIR.
+        user: Who logs in there; empty: who runs the rig.
+        migration_address: Where guests' memory travels; empty: `address`.
+        time_factor: How much more time it needs than a real host.
     """
 
     name: str
     address: str
     port: int
     run_dir: Path
+    user: str = ""
+    migration_address: str = ""
+    time_factor: float = 1.0
 
 
 def default_directory() -> Path:

@@ -21,9 +21,9 @@ class Part:
     """One process of a rig.
 
     Attributes:
-        name: ``broker``, ``sshd-a``, ``agent-a``, …; its files are in ``DIR/parts/NAME/``.
-        role: ``broker``, ``sshd`` or ``agent``.
-        host: The host it belongs to; ``None`` for the broker.
+        name: ``broker``, ``sshd-a``, ``agent-a``, ``hub``, ``machine-a``, …; its files are in ``DIR/parts/NAME/``.
+        role: ``broker``, ``sshd`` or ``agent``; where hosts are machines: ``broker``, ``hub`` or ``machine``.
+        host: The host it belongs to; ``None`` for the broker and the hub.
         process: Which process it is; ``None`` before it was started.
     """
 
@@ -46,6 +46,7 @@ class RigState:
         complete: True once everything is up.
         warnings: What is missing although the rig is up, for people.
         guest: Which test guest ``guest.toml`` starts.
+        machines: True where each host is a virtual machine (`qmp_migrate.rig.machines`).
     """
 
     directory: Path
@@ -56,6 +57,7 @@ class RigState:
     complete: bool = False
     warnings: tuple[str, ...] = ()
     guest: GuestKind = "linux"
+    machines: bool = False
 
     @property
     def settings_file(self) -> Path:
