@@ -18,7 +18,7 @@ SETUP: Final = (
     Step("venv", (*MAKE, "venv")),
     Step("images", (*MAKE, "images")),
     Step("other QEMUs", ("contrib/qemus.sh", "--try")),
-    Step("host image", ("vm-images/host/build.sh", "--try"), needs=("venv", "images")),
+    Step("host machines", ("vm-images/host/build.sh", "--try"), needs=("venv", "images")),
 )
 LINT: Final = (
     Step("lint", (f"{BIN}/ruff", "check", ".")),
