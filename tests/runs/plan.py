@@ -55,11 +55,10 @@ def pytest(*words: str, side_by_side: bool = True) -> tuple[str, ...]:
 
 def stage(name: str) -> tuple[Step, ...]:
     """Return the steps of a directory of tests: those that run side by side, then those that measure time limits."""
-    both = (
+    return (
         _tests(name, pytest(f"tests/{name}", "-m", "not full and not alone")),
         _tests(f"{name}, alone", pytest(f"tests/{name}", "-m", "alone and not full", side_by_side=False)),
     )
-    return both if name != "system" else (_tests(name, pytest(f"tests/{name}", "-m", "not full")),)
 
 
 def full_stages() -> tuple[Step, ...]:
