@@ -34,10 +34,9 @@ from tests.support.qemus import known
 BOOT_S: Final = 120.0
 GOES_ON_S: Final = 40.0
 MOVE_S: Final = 60.0
-APPEND: Final = {
-    "linux": "console=ttyS0 quiet qm.rate=4 qm.ws=8 qm.tick=10",
-    "bare": "console=ttyS0 quiet qm.rate=40 qm.ws=48 qm.tick=20",
-}
+APPEND: Final = {"linux": "console=ttyS0 quiet qm.ws=8 qm.tick=10", "bare": "console=ttyS0 quiet qm.ws=48 qm.tick=20"}
+RATE: Final = {"linux": 4, "bare": 40}
+"""MiB/s that the guest rewrites, as far as the machine gives it that."""
 CAPABILITIES: Final = ("return-path", "events", "late-block-activate", "postcopy-ram")
 
 
@@ -51,6 +50,7 @@ class Settings:
     guest: Literal["linux", "bare"] = "linux"
     channels: int = 1
     compression: str = "none"
+    rate: int = 0
 
 
 @dataclass
@@ -88,7 +88,13 @@ async def running(directory: Path, binary: str, settings: Settings, *more: str) 
     argv = [
         *(binary, "-nodefaults", "-display", "none", "-machine", "pc-q35-7.2", "-accel", settings.accel),
         *("-cpu", CPU[settings.guest], "-smp", "1", "-m", f"size={settings.memory}"),
-        *("-append", APPEND[settings.guest], "-kernel", str(images.kernel), *initrd),
+        *(
+            "-append",
+            f"{APPEND[settings.guest]} qm.rate={settings.rate or RATE[settings.guest]}",
+            "-kernel",
+            str(images.kernel),
+            *initrd,
+        ),
         *("-chardev", "file,id=console,path=serial.log", "-serial", "chardev:console"),
         *("-qmp", "unix:qmp.sock,server=on,wait=off", *more),
     ]
@@ -212,6 +218,9 @@ async def main() -> None:
     parser.add_argument(
         "--memory", default=f"{128 * 1024 + 8}K", help="as QEMU's -m size= takes it (default: %(default)s)"
     )
+    parser.add_argument(
+        "--rate", type=int, default=0, metavar="MIB", help="MiB/s that the guest rewrites (4; bare: 40)"
+    )
     parser.add_argument("--preempt", action="store_true", help="with postcopy-preempt")
     parser.add_argument("--guest", choices=["linux", "bare"], default="linux")
     parser.add_argument(
@@ -225,7 +234,9 @@ async def main() -> None:
     words = parser.parse_args()
     if missing := set(words.versions) - set(known()):
         parser.error(f"no QEMU {', '.join(sorted(missing))} here; there are: {', '.join(sorted(known()))}")
-    settings = Settings(words.accel, words.memory, words.preempt, words.guest, words.channels, words.compression)
+    settings = Settings(
+        words.accel, words.memory, words.preempt, words.guest, words.channels, words.compression, words.rate
+    )
     series = Series(settings, words.log, time.monotonic() + words.minutes * 60, words.moves)
     while not series.over:
         with tempfile.TemporaryDirectory(prefix="qm-") as base:

@@ -55,6 +55,14 @@ WAYS: Final = {
     "multifd-4": Way(("--channels", "4"), lambda r: r["encrypted"] is True and r["channels"] == 4),
     "zstd": Way(("--compress", "zstd"), lambda r: r["encrypted"] is True and r["channels"] == 2),
     "postcopy": Way(("--mode", "postcopy"), lambda r: r["mode"] == "postcopy" and r["encrypted"] is True),
+    "postcopy-multifd-2": Way(
+        ("--mode", "postcopy", "--channels", "2"),
+        lambda r: r["mode"] == "postcopy" and r["channels"] == 2 and r["encrypted"] is True,
+    ),
+    "postcopy-zstd": Way(
+        ("--mode", "postcopy", "--compress", "zstd"),
+        lambda r: r["mode"] == "postcopy" and r["channels"] == 2 and r["encrypted"] is True,
+    ),
     "offline": Way(("--mode", "offline"), lambda r: r["mode"] == "offline"),
 }
 EACH_COMMIT: Final = {("11.1", "encrypted"), ("7.2", "postcopy")}
@@ -63,6 +71,7 @@ EVERY_WAY: Final = [
     pytest.param(version, way, marks=[] if (version, way) in EACH_COMMIT else [pytest.mark.full])
     for version in VERSIONS
     for way in WAYS
+    if version == "11.1" or not way.startswith("postcopy-")
 ]
 
 
