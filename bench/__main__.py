@@ -24,12 +24,13 @@ from bench.guest import Guest, Machine, loses_writes
 from bench.library import Library
 from bench.raw import Raw
 from bench.samples import Sample
-from bench.scenarios import ALL, EVERYBODY, Scenario
+from bench.scenarios import ALL, BARE, BARE_MEMORY_KIB, EVERYBODY, MEMORY_KIB, Scenario
 from bench.summary import Spread, Summary
 from bench.targets import judge
 from bench.virsh import Virsh, make_emulator
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.rig.accel import probe_accel
+from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import find_images
 
 QEMU: Final = "qemu-system-x86_64"
@@ -55,7 +56,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="samples of each kind (default: 5)")
     parser.add_argument(
-        "--only", nargs="+", metavar="SCENARIO", choices=[s.name for s in ALL], help="only these scenarios"
+        "--only", nargs="+", metavar="SCENARIO", choices=[s.name for s in (*ALL, *BARE)], help="only these"
+    )
+    parser.add_argument(
+        "--guest",
+        choices=["linux", "bare"],
+        default="linux",
+        help="bare: the guest without an operating system, 2 GiB of memory, under KVM where that runs it",
     )
     parser.add_argument("--contenders", nargs="+", choices=EVERYBODY, default=list(EVERYBODY), help="only these")
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench.json", metavar="FILE")
@@ -69,10 +76,14 @@ def _options() -> argparse.Namespace:
 async def _main(options: argparse.Namespace) -> int:
     _obey_signals()
     path = await asyncio.to_thread(shutil.which, QEMU)
-    image = find_images()
+    bare = options.guest == "bare"
+    image = find_images(options.guest)
     accel = await probe_accel(QEMU, image)
     around = await environment.describe(QEMU, accel)
-    machine = Machine(path or QEMU, accel, image, loses_writes(accel, around["qemu"]))
+    memory_kib = BARE_MEMORY_KIB if bare else MEMORY_KIB
+    firmware = await find_qboot(path or QEMU) if bare else None
+    machine = Machine(path or QEMU, accel, image, loses_writes(accel, around["qemu"]), memory_kib, firmware)
+    around |= {"guest": options.guest, "guest_memory_mib": memory_kib // 1024}
     samples: list[Sample] = []
     help_ms: list[float] = []
     absent: dict[str, str] = {}
@@ -80,7 +91,8 @@ async def _main(options: argparse.Namespace) -> int:
     try:
         help_ms += await time_help(max(5, options.repeats))
         async with _contenders(set(options.contenders), machine, absent) as contenders:
-            wanted = [scenario for scenario in ALL if options.only is None or scenario.name in options.only]
+            known = BARE if bare else ALL
+            wanted = [scenario for scenario in known if options.only is None or scenario.name in options.only]
             await _measure(wanted, contenders, machine, options.repeats, samples)
     except asyncio.CancelledError:
         interrupted = True

@@ -12,6 +12,7 @@ from typing import Final
 
 from bench.scenarios import MEMORY_KIB, ODD_KIB, Scenario
 from qmp_migrate.rig.accel import Accelerator
+from qmp_migrate.rig.configuration import CPU
 from qmp_migrate.rig.images import GuestImage
 from qmp_migrate.rig.oracle import Verdict, judge
 
@@ -33,9 +34,10 @@ class Machine:
     Attributes:
         qemu: Path of the QEMU binary.
         accel: What was proven to run a guest here.
-        image: Kernel and initramfs of the test guest.
+        image: Files of the test guest.
         loses_writes: See `loses_writes`.
         plain_kib: Memory of a guest, KiB, where nothing speaks against it.
+        firmware: What starts it, by the name under which QEMU finds it; None: QEMU's default.
     """
 
     qemu: str
@@ -43,6 +45,7 @@ class Machine:
     image: GuestImage
     loses_writes: bool
     plain_kib: int = MEMORY_KIB
+    firmware: str | None = None
 
     @property
     def memory_kib(self) -> int:
@@ -96,12 +99,13 @@ class Guest:
         keys = {
             "name": self.name,
             "machine": "pc-q35-7.2",
-            "cpu": "qemu64",
+            "cpu": CPU[self.machine.image.kind],
             "memory": f"{self.machine.memory_kib}KiB",
             "vcpus": 1,
             "accel": self.machine.accel,
             "kernel": str(self.machine.image.kernel),
-            "initrd": str(self.machine.image.initrd),
+            **({"initrd": str(self.machine.image.initrd)} if self.machine.image.initrd is not None else {}),
+            **({"firmware": self.machine.firmware} if self.machine.firmware is not None else {}),
             "append": self.append,
             "args": ["-chardev", socket, "-mon", "chardev=bench,mode=control"],
         }

@@ -68,12 +68,14 @@ def show(
 ) -> None:
     """Print all tables."""
     summary = Summary(samples)
+    memory_mib = environment.get("guest_memory_mib", MEMORY_KIB // 1024)
+    guest = f"{environment.get('guest', 'linux')} guest of {memory_mib} MiB"
     console.print(
         f"[bold]{environment['cpu']}[/], {environment['cores']} cores, {environment['system']}, "
         f"{environment['qemu']}, accelerator {environment['accel']}, load {environment['load'][0]} at the beginning"
     )
     console.print(
-        f"guest of {MEMORY_KIB // 1024} MiB, downtime-limit {DOWNTIME_LIMIT_MS} ms for all; median (least - most)\n"
+        f"{guest}, downtime-limit {DOWNTIME_LIMIT_MS} ms for all; median (least - most)\n"
         "blackout: STOP to RESUME on QEMU's clock; its end: the part after the source had completed; as told: what "
         "qmp-migrate told its user"
     )

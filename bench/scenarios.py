@@ -77,3 +77,18 @@ PACED: Final = Scenario(
 """Copies for several seconds: the controller's own CPU time is judged on it."""
 
 ALL: Final = (*CORE, *BULK, PACED)
+
+BARE_MEMORY_KIB: Final = 2 << 20
+"""The memory of the guest without an operating system, which runs under KVM on more machines."""
+
+BARE: Final = tuple(
+    Scenario(name, story, rate_mib_s=rate, ws_mib=ws, encrypted=encrypted, contenders=("raw", "command", "library"))
+    for name, story, rate, ws, encrypted in (
+        ("bare-idle", "idle guest of 2 GiB", 0, 16, False),
+        ("bare-bulk", "1.5 GiB of data, idle", 0, 1536, False),
+        ("bare-bulk-tls", "1.5 GiB of data, idle, encrypted", 0, 1536, True),
+        ("bare-dirtying", "guest that dirties 200 MiB/s of 1 GiB", 200, 1024, False),
+        ("bare-dirtying-tls", "guest that dirties 200 MiB/s of 1 GiB, encrypted", 200, 1024, True),
+    )
+)
+"""With ``--guest bare``: no target is judged on these; they stand beside those of the Linux guest."""

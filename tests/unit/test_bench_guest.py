@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.guest import Guest, Machine, loses_writes
-from bench.scenarios import ALL, CORE
+from bench.scenarios import ALL, BARE, BARE_MEMORY_KIB, CORE
 from bench.virsh import domain_xml, make_emulator
 from qmp_migrate.rig.images import GuestImage
 from qmp_migrate.vm.argv import build_argv
@@ -27,6 +27,20 @@ def test_its_spec_is_one_that_the_product_takes(scenario) -> None:  # type: igno
     argv = build_argv(spec, binary=MACHINE.qemu, directory=str(directory), accel="tcg", uuid="u").argv()
     assert "size=512M" in argv
     assert "socket,id=bench,path=/run/rig/a/g1/bench.sock,server=on,wait=off" in argv
+
+
+def test_the_bare_guest_has_neither_an_initramfs_nor_more_than_kvm_needs() -> None:
+    image = GuestImage(Path("/images/bare.elf"))
+    machine = Machine("/usr/bin/qemu-system-x86_64", "kvm", image, False, BARE_MEMORY_KIB, "qboot.rom")
+    spec = parse_spec(Guest("g1", BARE[0], machine).spec(Path("/run/g")), source="bench", base_dir="/")
+    assert (spec.accel, spec.cpu, spec.memory, spec.initrd, spec.firmware) == (
+        "kvm",
+        "qemu64,-pni",
+        2 << 30,
+        None,
+        "qboot.rom",
+    )
+    assert {name for scenario in BARE for name in scenario.contenders} == {"raw", "command", "library"}
 
 
 def test_libvirt_s_is_the_same_one() -> None:
