@@ -187,7 +187,7 @@ TWO_VCPUS: Final[dict[str, Any]] = GUEST | {
 """It writes more than a slow link carries also where the machine has other things to do."""
 
 LIMITED: Final = "no vCPU may dirty more than"
-SLOW_LINK: Final = ("--bandwidth", "8MiB", "--max-throttle", "95%", "--downtime-limit", "1s")
+SLOW_LINK: Final = ("--bandwidth", "6MiB", "--max-throttle", "95%", "--downtime-limit", "1s")
 
 
 def until(process: Command, seen: Callable[[str], bool]) -> str:
@@ -228,7 +228,7 @@ def test_a_guest_that_dirties_more_than_the_link_carries_has_its_writing_vcpu_li
         checks = lab.cli("check", guest.name, "--to", "b", "--json", config=config).doc["checks"]
         (throttle,) = [check for check in checks if check["id"] == "throttle"]
         assert "only the vCPUs that write are (dirty ring of 1024 entries)" in throttle["text"]
-        need_writer(guest, 16)
+        need_writer(guest, 9)
         # A cancel lifts it: the guest stays here, and is as fast as before.
         process = lab.popen("migrate", guest.name, "--to", "b", *SLOW_LINK, "--json", config=config)
         until(process, lambda line: LIMITED in line)
@@ -251,7 +251,7 @@ def test_a_guest_that_dirties_more_than_the_link_carries_has_its_writing_vcpu_li
 def test_a_controller_that_dies_leaves_a_limit_that_recover_lifts(lab: Lab, version: str) -> None:
     config = settings(lab, version)
     with lab.guest(config=config, **TWO_VCPUS) as guest:
-        need_writer(guest, 16)
+        need_writer(guest, 9)
         process = lab.popen("migrate", guest.name, "--to", "b", *SLOW_LINK, "--json", config=config)
         until(process, lambda line: LIMITED in line)
         process.kill()
