@@ -20,9 +20,10 @@
 #define SWEEP_SHARE 8u
 /* Behind by more than this, the writer forgets the rest: no burst after a pause. */
 #define MAX_DEBT_NS (100 * NS_PER_MS)
-/* Work is done in portions that take about this long, so that a tick is not late. */
-#define PORTION_NS (NS_PER_MS / 4)
-#define MIN_PORTION 4u
+/* Work is done in portions that take about this long, so that a tick is not late. Not shorter: while dirty pages are
+ * logged a page takes 100 us and more where KVM is software, and looking at the clocks between portions takes longer. */
+#define PORTION_NS (4 * NS_PER_MS)
+#define MIN_PORTION 128u
 #define MAX_PORTION 4096u
 /* After so many QM BAD lines the sweep's count must do: the first ones tell, the rest only fill the log. */
 #define MAX_BAD_LINES 32u
