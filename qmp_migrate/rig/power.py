@@ -207,8 +207,8 @@ async def _cut_in_silence(state: RigState, name: str) -> None:
 
 
 async def _reset(state: RigState, name: str, power: Power) -> None:
-    after = _console(state, name).stat().st_size
     async with _monitor(state, name, power) as monitor:
+        after = _console(state, name).stat().st_size
         await monitor.execute("system_reset")
         await monitor.execute("cont")
     await wait_ready(LocalHost("rig"), state, _host(state, name), after=after)
