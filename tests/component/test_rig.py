@@ -174,9 +174,9 @@ async def test_a_part_that_fails_takes_everything_down_and_shows_its_log(
         words = "NoSuchSetting"
     else:
         module = {"broker": "qmp_migrate.bus.broker", "agent": "hostagent.main"}[part]
-        original = lab._python
+        original = lab.python
         monkeypatch.setattr(
-            lab, "_python", lambda name: original("no.such.module") if name == module else original(name)
+            lab, "python", lambda name: original("no.such.module") if name == module else original(name)
         )
         words = "No module named"
     with pytest.raises(RigError, match=f"{part}.* did not come up") as caught:
