@@ -40,6 +40,10 @@ def up(
         bool,
         typer.Option("--hosts-as-vms", help="Each host a virtual machine with a kernel of its own (experimental)."),
     ] = False,
+    own_directory: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Each host has a directory of its own there, empty at first (root only)."),
+    ] = None,
     agents: Annotated[
         bool, typer.Option("--agents/--no-agents", help="With --hosts-as-vms: start an agent in each host.")
     ] = True,
@@ -51,11 +55,13 @@ def up(
         from qmp_migrate.errors import UsageError
         from qmp_migrate.rig import lab, machines
 
+        if hosts_as_vms and own_directory:
+            raise UsageError("hosts that are machines share no directory", hint="leave --own-directory out")
         if hosts_as_vms:
             return await machines.up(_directory(directory), hosts, guest=guest, agents=agents)
         if not agents:
             raise UsageError("only hosts that are machines can be without an agent", hint="add --hosts-as-vms")
-        return await lab.up(_directory(directory), hosts, guest=guest)
+        return await lab.up(_directory(directory), hosts, guest=guest, own_directories=own_directory or ())
 
     state = run(work(), as_json=json)
     if json:

@@ -24,7 +24,7 @@ from qmp_migrate.hosts import process
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.rig import directory as directories
-from qmp_migrate.rig import power, sshd
+from qmp_migrate.rig import namespaces, power, sshd
 from qmp_migrate.rig.accel import Accelerator, kvm_opens, probe_accel
 from qmp_migrate.rig.configuration import guest_text, settings_text
 from qmp_migrate.rig.down import guests_of, identify, take_down
@@ -55,25 +55,30 @@ class RigStatus:
     machines: dict[str, MachineStatus]
 
 
-async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux") -> RigState:
+async def up(
+    directory: Path, hosts: int = 2, *, guest: GuestKind = "linux", own_directories: Sequence[Path] = ()
+) -> RigState:
     """Bring a rig up; where the same rig is up already, return it as it is.
 
     Args:
         directory: Where to put it: absent, empty, or with a rig in it.
         hosts: How many hosts, 1 to 26.
         guest: Which test guest ``guest.toml`` starts.
+        own_directories: Directories of which each host has one of its own, empty at first, under the same path.
 
     Returns:
         The rig. Where a test guest's images are not built, it is up without that guest's spec, and its ``warnings``
         say so: guests of one's own can be started all the same.
 
     Raises:
-        UsageError: That number of hosts is not possible, or there is no such guest.
+        UsageError: That number of hosts is not possible, there is no such guest, or hosts cannot have a directory of
+            their own there.
         RigError: The directory cannot be used, another rig is in it, or a part did not come up; with the end of its
             log. Nothing is left running then.
     """
     names = host_names(hosts)
     check_guest(guest)
+    own_directories = namespaces.check(own_directories, directory)
     qemu = find_qemu()
     program = sshd.find_sshd()
     directory, created = directories.take(directory)
@@ -91,6 +96,7 @@ async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux") -> 
                 undo.callback(directories.give_back, directory)
             directories.check_empty(directory)
             raising = Raising(replace(_plan(directory, created, names), guest=guest))
+            raising.own_directories = own_directories
             undo.push_async_callback(take_down, raising.machine, raising.state)
             await raising.run(qemu, program)
             undo.pop_all()
@@ -147,6 +153,7 @@ class Raising:
     def __init__(self, state: RigState) -> None:
         self.machine = LocalHost("rig")
         self.state = state
+        self.own_directories: Sequence[Path] = ()
         self._keys = state.directory / "ssh"
         self._key = self._keys / "id_ed25519"
         self._known_hosts = self._keys / "known_hosts"
@@ -217,7 +224,7 @@ class Raising:
         with self._known_hosts.open("a", encoding="ascii") as file:
             file.write(sshd.known_hosts_line(host.address, host.port, public))
         config = sshd.write_config(part, address=host.address, port=host.port, authorized_keys=Path(f"{self._key}.pub"))
-        await self._start(name, [program, "-D", "-e", "-f", str(config)])
+        await self._start(name, self._at(host, [program, "-D", "-e", "-f", str(config)]))
 
     async def _agent(self, host: RigHost) -> None:
         name = f"agent-{host.name}"
@@ -225,7 +232,10 @@ class Raising:
         options = {"--host": host.name, "--run-dir": str(host.run_dir), "--mqtt": self.state.broker_url}
         argv = [*python("hostagent.main"), "run", *(word for pair in options.items() for word in pair)]
         argv.append("--no-foreign")  # the rig's hosts share one machine: each would tell of the others' guests
-        await self._start(name, [*argv, "--ready-file", str(ready)])
+        await self._start(name, self._at(host, [*argv, "--ready-file", str(ready)]))
+
+    def _at(self, host: RigHost, argv: list[str]) -> list[str]:
+        return namespaces.enter(self.state.directory / host.name / "own", self.own_directories, argv)
 
     async def _start(self, name: str, argv: Sequence[str]) -> None:
         directory = str(self.state.part_directory(name))

@@ -376,3 +376,25 @@ def test_a_locked_root_account_is_asked_of_pam(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     shadow.write_text("root:!:1::::::\n")
     assert sshd._root_is_locked(shadow) is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
+async def test_hosts_have_directories_of_their_own(directory: Path, tmp_path: Path) -> None:
+    state = await up(directory, own_directories=[tmp_path])
+    for name in ("a", "b"):
+        host = SshHost(host_address(state, name))
+        await host.connect()
+        try:
+            assert (await host.run(["ls", str(tmp_path)])).text == ""
+            await host.run(["sh", "-c", f"echo {name} >{tmp_path}/name"])
+            assert (await host.run(["cat", f"{tmp_path}/name"])).text == name
+        finally:
+            await host.close()
+    assert not any(tmp_path.iterdir())  # noqa: ASYNC240
+
+
+@pytest.mark.parametrize("path", ["relative", "/no/such/directory", "/", "/usr", "/proc", "/tmp"])
+async def test_directories_that_hosts_cannot_have_for_their_own(directory: Path, path: str) -> None:
+    with pytest.raises(UsageError):
+        await up(directory, own_directories=[Path(path)])
+    assert not is_there(directory)
