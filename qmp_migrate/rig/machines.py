@@ -34,6 +34,7 @@ import hostagent
 import qmp_migrate
 from qmp_migrate.errors import CommandFailed, RigError
 from qmp_migrate.hosts import process
+from qmp_migrate.hosts.base import UNIX_PATH_LIMIT
 from qmp_migrate.rig import directory as directories
 from qmp_migrate.rig import lab, power, sshd
 from qmp_migrate.rig.accel import Accelerator, probe_accel
@@ -305,6 +306,12 @@ def _data(state: RigState, host: RigHost) -> Path:
 
 
 def _plan(directory: Path, created: bool, names: list[str]) -> RigState:
+    longest = directory / "parts" / power.machine_part(names[-1]).name / "qmp.sock"
+    if len(os.fsencode(longest)) > UNIX_PATH_LIMIT:
+        raise RigError(
+            f"{directory} is too long: {longest} would pass {UNIX_PATH_LIMIT} bytes",
+            hint="choose a shorter --dir, for example /tmp/rig",
+        )
     hosts = tuple(
         RigHost(
             name,

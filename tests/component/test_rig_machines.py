@@ -14,6 +14,7 @@ import pytest
 
 from qmp_migrate.errors import HostUnknown, RigError, UsageError
 from qmp_migrate.rig import lab, machines, power
+from qmp_migrate.rig.images import GuestImage
 from qmp_migrate.rig.layout import RigHost
 from qmp_migrate.rig.state import Part, RigState, load
 from tests.support.sshd import short_directory
@@ -51,6 +52,14 @@ async def test_without_an_image_nothing_is_made(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RigError) as caught:
         await machines.up(tmp_path / "rig")
     assert "make host-image" in (caught.value.hint or "")
+    assert not any(tmp_path.iterdir())  # noqa: ASYNC240
+
+
+async def test_a_directory_with_too_long_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "find_host_image", lambda: image(tmp_path))
+    monkeypatch.setattr(machines, "find_images", lambda kind: GuestImage(tmp_path / "vmlinuz"))
+    with pytest.raises(RigError, match="too long"):
+        await machines.up(tmp_path / ("x" * 100))
     assert not any(tmp_path.iterdir())  # noqa: ASYNC240
 
 
