@@ -131,13 +131,13 @@ def test_a_network_cut_in_post_copy_is_gone_round(lab: Lab, cable: tuple[Cable, 
         source = uses_kvm(guest, "a")
         process = lab.popen("migrate", guest.name, "--to", "b", *words, config=config)
         try:
-            until(process, lambda text: "blackout" in text and "MiB" not in text)
+            until(process, lambda text: "blackout" in text and "blackout about" not in text)
             line.down()
             out, err = process.communicate(timeout=90)
         finally:
             process.kill()
         result = json.loads(out)
-        assert (result["outcome"], result["owner"]) == ("completed", "destination"), (result, err)
+        assert (result["outcome"], result["owner"]) == ("completed", "destination"), f"{result}\n{err}"
         destination = uses_kvm(guest, "b")
         tell(version, "postcopy, cut", "a to b", result, source=source, destination=destination)
         assert source
