@@ -48,6 +48,8 @@ PLAIN: Final = frozenset(
 """Options whose values are never files, as long as they hold no slash."""
 READS: Final = frozenset({"kernel", "initrd", "dtb", "bios"})
 """Not ``pflash``: it takes no format, and QEMU guesses it from what the guest has written."""
+FIRMWARE: Final = frozenset({"qboot.rom", "bios.bin", "bios-256k.bin"})
+"""What QEMU brings and finds by its name alone. It looks in the guest's directory first, where no such file is written."""
 MACHINE: Final = frozenset(
     [
         "type",
@@ -206,7 +208,8 @@ def _check(option: Option, directory: str, allowed: Allowed) -> None:
         # QEMU reads a list of files, with words for each, where the kernel is one for multiboot.
         if re.search(r"[,\s]", value):
             raise refused
-        _path(value, allowed.readable, refused)
+        if not (name == "bios" and value in FIRMWARE):
+            _path(value, allowed.readable, refused)
     elif name in {"display", "serial", "parallel", "monitor"}:
         to_chardev = name in {"serial", "parallel"} and re.fullmatch(r"chardev:[A-Za-z0-9_.-]+", value)
         if value not in {"none", "null"} and not to_chardev:

@@ -143,6 +143,7 @@ from qmp_migrate import Controller, load_settings
 from qmp_migrate.migration.operations import Operations
 
 settings, what, vm, file, step = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # begun in the background, it would ignore Ctrl-C
 enter = Operations.enter
 
 async def dies(self, id, entered, **data):

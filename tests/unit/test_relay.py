@@ -41,7 +41,7 @@ GOOD = [
         "-smp",
         "cpus=1,maxcpus=1",
     ),
-    *("-kernel", "/boot/vmlinuz", "-append", "console=ttyS0 root=/dev/vda"),
+    *("-kernel", "/boot/vmlinuz", "-append", "console=ttyS0 root=/dev/vda", "-bios", "qboot.rom"),
     *("-S", "-incoming", "defer"),
 ]
 
@@ -310,6 +310,9 @@ HOSTILE: list[list[str]] = [
     ["-chardev", "file,id=c,path={run}/web1/argv.json.moved-1"],
     ["-device", "AC97"],
     ["-bios", "{run}/web1/x"],
+    ["-bios", "./qboot.rom"],
+    ["-bios", "other.rom"],
+    ["-kernel", "qboot.rom"],
     ["-machine", "q35,dumpdtb=/etc/x"],
     ["-machine", "q35,firmware=/etc/x"],
     ["-vnc", "unix:/tmp/x"],
