@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import re
+import signal
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -132,6 +133,7 @@ async def _output(timeout_s: float, path: str, *arguments: str) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # so that a wrapper script and the QEMU it starts end together
     )
     assert process.stdout is not None
     try:
@@ -143,8 +145,8 @@ async def _output(timeout_s: float, path: str, *arguments: str) -> str:
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.communicate()  # not `wait`: asyncio tells of no end before what was written is read
     return text.decode("utf-8", "replace")
 
 

@@ -111,7 +111,7 @@ async def _ticks_under_kvm(path: str, image: GuestImage, timeout_s: float) -> bo
         await asyncio.gather(ticked, return_exceptions=True)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(qemu.pid, signal.SIGKILL)
-        await qemu.wait()
+        await qemu.communicate()  # not `wait`: asyncio tells of no end before what was written is read
 
 
 async def _ticks(qemu: asyncio.subprocess.Process) -> bool:

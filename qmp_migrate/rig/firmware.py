@@ -7,10 +7,18 @@ seconds there, qboot a fraction of one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import Final
 
 QBOOT: Final = "qboot.rom"
+
+
+ANSWER_S: Final = 10.0
+ANSWER_BYTES: Final = 1 << 16
+"""What a QEMU has to name its directories: more is none."""
 
 
 async def find_qboot(qemu: str) -> str | None:
@@ -24,13 +32,19 @@ async def find_qboot(qemu: str) -> str | None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # so that a wrapper script and the QEMU it starts end together
     )
+    assert process.stdout is not None
+    told = b""
     try:
-        told, _ = await process.communicate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                while len(told) < ANSWER_BYTES and (more := await process.stdout.read(ANSWER_BYTES)):
+                    told += more
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()  # not `wait`: asyncio tells of no end before what was written is read
     directories = told.decode("utf-8", "surrogateescape").splitlines()
     is_there = await asyncio.to_thread(lambda: any((Path(directory) / QBOOT).is_file() for directory in directories))
     return QBOOT if is_there else None

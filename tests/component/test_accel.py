@@ -120,6 +120,12 @@ async def test_the_bare_guest_is_started_by_qboot_where_that_is(machine: Path, i
     assert "-bios qboot.rom" in (machine / "argv").read_text()
 
 
+async def test_one_that_never_stops_talking_has_no_qboot(machine: Path) -> None:
+    qemu = fake_qemu(machine, READY)
+    qemu.write_text(qemu.read_text().replace("exit 0", NO_LINES))
+    assert await find_qboot(str(qemu)) is None
+
+
 async def test_the_same_guest_elsewhere_is_not_asked_again(machine: Path, image: GuestImage) -> None:
     qemu = fake_qemu(machine, READY)
     await probe_accel(str(qemu), image)

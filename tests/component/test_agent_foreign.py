@@ -20,8 +20,9 @@ from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.messages import HostEvent, HostVm
 from qmp_migrate.bus.subscription import Received
 from qmp_migrate.bus.topics import Topics
-from tests.support.brokers import Mosquitto, until
+from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.held_pair import binaries
+from tests.support.lab import wait_for
 
 pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
 SOON_S = 5.0
@@ -167,14 +168,16 @@ async def test_an_agent_that_is_restarted_says_of_nobody_that_it_is_gone(place: 
 
 def test_discover_lists_what_is_there(tmp_path: Path) -> None:
     argv = [binaries()[0], "-M", "pc", "-m", "16", "-nodefaults", "-display", "none", "-accel", "tcg", "-name", "seen"]
+    discover = [sys.executable, "-m", "hostagent.main", "discover", "--json", "--run-dir", str(tmp_path)]
+
+    def listed() -> list[dict[str, Any]]:
+        ran = subprocess.run(discover, capture_output=True, check=True)
+        return [guest for guest in json.loads(ran.stdout)["guests"] if guest["pid"] == process.pid]
+
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
         try:
-            ran = subprocess.run(
-                [sys.executable, "-m", "hostagent.main", "discover", "--json", "--run-dir", str(tmp_path)],
-                capture_output=True,
-                check=True,
-            )
+            # One that has just begun is not listed yet: it may be asked for its version only.
+            (found,) = wait_for(listed, PATIENCE_S)
         finally:
             process.kill()
-    (found,) = [guest for guest in json.loads(ran.stdout)["guests"] if guest["pid"] == process.pid]
     assert found == {"vm": "seen", "pid": process.pid, "origin": "foreign", "monitors": []}
