@@ -88,12 +88,12 @@ class Guest:
     def wait_ready(self, host: str) -> Verdict:
         return self.wait(host, lambda v: v.ready is not None and v.last_tick > 0)
 
-    def wait_survived(self, host: str, *, sweeps: int = 1) -> Verdict:
+    def wait_survived(self, host: str) -> Verdict:
         """Wait until the guest has gone on for long enough to prove that it survived, and check that it did."""
 
         def enough(v: Verdict) -> bool:
             broken = bool(v.tick_faults or v.corruption)
-            return broken or (v.sweeps_ok_after_handover >= sweeps and v.ticks_after_handover > 20)
+            return broken or (v.sweeps_ok_after_handover >= 1 and v.ticks_after_handover > 20)
 
         verdict = self.wait(host, enough)
         assert verdict.survived, verdict.reasons

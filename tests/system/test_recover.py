@@ -30,7 +30,7 @@ def test_back_on_request_and_the_next_try_works(lab: Lab, guest: Guest) -> None:
     migration = killed_while_copying(lab, guest)
     ran = lab.cli("recover", migration, "--back")
     assert "rolled_back; the guest is on a" in ran.err
-    guest.wait_survived("a", sweeps=0)
+    guest.wait_survived("a")
     assert not guest.directory("b").exists()
     assert lab.cli("migrate", guest.name, "--to", "b", "--json").doc["warnings"] == []
     guest.wait_survived("b")

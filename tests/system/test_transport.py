@@ -109,5 +109,5 @@ def test_channels_whose_controller_is_killed_are_driven_on(lab: Lab, guest: Gues
 def test_channels_whose_controller_is_killed_are_taken_back(lab: Lab, guest: Guest) -> None:
     migration = killed_while_copying(lab, guest, "--channels", "3", "--compress", "zlib")
     lab.cli("recover", migration, "--back")
-    guest.wait_survived("a", sweeps=0)
+    guest.wait_survived("a")
     assert_as_usual(guest, "a")
