@@ -6,8 +6,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait for states and run side by side, each worker in a lab of its own; those that measure time limits (marked `alone`)
-# run one after the other. WORKERS=0: all do.
-export WORKERS ?= 2
+# run one after the other. WORKERS=N: so many side by side everywhere; 0: none.
+export WORKERS ?=
 # KVM=require: a test that needs KVM fails where there is none, instead of being skipped.
 export KVM ?=
 # Compiled Python is kept, also where the environment says otherwise: the tests start hundreds of controllers.

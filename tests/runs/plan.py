@@ -27,9 +27,13 @@ LINT: Final = (
 )
 
 
-def workers() -> str:
-    """How many tests run side by side: `WORKERS`."""
-    return os.environ.get("WORKERS") or "2"
+WORKERS: Final = {"unit": "2", "component": "4", "system": "3"}
+"""On two cores. Component tests wait most of their time, system tests much of it."""
+
+
+def workers(name: str) -> str:
+    """Return how many tests of a directory run side by side: what `WORKERS` says, else what suits them."""
+    return os.environ.get("WORKERS") or WORKERS[name]
 
 
 def recorded(step: Step, directory: Path, *, snapshot: Path | None = None) -> Step:
@@ -47,17 +51,17 @@ def record_of(name: str, directory: Path) -> Path:
     return directory / f"{name.replace(', ', '-').replace(': ', '-').replace(' ', '-')}.jsonl"
 
 
-def pytest(*words: str, side_by_side: bool = True) -> tuple[str, ...]:
-    """Return the command that runs these tests."""
-    spread = ("-n", workers(), "--dist", "worksteal") if side_by_side and workers() != "0" else ()
+def pytest(*words: str, workers: str = "0") -> tuple[str, ...]:
+    """Return the command that runs these tests, so many side by side; 0: one after the other."""
+    spread = () if workers == "0" else ("-n", workers, "--dist", "worksteal")
     return (PYTHON, "-m", "pytest", *spread, *words)
 
 
 def stage(name: str) -> tuple[Step, ...]:
     """Return the steps of a directory of tests: those that run side by side, then those that measure time limits."""
     return (
-        _tests(name, pytest(f"tests/{name}", "-m", "not full and not alone")),
-        _tests(f"{name}, alone", pytest(f"tests/{name}", "-m", "alone and not full", side_by_side=False)),
+        _tests(name, pytest(f"tests/{name}", "-m", "not full and not alone", workers=workers(name))),
+        _tests(f"{name}, alone", pytest(f"tests/{name}", "-m", "alone and not full")),
     )
 
 
@@ -65,8 +69,11 @@ def full_stages() -> tuple[Step, ...]:
     """Return the steps that `make test-full` has besides those of `make test`."""
     directories = ("unit", "component", "system")
     return (
-        *(_tests(f"{name}, full", pytest(f"tests/{name}", "-m", "full and not alone")) for name in directories),
-        _tests("full, alone", pytest("tests", "-m", "full and alone", side_by_side=False)),
+        *(
+            _tests(f"{name}, full", pytest(f"tests/{name}", "-m", "full and not alone", workers=workers(name)))
+            for name in directories
+        ),
+        _tests("full, alone", pytest("tests", "-m", "full and alone")),
     )
 
 

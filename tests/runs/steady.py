@@ -58,7 +58,7 @@ class Wanted:
         """A name of what is run, apart from how often."""
         if not self.tests and not self.expression:
             return "stages"
-        return sha256(json.dumps([self.tests, self.expression, plan.workers()]).encode()).hexdigest()[:12]
+        return sha256(json.dumps([self.tests, self.expression]).encode()).hexdigest()[:12]
 
     def steps(self) -> list[Step]:
         """Return one round."""
@@ -69,7 +69,7 @@ class Wanted:
             *(["-k", self.expression] if self.expression else []),
         ]
         # By themselves: a test beside another is what the stages try.
-        return [Step("tests", plan.pytest(*words, side_by_side=False), tests=True)]
+        return [Step("tests", plan.pytest(*words), tests=True)]
 
 
 def rounds(wanted: Wanted, seeds: Mapping[str, int]) -> list[Step]:
