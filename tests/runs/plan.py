@@ -27,8 +27,8 @@ LINT: Final = (
 )
 
 
-WORKERS: Final = {"unit": "2", "component": "4", "system": "3"}
-"""On two cores. Component tests wait most of their time, system tests much of it."""
+WORKERS: Final = {"unit": "2", "component": "4", "system": "2"}
+"""On two cores. Component tests wait most of their time."""
 
 
 def workers(name: str) -> str:

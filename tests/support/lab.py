@@ -209,6 +209,8 @@ class Lab:
                     try:
                         await controller.tune(migration, bandwidth_bytes_per_s=1 << 30, downtime_limit_ms=2000)
                     except UsageError:  # nobody drives it yet
+                        found = await controller.journal.get(migration)
+                        assert found.outcome is None, found.result
                         await asyncio.sleep(0.1)
                     else:
                         return

@@ -17,6 +17,8 @@ from tests.support.lab import Guest, Lab, qemus, wait_for
 
 POLL_S: Final = 0.05
 PATIENCE_S: Final = 60.0
+_ESTABLISHED: Final = "01"
+"""In ``/proc/net/tcp``."""
 
 
 def record(lab: Lab, guest: Guest, *, config: Path | None = None) -> dict[str, Any] | None:
@@ -44,6 +46,9 @@ def acts(lab: Lab, guest: Guest, *, config: Path | None = None) -> list[str]:
 def wait_for_phase(lab: Lab, guest: Guest, phase: str, *, config: Path | None = None) -> dict[str, Any]:
     """Wait until a guest's migration that has not ended is in a phase; return its record.
 
+    The journal is ahead of what is done: in the phase ``copying``, wait until the hosts are connected, too. A controller
+    that is killed before has not begun to copy.
+
     Raises:
         AssertionError: It is not within a minute, or ended before it was seen there.
     """
@@ -55,7 +60,9 @@ def wait_for_phase(lab: Lab, guest: Guest, phase: str, *, config: Path | None = 
             return None
         if latest["outcome"] is None:
             under_way.add(latest["id"])
-            return latest if latest["phase"] == phase else None
+            if latest["phase"] != phase or (phase == "copying" and not _are_connected(lab, latest["id"], config)):
+                return None
+            return latest
         assert latest["id"] not in under_way, f"it ended and was not seen in phase {phase}: {latest}"
         return None  # an earlier one
 
@@ -63,6 +70,17 @@ def wait_for_phase(lab: Lab, guest: Guest, phase: str, *, config: Path | None = 
         look, PATIENCE_S, lambda: f"phase {phase}: {record(lab, guest, config=config)}", every=POLL_S
     )
     return found
+
+
+def _are_connected(lab: Lab, migration: str, config: Path | None) -> bool:
+    """Whether somebody is connected to the port on which the destination waits for memory."""
+    statement = "select data from entries where migration = ? and kind = 'intent' and act = 'migrate' order by seq desc"
+    begun = _rows(lab, statement, migration, config)
+    if not begun:
+        return False
+    ending = f":{json.loads(begun[0]['data'])['port']:04X}"
+    connections = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(fields[1].endswith(ending) and fields[3] == _ESTABLISHED for fields in connections)
 
 
 def assert_untouched(guest: Guest) -> None:
