@@ -16,6 +16,7 @@ from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, check_unix_path
 from qmp_migrate.hosts.command import checked, command_line, script_argv
 from qmp_migrate.hosts.lock import HeldLock, LockTable, Streams
 from qmp_migrate.hosts.lock_scripts import HOLDER
+from qmp_migrate.hosts.session import start_session
 from qmp_migrate.hosts.timing import USUAL, Timing
 
 
@@ -113,9 +114,7 @@ class LocalHost:
         command_line(self._name, argv)  # refuses the same words as over SSH
         try:
             # A session of its own: Ctrl-C in our terminal must not reach it.
-            process = await asyncio.create_subprocess_exec(
-                *argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-            )
+            process = await start_session(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         except OSError as error:
             raise CommandFailed(
                 f"cannot start {argv[0]!r}: {error.strerror}", returncode=127, host=self._name

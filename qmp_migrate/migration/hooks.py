@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qmp_migrate.errors import Fenced, MigrationFailed, QmpMigrateError
+from qmp_migrate.hosts.session import start_session
 from qmp_migrate.vm.units import parse_time_ms
 
 if TYPE_CHECKING:
@@ -270,13 +271,12 @@ _Outcome = tuple[Literal["ok", "failed", "timeout", "unknown"], int | None, byte
 async def run_here(command: Sequence[str], more: Mapping[str, str], data: bytes, timeout_s: float) -> _Outcome:
     """Run a command on this machine, in a process group of its own, which is killed when its time is over."""
     try:
-        process = await asyncio.create_subprocess_exec(
+        process = await start_session(
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **more},
-            start_new_session=True,
         )
     except OSError as error:
         return "failed", None, str(error).encode()

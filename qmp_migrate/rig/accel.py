@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from qmp_migrate.errors import RigError
+from qmp_migrate.hosts.session import end_session, start_session
 from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import GuestImage, cache_directory
 
@@ -87,7 +87,7 @@ async def _ticks_under_kvm(path: str, image: GuestImage, timeout_s: float) -> bo
         files += ["-initrd", str(image.initrd)]
     elif (qboot := await find_qboot(path)) is not None:
         files += ["-bios", qboot]
-    qemu = await asyncio.create_subprocess_exec(
+    qemu = await start_session(
         path,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35", "-accel", "kvm", "-cpu", CPU[image.kind], "-m", "256"),
@@ -96,7 +96,6 @@ async def _ticks_under_kvm(path: str, image: GuestImage, timeout_s: float) -> bo
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,  # so that a wrapper script and the QEMU it starts end together
     )
     ticked = asyncio.create_task(_ticks(qemu))
     try:
@@ -109,9 +108,7 @@ async def _ticks_under_kvm(path: str, image: GuestImage, timeout_s: float) -> bo
     finally:
         ticked.cancel()
         await asyncio.gather(ticked, return_exceptions=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(qemu.pid, signal.SIGKILL)
-        await qemu.communicate()  # not `wait`: asyncio tells of no end before what was written is read
+        await end_session(qemu)
 
 
 async def _ticks(qemu: asyncio.subprocess.Process) -> bool:

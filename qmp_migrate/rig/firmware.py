@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from pathlib import Path
 from typing import Final
+
+from qmp_migrate.hosts.session import end_session, start_session
 
 QBOOT: Final = "qboot.rom"
 
@@ -27,12 +27,11 @@ async def find_qboot(qemu: str) -> str | None:
     Args:
         qemu: Path of the QEMU binary.
     """
-    process = await asyncio.create_subprocess_exec(
+    process = await start_session(
         *(qemu, "-L", "help"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,  # so that a wrapper script and the QEMU it starts end together
     )
     assert process.stdout is not None
     told = b""
@@ -42,9 +41,7 @@ async def find_qboot(qemu: str) -> str | None:
                 while len(told) < ANSWER_BYTES and (more := await process.stdout.read(ANSWER_BYTES)):
                     told += more
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.communicate()  # not `wait`: asyncio tells of no end before what was written is read
+        await end_session(process)
     directories = told.decode("utf-8", "surrogateescape").splitlines()
     is_there = await asyncio.to_thread(lambda: any((Path(directory) / QBOOT).is_file() for directory in directories))
     return QBOOT if is_there else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -11,10 +12,12 @@ import psutil
 import pytest
 
 from qmp_migrate.errors import RigError
+from qmp_migrate.hosts.session import end_session, start_session
 from qmp_migrate.rig import accel
 from qmp_migrate.rig.accel import probe_accel
 from qmp_migrate.rig.firmware import find_qboot
 from qmp_migrate.rig.images import GuestImage
+from tests.support.brokers import until
 
 READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\nQM T 1 5 6 7\\n'; exec sleep 1000"
 READY_ALONE = "printf 'QM READY v=1\\n'; exec sleep 1000"
@@ -189,6 +192,25 @@ async def test_a_cancelled_probe_leaves_no_process(machine: Path, image: GuestIm
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
     assert not (machine / "cache").exists(), "an unfinished probe has no answer to keep"
+
+
+async def test_a_cancel_while_a_program_starts_ends_all_that_it_has_started(tmp_path: Path) -> None:
+    """Whenever the cancel comes: asyncio by itself ends the program alone."""
+    program = f'sleep 1000 &\necho $! >>"{tmp_path}/starts"\nwait'
+    for turns in range(12):
+        (tmp_path / "starts").unlink(missing_ok=True)
+        starting = asyncio.create_task(start_session("/bin/sh", "-c", program, stdout=asyncio.subprocess.PIPE))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for _ in range(1000):  # the loop stands still: asyncio has not heard of its pipes
+            if turns < 3 or starts(tmp_path):
+                break
+            time.sleep(0.002)  # noqa: ASYNC251
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await end_session(await starting)
+        for child in starts(tmp_path):
+            await until(lambda child=child: has_ended(child), "what it has started ends")
 
 
 async def test_a_qemu_that_is_not_there(machine: Path, image: GuestImage) -> None:
