@@ -140,9 +140,8 @@ async def test_a_foreign_guest_is_told_of_when_it_comes_and_when_it_goes(
 
 async def test_a_busy_monitor_and_none_are_left_alone(place: Place) -> None:
     held = place.qemu("held", "-qmp", "unix:held.sock,server=on,wait=off")
-    await until(lambda: (place.base / "held.sock").exists(), "its socket")
     with socket.socket(socket.AF_UNIX) as user:
-        user.connect(str(place.base / "held.sock"))
+        await until(lambda: user.connect_ex(str(place.base / "held.sock")) == 0, "somebody listens")
         without = place.qemu("without")
         nameless = place.qemu("Not A Name")
         for process in (held, without, nameless):

@@ -22,6 +22,8 @@ PAGE = 4096
 MAGIC = b"QMGPPAGE"
 # A guest is ready in at most 2 to 4 s without hardware help; the rest is for a machine that does other things too.
 PATIENCE_S = 60.0
+_LISTENS = "00010000"
+"""Flags in ``/proc/net/unix``."""
 
 
 @dataclass
@@ -95,7 +97,7 @@ async def running(
         undo.push_async_callback(process.wait)
         undo.callback(lambda: process.kill() if process.returncode is None else None)
         # The monitor is the last to open.
-        await eventually(lambda: (directory / "qmp").exists() or process.returncode is not None, lambda: "QEMU")
+        await eventually(lambda: listens(directory / "qmp") or process.returncode is not None, lambda: "QEMU")
         reader, serial = await asyncio.open_unix_connection(str(directory / "serial"))
         # Not QEMU's own log of it: that has a byte twice whenever the socket was full.
         heard = bytearray()
@@ -106,6 +108,12 @@ async def running(
         undo.push_async_callback(hang_up, qmp)
         await qmp.execute("cont")  # not before all that it writes is heard
         yield Guest(directory, process, serial, qmp, heard, listening)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens there: the file of a socket is made a moment earlier."""
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(fields[-1] == str(path) and fields[3] == _LISTENS for fields in sockets)
 
 
 async def listen(reader: asyncio.StreamReader, heard: bytearray) -> None:
