@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid as uuids
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+import structlog
 
 from qmp_migrate.errors import (
     ChannelRefused,
@@ -22,6 +25,7 @@ from qmp_migrate.errors import (
     MigrationFailed,
     MonitorBusy,
     MonitorLost,
+    MonitorTimeout,
     QmpMigrateError,
     TransportError,
 )
@@ -33,12 +37,14 @@ from qmp_migrate.migration.rollback import remove_guest_directory
 from qmp_migrate.migration.side import Side
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
+from qmp_migrate.qemu.timeouts import ENDING_S, HUNG_END_S
 
 if TYPE_CHECKING:  # only `start` needs a spec: moving a guest does not
     from qmp_migrate.vm.spec import DiskSpec, GuestSpec
 
 QUIT_S: Final = 20.0
 _ENDING_S: Final = 2.0
+_LOOK_S: Final = 0.5
 
 # $1 path  $2 format  $3 bytes  $4 qemu-img beside the QEMU binary
 _MAKE_DISK: Final = """
@@ -48,6 +54,8 @@ img=$4; [ -x "$img" ] || img=qemu-img
 umask 077
 "$img" create -q -f "$2" -- "$1" "$3"
 """
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,17 +376,42 @@ async def stop(side: Side, *, force: bool, timeout: float) -> None:
 
 async def _end(side: Side, *, force: bool, timeout: float) -> bool:
     assert side.process is not None
+    if force:
+        return await _quit(side)
     try:
-        monitor = await side.attach()
-        await monitor.execute("quit" if force else "system_powerdown")
+        await (await side.attach()).execute("system_powerdown")
     except (MonitorLost, ChannelRefused):
         # It may be ending by itself at this moment: then there is nothing left to ask for.
-        if not force and not await wait_gone(side.host, side.process, _ENDING_S):
+        if not await wait_gone(side.host, side.process, _ENDING_S):
             raise
-    except QmpMigrateError:
-        if not force:
-            raise
+    deadline = time.monotonic() + timeout
+    while not await wait_gone(side.host, side.process, max(0.0, min(_LOOK_S, deadline - time.monotonic()))):
+        if side.monitor is not None and side.monitor.shutdown is not None:
+            return await _let_go(side)
+        if time.monotonic() >= deadline:
+            return False
+    return True
+
+
+async def _quit(side: Side) -> bool:
+    assert side.process is not None
+    with contextlib.suppress(QmpMigrateError):
+        await (await side.attach()).execute("quit")
     await side.detach()
-    if await wait_gone(side.host, side.process, QUIT_S if force else timeout):
+    return await wait_gone(side.host, side.process, QUIT_S) or await side.kill()
+
+
+async def _let_go(side: Side) -> bool:
+    """End a QEMU whose guest has powered off: one that stays (``-no-shutdown``), or that hangs (`qemu.timeouts.ENDING_S`)."""
+    assert side.process is not None
+    factor = side.settings.time_factor
+    if await wait_gone(side.host, side.process, ENDING_S * factor):
         return True
-    return force and await side.kill()
+    try:
+        await (await side.attach()).execute("quit", timeout=HUNG_END_S - ENDING_S)
+    except MonitorTimeout:
+        log.warning("qemu-hangs-at-its-end", guest=side.vm, host=side.name)
+        return await side.kill()
+    except QmpMigrateError:
+        pass  # it may have gone meanwhile
+    return await wait_gone(side.host, side.process, QUIT_S) or await side.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +28,7 @@ from qmp_migrate.hosts import Host
 from qmp_migrate.hosts.process import LAUNCH_S, ProcessId, is_alive, kill
 from qmp_migrate.qemu.migration import MigrationInfo, query, run_status
 from qmp_migrate.qemu.monitor import Event, Monitor
+from qmp_migrate.qemu.timeouts import HUNG_END_S
 from qmp_migrate.settings import HostSettings
 
 OBSERVE_S: Final = 2.0
@@ -191,6 +193,8 @@ class Side:
                 )
                 return Observation(True, status.status, info)
             except (MonitorTimeout, MonitorBusy) as error:
+                if self.hangs_at_its_end and await self.kill():
+                    return GONE
                 return Observation(await self._alive(), problem=str(error))
             except (MonitorLost, ChannelRefused) as error:
                 problem = str(error)
@@ -200,6 +204,16 @@ class Side:
             except (TransportError, MonitorError, OSError) as error:
                 problem = str(error)
         return Observation(await self._alive(), problem=problem)
+
+    @property
+    def hangs_at_its_end(self) -> bool:
+        """Whether a QEMU that did not answer now said ``SHUTDOWN`` long ago: see `qemu.timeouts.ENDING_S`.
+
+        Its guest has ended and its disks are closed: killing it loses nothing.
+        """
+        if self.monitor is None or self.monitor.closed.is_set() or self.monitor.shutdown is None:
+            return False
+        return time.monotonic() - self.monitor.shutdown.at > HUNG_END_S * self.settings.time_factor
 
     async def _alive(self) -> bool | None:
         if self.process is None:

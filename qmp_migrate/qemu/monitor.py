@@ -120,6 +120,7 @@ class Monitor:
         self.host = host
         self.closed = asyncio.Event()
         self.shutdown: Event | None = None
+        self._stays = asyncio.Event()
         self._client = client
         self._time_factor = time_factor
         self._streams: set[EventStream] = set()
@@ -196,8 +197,10 @@ class Monitor:
         )
         if event.name == "SHUTDOWN":
             self.shutdown = event
+            self._stays.clear()
         elif event.name in {"RESET", "RESUME"}:
             self.shutdown = None  # with -no-shutdown a QEMU stays, and may go on
+            self._stays.set()
         for stream in tuple(self._streams):
             stream._put(event)
         return False
@@ -222,6 +225,7 @@ class Monitor:
 
     def _mark_closed(self) -> None:
         self.closed.set()
+        self._stays.set()
         for stream in tuple(self._streams):
             stream._end()
 
@@ -257,6 +261,8 @@ class Monitor:
             QmpCommandFailed: QEMU answered with an error.
             MonitorTimeout: No answer in time: the outcome is unknown, the monitor stays usable.
             MonitorLost: The connection ended: the outcome is unknown.
+
+        A QEMU that has said ``SHUTDOWN`` is given `timeouts.ENDING_S` to end before it is asked anything in band.
         """
         seconds = (timeouts.limit(command, oob=oob) if timeout is None else timeout) * self._time_factor
         if self.closed.is_set() or self._client.runstate != Runstate.RUNNING:
@@ -265,6 +271,8 @@ class Monitor:
             async with asyncio.timeout(seconds):
                 if oob:
                     return await self._client.execute(command, arguments, oob=True)
+                if self.shutdown is not None and await self._ends(self.shutdown.at):
+                    raise self._lost(command, sent=False)
                 return await self._in_turn(command, arguments)
         except TimeoutError:
             raise MonitorTimeout(
@@ -282,6 +290,13 @@ class Monitor:
             ) from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
             raise self._lost(command, sent=True) from error
+
+    async def _ends(self, since: float) -> bool:
+        """Give a QEMU that has said ``SHUTDOWN`` the time to end, and tell whether it has: see `timeouts.ENDING_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(since + timeouts.ENDING_S * self._time_factor):
+                await self._stays.wait()
+        return self.closed.is_set()
 
     async def _in_turn(self, command: str, arguments: Mapping[str, object] | None) -> Any:
         """Run a command in band. Its slot is free only when it is answered, also where nobody waits for that any more.

@@ -16,6 +16,14 @@ DEFAULT_S: Final = 5.0
 
 OUT_OF_BAND_S: Final = 2.0
 
+ENDING_S: Final = 3.0
+"""So long a QEMU that has said ``SHUTDOWN`` is asked nothing more in band. A command that is in its queue when it leaves its
+main loop makes QEMU up to 10.0 hang for ever in ``monitor_cleanup``, its guest ended and its disks closed; with
+``-no-shutdown`` it stays and may be asked."""
+
+HUNG_END_S: Final = 10.0
+"""A QEMU that has said ``SHUTDOWN`` so long ago and answers nothing hangs at its end."""
+
 COMMAND_S: Final[dict[str, float]] = {
     "query-qmp-schema": 10.0,
     "query-cpu-definitions": 10.0,

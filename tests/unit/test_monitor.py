@@ -15,6 +15,7 @@ from qemu.qmp import Message
 from qmp_migrate.errors import MonitorBusy, MonitorError, MonitorLost, MonitorTimeout, QmpCommandFailed
 from qmp_migrate.qemu import timeouts
 from qmp_migrate.qemu.monitor import IN_FLIGHT, STREAM_LIMIT, Monitor
+from qmp_migrate.qemu.timeouts import ENDING_S
 from tests.support.fake_qmp import CRLF, Fails, FakeQemu, HangUp, Raw, Silence
 
 
@@ -447,3 +448,61 @@ async def test_what_it_said_before_it_ended_is_read_also_where_a_command_cannot_
         assert [event.name async for event in events] == ["STOP", "SHUTDOWN"]
     assert monitor.shutdown is not None
     await monitor.close()
+
+
+# -- a QEMU that ends must not be asked: up to 10.0 it may then hang for ever ---------------------------------------------
+
+
+@pytest.fixture
+async def ending(virtual_clock: None, qemu: FakeQemu) -> AsyncIterator[Monitor]:
+    """The monitor of a QEMU that has just said that it ends."""
+    monitor = await connect(qemu)
+    with monitor.events("SHUTDOWN") as events:
+        qemu.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+        await events.get(timeout=5)
+    yield monitor
+    await monitor.close()
+
+
+async def test_a_qemu_that_ends_is_asked_nothing(qemu: FakeQemu, ending: Monitor) -> None:
+    asking = asyncio.create_task(ending.execute("query-status"))
+    await asyncio.sleep(ENDING_S / 2)
+    qemu.hang_up()
+    with pytest.raises(MonitorLost) as caught:
+        await asking
+    assert caught.value.sent is False
+    assert qemu.asked("query-status") == []
+
+
+async def test_one_that_stays_is_asked_later(qemu: FakeQemu, ending: Monitor) -> None:
+    """With -no-shutdown a QEMU stays in the run state shutdown, and must be asked."""
+    begun = time.monotonic()
+    assert (await ending.execute("query-status"))["running"] is True
+    assert time.monotonic() - begun == pytest.approx(ENDING_S, abs=0.5)
+    begun = time.monotonic()
+    await ending.execute("query-status")
+    assert time.monotonic() - begun < 0.5, "and from then on at once"
+
+
+@pytest.mark.parametrize("event", ["RESET", "RESUME"])
+async def test_one_whose_guest_goes_on_is_asked_at_once(qemu: FakeQemu, ending: Monitor, event: str) -> None:
+    asking = asyncio.create_task(ending.execute("query-status"))
+    await asyncio.sleep(ENDING_S / 4)
+    assert not asking.done()
+    qemu.emit(event)
+    begun = time.monotonic()
+    await asking
+    assert time.monotonic() - begun < 0.5
+
+
+async def test_out_of_band_goes_past_the_queue_that_hangs(qemu: FakeQemu, ending: Monitor) -> None:
+    qemu.on("yank", {})
+    begun = time.monotonic()
+    await ending.execute("yank", {"instances": []}, oob=True)
+    assert time.monotonic() - begun < 0.5
+
+
+async def test_a_shorter_limit_ends_the_wait_and_nothing_is_sent(qemu: FakeQemu, ending: Monitor) -> None:
+    with pytest.raises(MonitorTimeout):
+        await ending.execute("query-status", timeout=ENDING_S / 2)
+    assert qemu.asked("query-status") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 
 from qmp_migrate.errors import CommandFailed, ConnectionLost, HostUnreachable, MonitorBusy, MonitorLost
 from qmp_migrate.hosts.base import Completed
-from qmp_migrate.hosts.process_scripts import IS_ALIVE
+from qmp_migrate.hosts.process_scripts import IS_ALIVE, KILL
 from qmp_migrate.migration import handover
 from qmp_migrate.migration.handover import Source
 from qmp_migrate.migration.side import Observation, Side
+from qmp_migrate.qemu.timeouts import HUNG_END_S
 from tests.support.fake_qmp import Fails, FakeQemu, HangUp
 from tests.support.sides import FakeHost, side_of
 
@@ -27,7 +29,9 @@ class World:
     alive: bool | Exception = True
 
     async def script(self, source: str, _args: Sequence[str] = (), **_: Any) -> Completed:
-        assert source == IS_ALIVE
+        assert source in {IS_ALIVE, KILL}
+        if source == KILL:
+            self.alive = False
         if isinstance(self.alive, Exception):
             raise self.alive
         return Completed(0, b"live" if self.alive else b"gone", b"")
@@ -69,6 +73,34 @@ async def test_one_that_was_never_started_is_gone(side: Side) -> None:
     side.process = None
     assert await side.observe() == Observation(alive=False)
     assert str(await side.observe()) == "proven gone"
+
+
+async def test_one_that_hangs_at_its_end_is_ended(qemu: FakeQemu, side: Side, world: World) -> None:
+    """Up to QEMU 10.0 a command in the queue makes it hang for ever: its guest has ended, its disks are closed."""
+    monitor = await side.attach()
+    with monitor.events("SHUTDOWN") as events:
+        qemu.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+        await events.get(timeout=5)
+    qemu.main_loop.clear()
+    begun = time.monotonic()
+    while (seen := await side.observe()).alive:
+        assert time.monotonic() - begun < 2 * HUNG_END_S
+    assert time.monotonic() - begun > HUNG_END_S
+    assert seen == Observation(alive=False)
+    assert world.alive is False
+    shutdown = await side.last_words()
+    assert shutdown is not None
+    assert shutdown.data["reason"] == "guest-shutdown"
+
+
+async def test_but_not_one_that_stays_and_answers(qemu: FakeQemu, side: Side, world: World) -> None:
+    """As with -no-shutdown."""
+    await side.attach()
+    qemu.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+    qemu.on("query-status", {"status": "shutdown", "running": False})
+    await asyncio.sleep(2 * HUNG_END_S)
+    assert (await side.observe()).run_state == "shutdown"
+    assert world.alive is True
 
 
 async def test_silence_is_neither_life_nor_death_without_proof(qemu: FakeQemu, side: Side, world: World) -> None:
