@@ -18,7 +18,7 @@ from qmp_migrate.hosts.host_keys import KnownKeys
 from qmp_migrate.hosts.jump import Jump
 from qmp_migrate.hosts.pump import Pump
 from qmp_migrate.hosts.slim import paramiko
-from qmp_migrate.hosts.streamlocal import StreamlocalTransport
+from qmp_migrate.hosts.transport import SshTransport
 
 #: The kernel gives the connection up when the other end has acknowledged nothing for so long.
 TCP_TIMEOUT_S = 20
@@ -48,7 +48,7 @@ class Connection:
         self._where = f"{address.address}:{address.port}"
         self._sock: socket.socket | paramiko.Channel | None = None
         self._jump: Connection | None = None
-        self._transport: StreamlocalTransport | None = None
+        self._transport: SshTransport | None = None
         self._pumps: list[Pump] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -69,7 +69,7 @@ class Connection:
             self._sock = self._dial(limit)
             if self._closed:  # given up meanwhile, when there was nothing to close yet
                 raise self.lost("connecting")
-            self._transport = transport = StreamlocalTransport(self._sock)
+            self._transport = transport = SshTransport(self._sock)
             transport.banner_timeout = transport.handshake_timeout = limit
             transport.auth_timeout = transport.channel_timeout = limit
             known = KnownKeys.load(self._address.address, self._address.port, self._address.known_hosts)
@@ -109,7 +109,7 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_TIMEOUT_S * 1000)
         return sock
 
-    def _shake_hands(self, transport: StreamlocalTransport, limit: float) -> None:
+    def _shake_hands(self, transport: SshTransport, limit: float) -> None:
         try:
             transport.start_client(timeout=limit)
             transport.get_remote_server_key()  # start_client returns silently when its time is up
@@ -197,7 +197,7 @@ class Connection:
         """Open a session channel; :class:`~qmp_migrate.hosts.execution.Execution` runs a command on it."""
         transport = self._alive()
         try:
-            return transport.open_session(timeout=timeout)
+            return transport.open_command(timeout)
         except BROKEN as error:
             raise self._refused(error, "a session", _SESSION_HINTS) from error
 
@@ -212,10 +212,12 @@ class Connection:
     def _reason(self) -> str:
         if self._closed or self._transport is None:
             return " (it was closed here)"
+        if self._transport.farewell:
+            return f" (it was closed there: {self._transport.farewell})"
         error = self._transport.saved_exception
         return f": {str(error) or type(error).__name__}" if error is not None else " (it was closed there)"
 
-    def _alive(self) -> StreamlocalTransport:
+    def _alive(self) -> SshTransport:
         if self._transport is None or not self.active:
             raise self.lost("the call")
         return self._transport

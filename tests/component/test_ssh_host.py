@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from qmp_migrate.errors import (
     UsageError,
 )
 from qmp_migrate.hosts import Host, HostAddress, SshHost, files, make_host
+from qmp_migrate.hosts.slim import paramiko
+from qmp_migrate.hosts.transport import SshTransport
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, connected, open_descriptors, running_sshd, until
 
@@ -108,6 +111,47 @@ async def test_much_output_on_both_streams_and_much_input_do_not_dead_lock(host:
 
 async def test_input_that_is_not_read_does_not_matter(host: Host) -> None:
     assert (await host.run(["true"], input=b"x" * 5_000_000)).returncode == 0
+
+
+DATA, EOF = 94, 96
+"""Messages of a channel (RFC 4254)."""
+
+
+@pytest.mark.parametrize("data", [b"", b"x"])
+async def test_what_is_sent_as_the_command_ends_does_not_end_the_connection(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    """sshd ends the whole connection for a message to a channel that is no more: one that was made, and is sent too late."""
+    send = SshTransport._send_user_message  # type: ignore[attr-defined]
+
+    def send_late(self: SshTransport, message: paramiko.Message) -> None:
+        if message.asbytes()[0] in (DATA, EOF):
+            time.sleep(0.1)  # a busy machine: the command ends meanwhile
+        send(self, message)
+
+    monkeypatch.setattr(SshTransport, "_send_user_message", send_late)
+    async with connected(sshd.address) as host:
+        for _ in range(3):
+            assert (await host.run(["true"], input=data)).returncode == 0
+    assert "nonexistent" not in sshd.log
+
+
+async def test_what_the_host_says_at_the_end_of_a_connection_is_told(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmp_migrate.hosts.transport._Channel", paramiko.Channel)  # as it was before
+    send = SshTransport._send_user_message  # type: ignore[attr-defined]
+
+    def send_late(self: SshTransport, message: paramiko.Message) -> None:
+        if message.asbytes()[0] == EOF:
+            time.sleep(0.1)
+        send(self, message)
+
+    monkeypatch.setattr(SshTransport, "_send_user_message", send_late)
+    async with connected(sshd.address) as host:
+        await host.run(["true"])
+        with pytest.raises(ConnectionLost, match="nonexistent channel"):
+            await host.run(["true"])
 
 
 async def test_time_limits_leave_no_session_behind(host: Host) -> None:
