@@ -113,6 +113,15 @@ class CommandServer:
     """Starts commands. Made by `command_server`."""
 
     _requests: socket.socket
+    _started: list[Command] = field(default_factory=list)
+
+    def end(self) -> None:
+        """End what a test that failed has left running, and close what it has left open: the next one does not pay."""
+        started, self._started = self._started, []
+        for command in started:
+            if not command.stdout.closed:
+                command.kill()
+                command.communicate(timeout=30)
 
     def start(self, words: Sequence[str], env: Mapping[str, str]) -> Command:
         """Start ``qmp-migrate WORDS``, with nothing on its standard input."""
@@ -134,7 +143,8 @@ class CommandServer:
             line += byte
         stdout = os.fdopen(out_read, encoding="utf-8")
         stderr = os.fdopen(err_read, encoding="utf-8")
-        return Command(words, int(line), stdout, stderr, _channel=ours)
+        self._started.append(Command(words, int(line), stdout, stderr, _channel=ours))
+        return self._started[-1]
 
 
 @contextlib.contextmanager

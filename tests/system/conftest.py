@@ -11,6 +11,8 @@ import pytest
 from tests.support import kvm
 from tests.support.lab import Guest, Lab, rig
 
+LOG_BYTES = 3000
+
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
@@ -25,7 +27,21 @@ def guest(lab: Lab) -> Iterator[Guest]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End the commands that a test has left."""
+    yield
+    if "lab" in request.fixturenames:
+        request.getfixturevalue("lab").commands.end()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Have tests fail that need KVM and were skipped, where it is required."""
-    return kvm.judged(item, (yield))
+    """Have tests fail that need KVM and were skipped, where it is required; show what the lab's programs said last."""
+    report = kvm.judged(item, (yield))
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and lab is not None:
+        for path in sorted((lab.directory / "parts").glob("*/log")):
+            said = path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
+            report.sections.append((f"end of the log of {path.parent.name}", said))
+    return report
