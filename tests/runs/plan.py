@@ -27,7 +27,7 @@ LINT: Final = (
 )
 
 
-WORKERS: Final = {"unit": "2", "component": "4", "system": "2"}
+WORKERS: Final = {"unit": "2", "component": "4", "system": "3"}
 """On two cores. Component tests wait most of their time."""
 
 
