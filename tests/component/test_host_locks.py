@@ -276,9 +276,9 @@ async def test_a_killed_sshd_session_frees_its_locks_and_they_are_lost(sshd: Ssh
 async def test_a_killed_holder_frees_its_locks_and_they_are_lost(hosts: tuple[Host, Host], directory: Path) -> None:
     path = directory / "lock"
     held = await hosts[0].hold_lock(str(path), owner="me")
-    await until(lambda: len(holders(path)) == 1, "the holder alone: its child has closed the lock")
     holder = psutil.Process(int(path.read_text().split()[-2]))
-    assert holder.children()
+    await until(holder.children, "its child")
+    await until(lambda: len(holders(path)) == 1, "the holder alone: its child has closed the lock")
     holder.kill()
     await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
     await until(lambda: not holders(path), "the end of the lock")

@@ -30,9 +30,10 @@ def guest(lab: Lab) -> Iterator[Guest]:
 @pytest.fixture(autouse=True)
 def nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
     """End the commands that a test has left."""
+    lab = request.getfixturevalue("lab") if "lab" in request.fixturenames else None
     yield
-    if "lab" in request.fixturenames:
-        request.getfixturevalue("lab").commands.end()
+    if isinstance(lab, Lab):
+        lab.commands.end()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -40,7 +41,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Have tests fail that need KVM and were skipped, where it is required; show what the lab's programs said last."""
     report = kvm.judged(item, (yield))
     lab = getattr(item, "funcargs", {}).get("lab")
-    if report.failed and lab is not None:
+    if report.failed and isinstance(lab, Lab):
         for path in sorted((lab.directory / "parts").glob("*/log")):
             said = path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
             report.sections.append((f"end of the log of {path.parent.name}", said))
