@@ -42,8 +42,8 @@ def test_a_subscriber_follows_a_migration_from_both_hosts_and_the_controller(lab
     with following(lab) as heard, lab.guest() as guest:
         at_a, at_b = f"host/a/vm/{guest.name}", f"host/b/vm/{guest.name}"
         wait_for(lambda: (state_of(heard, at_a) or {}).get("runstate") == "running", 20)
-        assert (state_of(heard, "host/a/status") or {})["state"] == "ready"
-        assert (state_of(heard, "host/b/info") or {})["schema"].startswith("host.info/1.")
+        assert wait_for(lambda: state_of(heard, "host/a/status"), 20)["state"] == "ready"
+        assert wait_for(lambda: state_of(heard, "host/b/info"), 20)["schema"].startswith("host.info/1.")
 
         result = lab.cli("migrate", guest.name, "--to", "b", "--bandwidth", "10MiB", "--json").doc
 
