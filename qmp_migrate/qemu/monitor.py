@@ -175,6 +175,8 @@ class Monitor:
             EOFError,
             AssertionError,
         ) as error:  # the library asserts that the peer is still there
+            with contextlib.suppress(Exception):  # and leaves its tasks then: their ends are looked at here
+                await client.disconnect()
             sock.close()
             raise MonitorLost(
                 f"{label} does not speak QMP: {_reason(error)}",

@@ -28,6 +28,9 @@ pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: a
 SOON_S = 5.0
 """Within a second, on a machine that is not five times too slow."""
 
+pytestmark = pytest.mark.alone
+"""Its agent sees all QEMUs of this machine, those of other tests too, and connects to their monitors for a moment."""
+
 
 class Place:
     """An agent that tells of foreign guests, and who listens."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import socket
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from qemu.qmp import Message
@@ -448,6 +450,29 @@ async def test_what_it_said_before_it_ended_is_read_also_where_a_command_cannot_
         assert [event.name async for event in events] == ["STOP", "SHUTDOWN"]
     assert monitor.shutdown is not None
     await monitor.close()
+
+
+async def test_one_that_ends_as_it_is_connected_leaves_nothing_behind() -> None:
+    """The library's tasks have their ends looked at, or asyncio reports them with a traceback, as an agent's log showed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    theirs.sendall(json.dumps({"QMP": {"version": {}, "capabilities": []}}).encode() + CRLF)
+
+    def negotiate() -> None:
+        assert json.loads(theirs.recv(4096))["execute"] == "qmp_capabilities"
+        theirs.sendall(b'{"return": {}}' + CRLF)
+        theirs.close()
+
+    found: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
+    _, failure = await asyncio.gather(
+        asyncio.to_thread(negotiate), Monitor.connect(ours, label="web1@a", host="a", timeout=5), return_exceptions=True
+    )
+    if not isinstance(failure, MonitorLost):  # it was quick enough to be connected first
+        assert isinstance(failure, Monitor)
+        await failure.close()
+    failure = None
+    gc.collect()
+    assert found == []
 
 
 # -- a QEMU that ends must not be asked: up to 10.0 it may then hang for ever ---------------------------------------------
