@@ -24,11 +24,13 @@ from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.held_pair import binaries
 from tests.support.lab import wait_for
 
-pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")
 SOON_S = 5.0
 """Within a second, on a machine that is not five times too slow."""
 
-pytestmark = pytest.mark.alone
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86"),
+]
 """Its agent sees all QEMUs of this machine, those of other tests too, and connects to their monitors for a moment."""
 
 
