@@ -16,7 +16,7 @@ from typing import Any, Final
 from bench.contender import MoveFailed
 from bench.guest import Guest
 from bench.stages import stages
-from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.rig import RigState, down, up
 from qmp_migrate.settings import load
 

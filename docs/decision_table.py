@@ -1,4 +1,4 @@
-"""Writes down every cell of `handover.decide`, as Markdown."""
+"""Writes down every cell of `decision.decide`, as Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Final
 
-from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source, decide
+from qmp_migrate.migration.ownership.decision import Action, Decision, Destination, Facts, Goal, Source, decide
 
 QUESTIONS: Final[tuple[Mapping[bool, str], ...]] = (
     {True: "goal: forward", False: "goal: back"},
@@ -123,7 +123,7 @@ def _fewest(answers: frozenset[tuple[Key, Decision]]) -> list[Rule]:
 
 
 def decision_table(made: str) -> str:
-    """Return every cell of `handover.decide` as Markdown, one table per state of the source.
+    """Return every cell of `decision.decide` as Markdown, one table per state of the source.
 
     Args:
         made: Who made it: stands in a comment.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Final
 
-from qmp_migrate.migration.phases import ENDS, NEXT, Phase
+from qmp_migrate.migration.model.phases import ENDS, NEXT, Phase
 
 BACK: Final = (Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.PARKED)
 """Drawn as lanes at the right; every other phase is a box on the way forward."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmp_migrate.migration.policies import POLICIES, Policy
+from qmp_migrate.migration.convergence.policies import POLICIES, Policy
 
 
 def policy_table(made: str) -> str:

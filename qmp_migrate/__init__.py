@@ -48,39 +48,39 @@ from qmp_migrate.errors import (
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller
     from qmp_migrate.fleet.guests import Guest
-    from qmp_migrate.migration.forecast import Forecast
-    from qmp_migrate.migration.forecasting import ForecastReport
-    from qmp_migrate.migration.plan import Plan
-    from qmp_migrate.migration.preflight import Check
-    from qmp_migrate.migration.recovery import Wish
-    from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter
-    from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-    from qmp_migrate.migration.restore_request import RestoreRequest, RestoreResult
-    from qmp_migrate.migration.save_request import SaveRequest, SaveResult
+    from qmp_migrate.migration.forecast.measurement import ForecastReport
+    from qmp_migrate.migration.forecast.prediction import Forecast
+    from qmp_migrate.migration.lifecycle.recovery import Wish
+    from qmp_migrate.migration.model.reporter import MigrationView, Progress, Reporter
+    from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
+    from qmp_migrate.migration.preflight.planner import Plan
+    from qmp_migrate.migration.preflight.rules import Check
+    from qmp_migrate.migration.savefile.restore_request import RestoreRequest, RestoreResult
+    from qmp_migrate.migration.savefile.save_request import SaveRequest, SaveResult
     from qmp_migrate.settings import HostSettings, Settings
     from qmp_migrate.settings import load as load_settings
     from qmp_migrate.vm.spec import GuestSpec, parse_spec
 
 _HOMES = {
-    "Check": "qmp_migrate.migration.preflight",
+    "Check": "qmp_migrate.migration.preflight.rules",
     "Controller": "qmp_migrate.fleet.controller",
-    "Forecast": "qmp_migrate.migration.forecast",
-    "ForecastReport": "qmp_migrate.migration.forecasting",
+    "Forecast": "qmp_migrate.migration.forecast.prediction",
+    "ForecastReport": "qmp_migrate.migration.forecast.measurement",
     "Guest": "qmp_migrate.fleet.guests",
     "GuestSpec": "qmp_migrate.vm.spec",
     "HostSettings": "qmp_migrate.settings",
-    "MigrationRequest": "qmp_migrate.migration.request",
-    "MigrationResult": "qmp_migrate.migration.request",
-    "MigrationView": "qmp_migrate.migration.reporter",
-    "Plan": "qmp_migrate.migration.plan",
-    "Progress": "qmp_migrate.migration.reporter",
-    "Reporter": "qmp_migrate.migration.reporter",
-    "RestoreRequest": "qmp_migrate.migration.restore_request",
-    "RestoreResult": "qmp_migrate.migration.restore_request",
-    "SaveRequest": "qmp_migrate.migration.save_request",
-    "SaveResult": "qmp_migrate.migration.save_request",
+    "MigrationRequest": "qmp_migrate.migration.model.request",
+    "MigrationResult": "qmp_migrate.migration.model.request",
+    "MigrationView": "qmp_migrate.migration.model.reporter",
+    "Plan": "qmp_migrate.migration.preflight.planner",
+    "Progress": "qmp_migrate.migration.model.reporter",
+    "Reporter": "qmp_migrate.migration.model.reporter",
+    "RestoreRequest": "qmp_migrate.migration.savefile.restore_request",
+    "RestoreResult": "qmp_migrate.migration.savefile.restore_request",
+    "SaveRequest": "qmp_migrate.migration.savefile.save_request",
+    "SaveResult": "qmp_migrate.migration.savefile.save_request",
     "Settings": "qmp_migrate.settings",
-    "Wish": "qmp_migrate.migration.recovery",
+    "Wish": "qmp_migrate.migration.lifecycle.recovery",
     "load_settings": "qmp_migrate.settings:load",
     "parse_spec": "qmp_migrate.vm.spec",
 }

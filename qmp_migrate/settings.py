@@ -149,7 +149,7 @@ class MigrationSettings(_Section):
 
 
 class HookSettings(_Section):
-    """``[[hook]]``: a command at a point of every migration; see `qmp_migrate.migration.hooks`.
+    """``[[hook]]``: a command at a point of every migration; see `qmp_migrate.migration.lifecycle.hooks`.
 
     Attributes:
         at: ``before``, ``pre-switchover``, ``after-commit``, ``rolled-back`` or ``done``.

@@ -40,7 +40,7 @@ class Request:
     """What may be done.
 
     Attributes:
-        how: ``run`` it; run it and look at its input line by line (``locks``); ``connect`` to a monitor.
+        how: ``run`` it; run it and look at its input line by line (``guest_locks``); ``connect`` to a monitor.
         name: For the log.
         argv: What to run.
         path: Where to connect.

@@ -33,22 +33,22 @@ SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("hosts.command", "END_GROUP"): ("number", "number"),
     ("hosts.lock_scripts", "HOLDER"): ("number", "word"),
     ("hosts.lock_scripts", "END_HOLDER"): ("lock", "line of text"),
-    ("migration.mandate", "GIVE"): ("run directory", "guest's name"),
-    ("migration.mandate", "WITHDRAW"): ("run directory", "guest's name"),
-    ("migration.mandate", "RECORD"): ("run directory", "guest's name"),
-    ("migration.release", "_TAIL"): ("guest's directory", "number"),
-    ("migration.wiring", "_PLACE_KEYS"): ("file of a guest", "word", "word", "number"),
-    ("migration.wiring", "_REMOVE_KEYS"): ("file of a guest", "word", "word"),
-    ("migration.definition", "_DEFINED"): ("guest's directory",),
-    ("migration.facts", "_FACTS"): ("run directory", "guest's name", "QEMU", "address or nothing"),
-    ("migration.facts", "_PATHS"): ("file for a guest", "*"),
-    ("migration.facts", "_SIZES"): ("file for a guest", "*"),
-    ("migration.locks", "_EPOCH"): ("epoch",),
-    ("migration.locks", "_HOLDER"): ("lock",),
-    ("migration.locks", "_PLACE"): ("run directory",),
-    ("migration.locks", "_BUMP"): ("epoch", "number", "line of text"),
-    ("migration.recovery", "_LAUNCHING"): ("guest's directory",),
-    ("migration.image_stamps", "_STAMPS"): ("image", "*"),
+    ("migration.lifecycle.delegation", "GIVE"): ("run directory", "guest's name"),
+    ("migration.lifecycle.delegation", "WITHDRAW"): ("run directory", "guest's name"),
+    ("migration.lifecycle.delegation", "RECORD"): ("run directory", "guest's name"),
+    ("migration.endpoint.console", "_TAIL"): ("guest's directory", "number"),
+    ("migration.transport.setup", "_PLACE_KEYS"): ("file of a guest", "word", "word", "number"),
+    ("migration.transport.setup", "_REMOVE_KEYS"): ("file of a guest", "word", "word"),
+    ("migration.cold.definition", "_DEFINED"): ("guest's directory",),
+    ("migration.preflight.host_facts", "_FACTS"): ("run directory", "guest's name", "QEMU", "address or nothing"),
+    ("migration.preflight.host_facts", "_PATHS"): ("file for a guest", "*"),
+    ("migration.preflight.host_facts", "_SIZES"): ("file for a guest", "*"),
+    ("migration.endpoint.guest_locks", "_EPOCH"): ("epoch",),
+    ("migration.endpoint.guest_locks", "_HOLDER"): ("lock",),
+    ("migration.endpoint.guest_locks", "_PLACE"): ("run directory",),
+    ("migration.endpoint.guest_locks", "_BUMP"): ("epoch", "number", "line of text"),
+    ("migration.endpoint.launch", "_LAUNCHING"): ("guest's directory",),
+    ("migration.savefile.image_stamps", "_STAMPS"): ("image", "*"),
     ("fleet.health", "_FACTS"): ("run directory", "QEMU"),
     ("fleet.leftover_facts", "_FACTS"): ("run directory",),
 }
@@ -65,7 +65,7 @@ def collect() -> dict[str, Any]:
     """Return the document, from the scripts as they are."""
     from qmp_migrate.hosts.command import _WRAPPER
     from qmp_migrate.hosts.fenced import _FENCE
-    from qmp_migrate.migration.facts import questions
+    from qmp_migrate.migration.preflight.host_facts import questions
 
     scripts: dict[str, dict[str, Any]] = {}
     for (module, name), kinds in {**SCRIPTS, ("", "nothing"): ()}.items():

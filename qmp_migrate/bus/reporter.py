@@ -1,6 +1,6 @@
 """The controller's side of the bus: its own status, and its migrations as they go.
 
-`MqttReporter` fits the `Reporter` port of `qmp_migrate.migration.reporter` without knowing it: the bus must not import
+`MqttReporter` fits the `Reporter` port of `qmp_migrate.migration.model.reporter` without knowing it: the bus must not import
 the migration, so what is read of its objects is written down here.
 """
 

@@ -26,7 +26,7 @@ from qmp_migrate.cli.bus import line
 from qmp_migrate.cli.render import ProgressView, summary
 from qmp_migrate.errors import RigError
 from qmp_migrate.fleet.controller import Controller
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.rig import lab
 from qmp_migrate.rig.oracle import Verdict, judge
 from qmp_migrate.rig.state import RigState

@@ -11,7 +11,7 @@ from qmp_migrate.errors import UsageError
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.leftovers import Leftovers
-    from qmp_migrate.migration.preflight import Check
+    from qmp_migrate.migration.preflight.rules import Check
 
 _STYLES: Final = {"ours": "yellow", "maybe-only-copy": "bold red", "not-ours": "dim"}
 

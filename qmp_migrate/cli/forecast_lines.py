@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qmp_migrate.cli.render import duration
-from qmp_migrate.migration.forecasting import ForecastReport
+from qmp_migrate.migration.forecast.measurement import ForecastReport
 from qmp_migrate.vm.units import about_size
 
 

@@ -11,8 +11,8 @@ from qmp_migrate.cli.bare import Moving
 from qmp_migrate.cli.context import Context, data, put, run, say
 
 if TYPE_CHECKING:
-    from qmp_migrate.migration.forecasting import ForecastReport
-    from qmp_migrate.migration.plan import Plan
+    from qmp_migrate.migration.forecast.measurement import ForecastReport
+    from qmp_migrate.migration.preflight.planner import Plan
 
 
 def register(app: typer.Typer) -> None:

@@ -32,7 +32,7 @@ def metrics(
     async def work() -> None:
         from qmp_migrate.exposition import is_loopback, parse_listen, serving, write_textfile
         from qmp_migrate.fleet.metrics import page
-        from qmp_migrate.migration.journal import Journal
+        from qmp_migrate.migration.journal.store import Journal
 
         settings = options.settings()
         place = parse_listen(listen) if listen is not None else None

@@ -12,8 +12,8 @@ from qmp_migrate.cli.recovering import recover
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qmp_migrate.migration.journal import Entry, MigrationRecord
-    from qmp_migrate.migration.operations import Operation
+    from qmp_migrate.migration.journal.operations import Operation
+    from qmp_migrate.migration.journal.store import Entry, MigrationRecord
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A migration's id, or a unique beginning of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
@@ -48,7 +48,7 @@ def cancel(context: typer.Context, migration: Id, json: Json = False) -> None:
 
 def _with_journal(context: typer.Context, work: Any, *, json: bool) -> Any:
     async def call() -> Any:
-        from qmp_migrate.migration.journal import Journal
+        from qmp_migrate.migration.journal.store import Journal
 
         options: Context = context.obj
         async with await Journal.open(options.settings().controller.state) as journal:
@@ -70,7 +70,7 @@ def status(
     """
 
     async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
-        from qmp_migrate.migration.operations import Operations, either
+        from qmp_migrate.migration.journal.operations import Operations, either
 
         if migration is not None:
             return await either(journal, migration)
@@ -103,7 +103,7 @@ def history(
     """List migrations, saves, restores and moves, newest first."""
 
     async def work(journal: Any) -> tuple[list[MigrationRecord], list[Operation]]:
-        from qmp_migrate.migration.operations import Operations
+        from qmp_migrate.migration.journal.operations import Operations
 
         records = await journal.migrations(vm=vm, limit=limit)
         operations = await Operations(journal).latest(vm=vm, limit=limit)
@@ -129,13 +129,13 @@ def report(context: typer.Context, migration: Id, json: Json = False) -> None:
     """Tell the whole story of one of them, from the journal."""
 
     async def work(journal: Any) -> tuple[MigrationRecord | Operation, list[Entry]]:
-        from qmp_migrate.migration.operations import either
+        from qmp_migrate.migration.journal.operations import either
 
         records, operations = await either(journal, migration)
         return (records[0], await journal.entries(records[0].id)) if records else (operations[0], [])
 
     found, entries = _with_journal(context, work, json=json)
-    from qmp_migrate.migration.operations import Operation
+    from qmp_migrate.migration.journal.operations import Operation
 
     if isinstance(found, Operation):
         from qmp_migrate.cli.past import operation_story
@@ -156,7 +156,7 @@ def report(context: typer.Context, migration: Id, json: Json = False) -> None:
 
 
 def _record_document(record: MigrationRecord) -> dict[str, Any]:
-    from qmp_migrate.migration.journal import controller_lives
+    from qmp_migrate.migration.journal.store import controller_lives
 
     lives = None if record.outcome is not None else controller_lives(record.controller)
     return {

@@ -19,8 +19,8 @@ from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller
-    from qmp_migrate.migration.plan import Plan
-    from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+    from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
+    from qmp_migrate.migration.preflight.planner import Plan
     from qmp_migrate.settings import Settings
 
 ONE_PRESS_S: Final = 1.0
@@ -203,7 +203,7 @@ def _dry_run(settings: Settings, request: MigrationRequest, json: bool) -> None:
 def _fail(error: QmpMigrateError, request: MigrationRequest | None, json: bool) -> NoReturn:
     """Tell the error; with ``--json`` end with the result document, also where nothing was begun."""
     if json:
-        from qmp_migrate.migration.request import MigrationResult
+        from qmp_migrate.migration.model.request import MigrationResult
 
         result = error.result
         if result is None and request is not None:

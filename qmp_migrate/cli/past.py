@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qmp_migrate.cli.render import against, duration
-from qmp_migrate.migration.journal import Entry, MigrationRecord, controller_lives
-from qmp_migrate.migration.operations import Operation
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.journal.operations import Operation
+from qmp_migrate.migration.journal.store import Entry, MigrationRecord, controller_lives
+from qmp_migrate.migration.model.phases import Phase
 from qmp_migrate.vm.units import about_size
 
 

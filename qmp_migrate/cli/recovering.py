@@ -12,10 +12,10 @@ from qmp_migrate.errors import LockBusy, OutcomeUnknown, QmpMigrateError, Transp
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller
-    from qmp_migrate.migration.journal import MigrationRecord
-    from qmp_migrate.migration.operations import Operation
-    from qmp_migrate.migration.recovery import Wish
-    from qmp_migrate.migration.request import MigrationResult
+    from qmp_migrate.migration.journal.operations import Operation
+    from qmp_migrate.migration.journal.store import MigrationRecord
+    from qmp_migrate.migration.lifecycle.recovery import Wish
+    from qmp_migrate.migration.model.request import MigrationResult
 
 AGAIN_S: Final = 2.0
 """With ``--wait``: how long between two tries."""
@@ -52,7 +52,7 @@ def recover(
 
 def _wish(back: bool, fenced: list[str] | None, owner: str | None, migration: str | None, json: bool) -> Wish:
     from qmp_migrate.errors import UsageError
-    from qmp_migrate.migration.recovery import Wish
+    from qmp_migrate.migration.lifecycle.recovery import Wish
 
     if owner not in {None, "source", "destination"}:
         fail(
@@ -89,7 +89,7 @@ async def _recover(options: Context, migration: str | None, wait: bool, wish: Wi
 
 async def _named(controller: Controller, id: str | None) -> tuple[list[MigrationRecord], list[Operation]]:
     """Return what is to be settled: the one that was named, or all that was left."""
-    from qmp_migrate.migration.operations import either
+    from qmp_migrate.migration.journal.operations import either
 
     if id is None:
         return await controller.unsettled(), await controller.unsettled_operations()
@@ -160,7 +160,7 @@ def _where(result: MigrationResult) -> str:
 
 
 def _document(record: MigrationRecord, error: QmpMigrateError) -> dict[str, Any]:
-    from qmp_migrate.migration.request import MigrationResult
+    from qmp_migrate.migration.model.request import MigrationResult
 
     if isinstance(error.result, MigrationResult):
         return error.result.to_dict()

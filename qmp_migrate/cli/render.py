@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qmp_migrate.migration.plan import Plan
-from qmp_migrate.migration.preflight import Check
-from qmp_migrate.migration.reporter import MigrationView, Progress
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.model.reporter import MigrationView, Progress
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.preflight.planner import Plan
+from qmp_migrate.migration.preflight.rules import Check
 from qmp_migrate.vm.units import about_size
 
 LINE_EVERY_S: Final = 2.0

@@ -13,8 +13,8 @@ from qmp_migrate.cli.signals import end_as_by_ctrl_c, go_on_without_terminal
 from qmp_migrate.errors import QmpMigrateError, UsageError
 
 if TYPE_CHECKING:
-    from qmp_migrate.migration.restore_request import RestoreResult
-    from qmp_migrate.migration.save_request import SaveResult
+    from qmp_migrate.migration.savefile.restore_request import RestoreResult
+    from qmp_migrate.migration.savefile.save_request import SaveResult
 
 _R = TypeVar("_R")
 

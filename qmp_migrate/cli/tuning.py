@@ -88,7 +88,7 @@ def wanted(
 def _of_settings(settings: Settings) -> str:
     """Return the policy of the settings. They cannot judge it themselves: they know nothing of migrations."""
     from qmp_migrate.errors import ConfigError, UsageError
-    from qmp_migrate.migration import policies
+    from qmp_migrate.migration.convergence import policies
 
     try:
         return policies.find(settings.migration.policy).name
@@ -144,6 +144,6 @@ def tune(
     if json:
         put({"schema": "tuned/1", "in_force": in_force})
     else:
-        from qmp_migrate.migration.tuning import in_words
+        from qmp_migrate.migration.lifecycle.tuning import in_words
 
         say().print(f"in force: {in_words(in_force)}")

@@ -10,7 +10,7 @@ import typer
 from qmp_migrate.cli import tuning
 
 if TYPE_CHECKING:
-    from qmp_migrate.migration.request import MigrationRequest
+    from qmp_migrate.migration.model.request import MigrationRequest
     from qmp_migrate.settings import Settings
 
 Vm = Annotated[str, typer.Argument(metavar="VM", help="The guest's name.")]
@@ -83,7 +83,7 @@ def request_of(settings: Settings, given: Mapping[str, Any]) -> MigrationRequest
         UsageError, InvalidQuantity, InvalidName: One of them asks for what does not exist.
     """
     from qmp_migrate.errors import UsageError
-    from qmp_migrate.migration.request import MigrationRequest
+    from qmp_migrate.migration.model.request import MigrationRequest
     from qmp_migrate.vm.units import parse_rate, parse_time_ms
 
     if given["source_images"] in {"rename", "remove"} and given["copy_storage"] is None:

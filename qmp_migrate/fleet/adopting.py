@@ -25,10 +25,10 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.fleet.foreign import Foreign, choose, list_qemus
 from qmp_migrate.hosts.process import identify
-from qmp_migrate.migration import locks
-from qmp_migrate.migration.checks import Check
-from qmp_migrate.migration.devices_now import devices_now
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.devices.query import devices_now
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.model.check import Check
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
 from qmp_migrate.qemu.monitor import Monitor
@@ -235,7 +235,7 @@ async def adopt(side: Side, adoption: Adoption) -> None:
             f"{adoption.name} cannot be taken in: {failed[0].text}", hint=failed[0].hint or None, host=side.name
         )
     process = adoption.foreign.process
-    lock = await locks.hold(side, "adopt")
+    lock = await guest_locks.hold(side, "adopt")
     try:
         second = adoption.monitors[1] if len(adoption.monitors) > 1 else ""
         words = [side.directory, adoption.monitors[0], second, adoption.foreign.cwd, *process.words]
@@ -259,7 +259,7 @@ async def release(side: Side) -> str:
         LockBusy: A controller holds it.
         CommandFailed, TransportError: It could not be done.
     """
-    lock = await locks.hold(side, "release")
+    lock = await guest_locks.hold(side, "release")
     try:
         return (await side.host.script(_RELEASE, [side.directory])).text
     finally:

@@ -29,20 +29,21 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.fleet.operating import Operating
 from qmp_migrate.fleet.publishing import on_the_bus
-from qmp_migrate.migration import forecasting, recovery, tuning
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.course import Course
-from qmp_migrate.migration.engine import Engine
-from qmp_migrate.migration.forecasting import ForecastReport
-from qmp_migrate.migration.hooks import Hooks
-from qmp_migrate.migration.journal import Journal, MigrationRecord, controller_lives
-from qmp_migrate.migration.phases import ENDS, Phase
-from qmp_migrate.migration.plan import Plan, make_plan
-from qmp_migrate.migration.progress import ProgressMeter
-from qmp_migrate.migration.recovery import Wish
-from qmp_migrate.migration.reporter import Reporter, Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.forecast import measurement
+from qmp_migrate.migration.forecast.measurement import ForecastReport
+from qmp_migrate.migration.journal.store import Journal, MigrationRecord, controller_lives
+from qmp_migrate.migration.lifecycle import recovery, tuning
+from qmp_migrate.migration.lifecycle.context import Course
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.lifecycle.hooks import Hooks
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.lifecycle.recovery import Wish
+from qmp_migrate.migration.model.phases import ENDS, Phase
+from qmp_migrate.migration.model.progress import ProgressMeter
+from qmp_migrate.migration.model.reporter import Reporter, Reporters
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.preflight.planner import Plan, make_plan
 from qmp_migrate.settings import Settings
 
 if TYPE_CHECKING:
@@ -138,11 +139,11 @@ class Controller(Operating):
             The forecast, and the plan, which may be a refused one.
 
         Raises:
-            QmpMigrateError: See `plan` and `forecasting.make`.
+            QmpMigrateError: See `plan` and `measurement.make`.
         """
         plan, source, destination = await self.plan(request)
         try:
-            return await forecasting.make(plan, source, destination, request, self.journal), plan
+            return await measurement.make(plan, source, destination, request, self.journal), plan
         finally:
             await source.detach()
 
@@ -253,7 +254,7 @@ class Controller(Operating):
             )
         result.warnings += [check.text for check in plan.checks if check.status == "warn"]
         if on_forecast is not None:
-            on_forecast(await forecasting.make(plan, source, destination, request, self.journal))
+            on_forecast(await measurement.make(plan, source, destination, request, self.journal))
         if cancel.is_set():
             raise MigrationCancelled("cancelled before anything was touched", host=source.name)
         await self.journal.begin(
@@ -271,7 +272,7 @@ class Controller(Operating):
             },
         )
         await self.journal.enter(request.id, Phase.PREFLIGHT)
-        foretold = await forecasting.remembered(self.journal, request, source.name)
+        foretold = await measurement.remembered(self.journal, request, source.name)
         chronicle = Chronicle(request, self.journal, reporter, result, foretold=foretold)
         reporter.phase(chronicle.view())
         course = Course(
@@ -301,7 +302,7 @@ class Controller(Operating):
         return [r for r in reversed(records) if r.outcome is not None or controller_lives(r.controller) is not True]
 
     async def recover(self, migration: str | MigrationRecord, wish: Wish | None = None) -> MigrationResult:
-        """Settle a migration whose controller is gone; see `qmp_migrate.migration.recovery`.
+        """Settle a migration whose controller is gone; see `qmp_migrate.migration.lifecycle.recovery`.
 
         Args:
             migration: Its id, a unique beginning of it, or its record.
@@ -398,7 +399,7 @@ class Controller(Operating):
 
         Args:
             migration: Its id, or a unique beginning of it.
-            changes: Fields of `qmp_migrate.migration.tuning.Tune`, for example ``downtime_limit_ms=1000``.
+            changes: Fields of `qmp_migrate.migration.lifecycle.tuning.Tune`, for example ``downtime_limit_ms=1000``.
 
         Returns:
             What is in force now, as the source's QEMU says.

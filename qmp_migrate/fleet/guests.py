@@ -30,11 +30,12 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts.process import ProcessId, identify, launch, list_all, wait_gone
-from qmp_migrate.migration import definition, locks
-from qmp_migrate.migration.facts import BinaryFacts, HostFacts, gather_host, probe_binary
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.rollback import remove_guest_directory
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.cold import definition
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.cleanup import remove_guest_directory
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.preflight.host_facts import BinaryFacts, HostFacts, gather_host, probe_binary
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
 from qmp_migrate.qemu.timeouts import ENDING_S, HUNG_END_S
@@ -143,7 +144,7 @@ async def one_place(name: str, found: Sequence[Side], unreachable: Sequence[str]
     if len(found) == 1:
         return found[0]
     for side in found:
-        who = await locks.holder(side)
+        who = await guest_locks.holder(side)
         if who is not None:
             raise LockBusy(f"{name} is held by another controller: {who}", hint="try again later", host=side.name)
     seen = await asyncio.gather(*(look_at(side) for side in found))
@@ -256,7 +257,7 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
             host=side.name,
         )
     spec = spec.model_copy(update={"machine": machine, "cpu": _pin_cpu(spec.cpu, binary)})
-    lock = await locks.hold(side, "vm start")
+    lock = await guest_locks.hold(side, "vm start")
     try:
         if (await identify(host, side.directory)) is not None:
             raise GuestExists(
@@ -358,7 +359,7 @@ async def stop(side: Side, *, force: bool, timeout: float) -> None:
         LockBusy: It is being migrated.
         MigrationFailed: It did not power off in time; it runs on.
     """
-    lock = await locks.hold(side, "vm stop")
+    lock = await guest_locks.hold(side, "vm stop")
     try:
         if side.process is not None and not await _end(side, force=force, timeout=timeout):
             raise MigrationFailed(

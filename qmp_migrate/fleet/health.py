@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from qmp_migrate.errors import BusError, ChannelRefused, ConfigError, JournalError, QmpMigrateError, TransportError
 from qmp_migrate.fleet import leftovers
-from qmp_migrate.migration.preflight import Check, Status
+from qmp_migrate.migration.preflight.rules import Check, Status
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.names import check_socket_path
 from qmp_migrate.vm.units import about_size

@@ -10,8 +10,8 @@ from qmp_migrate.errors import CommandFailed, GuestExists, GuestUnknown, Transpo
 from qmp_migrate.fleet import guests
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.hosts import Host, HostAddress, make_host
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.settings import HostSettings, Settings
 from qmp_migrate.vm.names import validate_name
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from qmp_migrate.errors import FileFailed, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.qemu import features
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.monitor import Monitor

@@ -13,8 +13,8 @@ from qmp_migrate.fleet.leftover_kinds import OUR_CAPABILITIES, Action, Finding, 
 from qmp_migrate.fleet.leftover_scripts import QUARANTINE, REMOVE_FILE, REMOVE_KEYS
 from qmp_migrate.hosts import HeldLock
 from qmp_migrate.hosts.process import identify
-from qmp_migrate.migration import locks
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.qemu import features
 from qmp_migrate.qemu import migration as qmp
 
@@ -49,11 +49,11 @@ async def remove(finding: Finding, side_of: Callable[[str, str], Side], look: Lo
     try:
         # A loaded destination may go only as long as the guest runs over there: nobody else may act on either.
         if finding.kind is Kind.LOADED_DESTINATION:
-            taken = await locks.take(side, side_of(finding.about, finding.vm), PURPOSE)
+            taken = await guest_locks.take(side, side_of(finding.about, finding.vm), PURPOSE)
             with_locks = taken.held
             mine = {(finding.host, finding.vm), (finding.about, finding.vm)}
         else:
-            with_locks = [await locks.hold(side, PURPOSE)]
+            with_locks = [await guest_locks.hold(side, PURPOSE)]
             mine = {(finding.host, finding.vm)}
         if finding.kind is not Kind.LOCK_FILE:
             again = {found.key: found for found in await look(finding.vm, mine)}.get(finding.key)

@@ -15,8 +15,8 @@ from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.fleet import leftover_facts, leftover_removal
 from qmp_migrate.fleet.leftover_facts import RunDir
 from qmp_migrate.fleet.leftover_kinds import Finding, OpenMigration, classify, is_name
-from qmp_migrate.migration.journal import controller_lives
-from qmp_migrate.migration.phases import ENDS
+from qmp_migrate.migration.journal.store import controller_lives
+from qmp_migrate.migration.model.phases import ENDS
 
 if TYPE_CHECKING:
     from qmp_migrate.fleet.controller import Controller

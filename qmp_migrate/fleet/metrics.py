@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from qmp_migrate.exposition import text_of
-from qmp_migrate.migration.journal import Journal, MigrationRecord
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.journal.store import Journal, MigrationRecord
+from qmp_migrate.migration.model.phases import Phase
 
 BLACKOUT_S: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 TOTAL_S: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)

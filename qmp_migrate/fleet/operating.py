@@ -14,22 +14,23 @@ from qmp_migrate.fleet import guests, shut_down
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
-from qmp_migrate.migration import locks, restore_plan, save_plan, shut_down_plan
-from qmp_migrate.migration.built import built_as
-from qmp_migrate.migration.locks import GuestLock
-from qmp_migrate.migration.moving import MODE
-from qmp_migrate.migration.operations import Operation, Operations
-from qmp_migrate.migration.plan import Plan
-from qmp_migrate.migration.recovery import launch_over
-from qmp_migrate.migration.reporter import Progress
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-from qmp_migrate.migration.restore_ending import RestoreEnding
-from qmp_migrate.migration.restore_request import RestoreRequest, RestoreResult
-from qmp_migrate.migration.restoring import Restoring
-from qmp_migrate.migration.save_ending import SaveEnding
-from qmp_migrate.migration.save_request import CHANNELS, FormatChoice, SaveRequest, SaveResult
-from qmp_migrate.migration.saving import Saving
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.cold import plan
+from qmp_migrate.migration.cold.move import MODE
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.endpoint.guest_locks import GuestLock
+from qmp_migrate.migration.endpoint.launch import built_as, launch_over
+from qmp_migrate.migration.journal.operations import Operation, Operations
+from qmp_migrate.migration.model.reporter import Progress
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.preflight.planner import Plan
+from qmp_migrate.migration.savefile import restore_plan, save_plan
+from qmp_migrate.migration.savefile.restore import Restoring
+from qmp_migrate.migration.savefile.restore_completion import RestoreEnding
+from qmp_migrate.migration.savefile.restore_request import RestoreRequest, RestoreResult
+from qmp_migrate.migration.savefile.save import Saving
+from qmp_migrate.migration.savefile.save_completion import SaveEnding
+from qmp_migrate.migration.savefile.save_request import CHANNELS, FormatChoice, SaveRequest, SaveResult
 from qmp_migrate.vm.names import validate_name
 
 Tell = Callable[[str], None]
@@ -224,7 +225,7 @@ class Operating(Inventory):
         destination = self.side(request.destination, request.vm)
         await destination.host.connect()
         request = replace(request, id="d" + request.id[1:])
-        return await shut_down_plan.look(request, source, destination, self.journal), source, destination
+        return await plan.look(request, source, destination, self.journal), source, destination
 
     async def _move_shut_down(
         self,
@@ -302,7 +303,7 @@ class Operating(Inventory):
         destination = self.side(operation.data["destination"], operation.vm)
         for side in (source, destination):
             await side.host.connect()
-        lock = await locks.take(source, destination, f"move {operation.id}")
+        lock = await guest_locks.take(source, destination, f"move {operation.id}")
         async with shut_down.held(lock, source, destination):
             operation = await self.operations.get(operation.id)
             _check_left(operation)
@@ -371,7 +372,7 @@ def _check_left(operation: Operation) -> None:
 @contextlib.asynccontextmanager
 async def _holding(side: Side, purpose: str) -> AsyncIterator[GuestLock]:
     """Act under the guest's lock: the host refuses what this controller asks once another one has the guest."""
-    lock = await locks.take_at(side, purpose)
+    lock = await guest_locks.take_at(side, purpose)
     bare = side.host
     side.host = lock.fence(side)
     try:

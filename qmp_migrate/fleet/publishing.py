@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Final
 
-from qmp_migrate.migration.reporter import Reporter
+from qmp_migrate.migration.model.reporter import Reporter
 from qmp_migrate.settings import Settings
 
 FLUSH_S: Final = 1.0

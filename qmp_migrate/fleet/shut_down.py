@@ -13,17 +13,18 @@ from qmp_migrate.fleet import guests
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
 from qmp_migrate.hosts.process import identify, launch
-from qmp_migrate.migration import definition, locks
-from qmp_migrate.migration.disk_copies import DiskCopy
-from qmp_migrate.migration.locks import GuestLock
-from qmp_migrate.migration.mirroring import DiskProgress
-from qmp_migrate.migration.moving import MODE, Moving
-from qmp_migrate.migration.operations import Operation, Operations
-from qmp_migrate.migration.plan import Plan
-from qmp_migrate.migration.progress import ProgressMeter
-from qmp_migrate.migration.reporter import Progress
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.cold import definition
+from qmp_migrate.migration.cold.move import MODE, Moving
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.endpoint.guest_locks import GuestLock
+from qmp_migrate.migration.journal.operations import Operation, Operations
+from qmp_migrate.migration.model.progress import ProgressMeter
+from qmp_migrate.migration.model.reporter import Progress
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.preflight.planner import Plan
+from qmp_migrate.migration.storage.disk_plan import DiskCopy
+from qmp_migrate.migration.storage.mirror import DiskProgress
 from qmp_migrate.settings import Limits
 from qmp_migrate.vm.cmdline import CommandLine
 
@@ -75,7 +76,7 @@ async def start(inventory: Inventory, vm: str, on: str) -> Guest:
         raise GuestExists(
             f"a guest named {vm} is already on {found[0].name}", hint="see: qmp-migrate vm list", host=found[0].name
         )
-    lock = await locks.hold(side, "vm start")
+    lock = await guest_locks.hold(side, "vm start")
     try:
         command = definition.bootable(await definition.read(side))
         side.process = await launch(
@@ -98,7 +99,7 @@ async def move(
     cancel: asyncio.Event,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Move a shut-down guest; see `qmp_migrate.migration.moving`. `on_progress` is told how far its disks are.
+    """Move a shut-down guest; see `qmp_migrate.migration.cold.move`. `on_progress` is told how far its disks are.
 
     Raises:
         PreflightRefused: A check failed; nothing was touched.
@@ -200,7 +201,7 @@ async def recover(
 @contextlib.asynccontextmanager
 async def _holding(source: Side, destination: Side, id: str) -> AsyncIterator[GuestLock]:
     """Act under the guest's locks, on both hosts."""
-    lock = await locks.take(source, destination, f"move {id}")
+    lock = await guest_locks.take(source, destination, f"move {id}")
     async with held(lock, source, destination):
         yield lock
 

@@ -2,7 +2,7 @@
 
 A QEMU does not tell with which options a device was made, but it tells every property of it as it is now, and what the
 property is without being set; a block node tells its driver, its file and its cache, a network back end a line of text. What
-follows from that is judged in `qmp_migrate.migration.present`, which is pure; here is only asked.
+follows from that is judged in `qmp_migrate.migration.devices.diff`, which is pure; here is only asked.
 
 Seen on QEMU 7.2, 10.0 and 11.1: a device with an id is a child of ``/machine/peripheral``; one without is
 ``/machine/peripheral-anon/device[N]``, N counted in the order in which they were made, never used twice. ``hotplugged``

@@ -1,6 +1,6 @@
 """Disks from one QEMU to another: an NBD server at the one end, a mirror into it at the other. Knows nothing of hosts.
 
-The order of a copy, as seen from here (`qmp_migrate.migration.mirroring` has the whole)::
+The order of a copy, as seen from here (`qmp_migrate.migration.storage.mirror` has the whole)::
 
     destination   serve, images.add_node, export
     source        refuses_plain, connect, mirror … wait until `Mirror.ready` … hold_in_step, wait until `Mirror.in_step`

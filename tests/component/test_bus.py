@@ -20,7 +20,7 @@ from qmp_migrate.bus.presence import Presence
 from qmp_migrate.bus.reporter import MqttReporter, controller_client
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import BusError
-from qmp_migrate.migration.reporter import MigrationView
+from qmp_migrate.migration.model.reporter import MigrationView
 from tests.support.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 from tests.support.messages import event, presence_of_a, vm
 

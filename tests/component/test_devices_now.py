@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.migration.present import as_it_is, given_devices
+from qmp_migrate.migration.devices.diff import as_it_is, given_devices
 from qmp_migrate.qemu import devices
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.vm.cmdline import CommandLine

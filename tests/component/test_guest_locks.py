@@ -18,8 +18,8 @@ import pytest
 from qmp_migrate.errors import Fenced, FileFailed, HostUnreachable, LockBusy, TransportError
 from qmp_migrate.hosts import SshHost
 from qmp_migrate.hosts.fenced import FencedHost
-from qmp_migrate.migration import locks
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, running_sshd
@@ -31,7 +31,7 @@ from pathlib import Path
 from qmp_migrate.errors import LockBusy
 from qmp_migrate.hosts import HostAddress, SshHost
 from qmp_migrate.migration import locks
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
 
 async def main():
@@ -118,27 +118,27 @@ async def test_both_hosts_are_held_and_only_the_epoch_stays(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
     places[1].epoch = 4
-    lock = await locks.take(*sides, "migration m1")
+    lock = await guest_locks.take(*sides, "migration m1")
     assert (lock.before, lock.epoch, lock.missing) == (4, 5, ())
     assert [place.epoch for place in places] == [5, 5]
     for side, place in zip(sides, places, strict=True):
         assert place.files == ["web1.beat", "web1.epoch", "web1.lock"]
         assert re.fullmatch(
             rf"\S+@\S+ pid {os.getpid()}, migration m1, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
-            await locks.holder(side) or "",
+            await guest_locks.holder(side) or "",
         )
     assert not lock.lost
     await lock.release()
     for side, place in zip(sides, places, strict=True):
         assert place.files == ["web1.epoch"]
-        assert await locks.holder(side) is None
+        assert await guest_locks.holder(side) is None
 
 
 async def test_a_damaged_epoch_takes_nothing(places: tuple[Place, Place], sides: tuple[Side, Side]) -> None:
     places[1].epoch = 1
     (places[1].run_dir / ".locks" / "web1.epoch").write_text("one\n")
     with pytest.raises(FileFailed, match="epoch"):
-        await locks.take(*sides, "migration m1")
+        await guest_locks.take(*sides, "migration m1")
     assert "web1.lock" not in places[0].files
     assert "web1.lock" not in places[1].files
 
@@ -204,9 +204,9 @@ async def test_a_host_that_does_not_answer_can_be_left_out(
     await sides[1].host.close()
     os.kill(places[1].sshd.process.pid, signal.SIGKILL)
     with pytest.raises(TransportError):
-        await locks.take(*sides, "migration m1")
+        await guest_locks.take(*sides, "migration m1")
     assert places[0].files == ["web1.epoch"]
-    lock = await locks.take(*sides, "migration m1", partial=True)
+    lock = await guest_locks.take(*sides, "migration m1", partial=True)
     assert (lock.missing, lock.before, lock.epoch) == (("b",), 8, 9)
     assert isinstance(lock.fence(sides[0]), FencedHost)
     assert lock.fence(sides[1]) is sides[1].host
@@ -217,21 +217,21 @@ async def test_a_host_that_does_not_answer_can_be_left_out(
     os.kill(places[0].sshd.process.pid, signal.SIGKILL)
     await sides[0].host.close()
     with pytest.raises(HostUnreachable, match=r"no host of web1 can be reached: a: .*; b: "):
-        await locks.take(*sides, "migration m1", partial=True)
+        await guest_locks.take(*sides, "migration m1", partial=True)
 
 
 async def test_a_part_of_the_locks_connects_where_nobody_has_yet(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
     await asyncio.gather(*(side.host.close() for side in sides))
-    lock = await locks.take(*sides, "migration m1", partial=True)
+    lock = await guest_locks.take(*sides, "migration m1", partial=True)
     assert lock.missing == ()
     await lock.release()
     # A part is not a way round somebody who holds the guest.
-    lock = await locks.take(*sides, "migration m1", partial=True)
+    lock = await guest_locks.take(*sides, "migration m1", partial=True)
     other = places[0].side("a"), places[1].side("b")
     with pytest.raises(LockBusy, match="migration m1"):
-        await locks.take(*other, "migration m2", partial=True)
+        await guest_locks.take(*other, "migration m2", partial=True)
     await lock.release()
     await asyncio.gather(*(side.host.close() for side in other))
 
@@ -242,7 +242,7 @@ async def test_a_part_of_the_locks_connects_where_nobody_has_yet(
 async def test_a_lock_is_taken_again_after_the_connection_was_lost(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
-    lock = await locks.take(*sides, "migration m1")
+    lock = await guest_locks.take(*sides, "migration m1")
     places[1].sshd.signal_sessions(signal.SIGKILL)
     await lost(lock)
     kept = next(held for held in lock.held if not held.lost.is_set())
@@ -255,7 +255,7 @@ async def test_a_lock_is_taken_again_after_the_connection_was_lost(
     await asyncio.gather(*(side.host.connect() for side in other))
     for one in other:
         with pytest.raises(LockBusy):
-            await locks.hold(one, "vm stop")
+            await guest_locks.hold(one, "vm stop")
     await asyncio.gather(*(side.host.close() for side in other))
     await lock.release()
     assert places[0].files == places[1].files == ["web1.epoch"]
@@ -264,7 +264,7 @@ async def test_a_lock_is_taken_again_after_the_connection_was_lost(
 async def test_it_shows_whether_somebody_else_has_had_the_guest_meanwhile(sides: tuple[Side, Side]) -> None:
     since = []
     for purpose in ("migration m1", "migration m1", "migration m2", "migration m1", "migration m1"):
-        lock = await locks.take(*sides, purpose)
+        lock = await guest_locks.take(*sides, purpose)
         since.append(lock.since)
         await lock.release()
     assert since == [1, 1, 3, 4, 4]
@@ -274,7 +274,7 @@ async def test_our_own_connection_of_before_does_not_keep_us_out(
     places: tuple[Place, Place], sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # We have noticed that the network is gone, the host has not: its old sshd still waits for us.
-    lock = await locks.take(*sides, "migration m1")
+    lock = await guest_locks.take(*sides, "migration m1")
     places[1].sshd.signal_sessions(signal.SIGSTOP)
     assert isinstance(sides[1].host, SshHost)
     assert sides[1].host._connection is not None
@@ -292,7 +292,7 @@ async def test_our_own_connection_of_before_does_not_keep_us_out(
 async def test_a_host_that_cannot_be_reached_yet_may_be_tried_again(
     places: tuple[Place, Place], sides: tuple[Side, Side]
 ) -> None:
-    lock = await locks.take(*sides, "migration m1")
+    lock = await guest_locks.take(*sides, "migration m1")
     places[1].sshd.signal_sessions(signal.SIGKILL)
     await lost(lock)
     os.kill(places[1].sshd.process.pid, signal.SIGSTOP)
@@ -310,13 +310,13 @@ async def test_a_host_that_cannot_be_reached_yet_may_be_tried_again(
 
 
 async def test_who_had_the_guest_meanwhile_fences_us(places: tuple[Place, Place], sides: tuple[Side, Side]) -> None:
-    lock = await locks.take(*sides, "migration m1")
+    lock = await guest_locks.take(*sides, "migration m1")
     for place in places:
         place.sshd.signal_sessions(signal.SIGKILL)
     await asyncio.gather(*(held.lost.wait() for held in lock.held))
     other = places[0].side("a"), places[1].side("b")
     await asyncio.gather(*(side.host.connect() for side in other))
-    taken = await locks.take(*other, "migration m2")
+    taken = await guest_locks.take(*other, "migration m2")
     assert taken.before == lock.epoch
     with pytest.raises(LockBusy, match="migration m2") as busy:  # while it has it
         await lock.renew()
@@ -336,7 +336,7 @@ async def test_who_had_the_guest_meanwhile_fences_us(places: tuple[Place, Place]
 
 async def test_who_only_tries_does_not_take_it_from_us(places: tuple[Place, Place], sides: tuple[Side, Side]) -> None:
     # One of our locks is lost, and another controller has it for the moment that it needs to see that we hold the other.
-    lock = await locks.take(*sides, "migration m1")
+    lock = await guest_locks.take(*sides, "migration m1")
     lost_number, kept_number = 0, 1
     side = lock._places[lost_number][0]
     place = next(place for place in places if str(place.run_dir) == side.settings.run_dir)
@@ -344,7 +344,7 @@ async def test_who_only_tries_does_not_take_it_from_us(places: tuple[Place, Plac
     await lost(lock)
     other = place.side(side.name)
     await other.host.connect()
-    trying = await locks.hold(other, "migration m2")
+    trying = await guest_locks.hold(other, "migration m2")
     renewing = asyncio.create_task(lock.renew())
     done, _ = await asyncio.wait([renewing], timeout=0.5)
     assert not done
@@ -356,7 +356,7 @@ async def test_who_only_tries_does_not_take_it_from_us(places: tuple[Place, Plac
     await other.host.close()
 
 
-async def lost(lock: locks.GuestLock) -> None:
+async def lost(lock: guest_locks.GuestLock) -> None:
     """Wait until one of the locks is lost."""
     waiting = [asyncio.create_task(held.lost.wait()) for held in lock.held]
     done, pending = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)

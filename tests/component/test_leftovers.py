@@ -17,8 +17,8 @@ from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.fleet.leftover_kinds import Finding, Kind
 from qmp_migrate.fleet.leftovers import Leftovers
 from qmp_migrate.hosts.process import ProcessId, is_alive, launch
-from qmp_migrate.migration import locks
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.qemu import encryption
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.settings import parse
@@ -146,7 +146,7 @@ async def test_a_gone_guests_directory_goes_to_quarantine_without_its_keys(fleet
 
 async def test_a_waiting_destination_is_ended_and_one_that_is_held_is_not(fleet: Fleet) -> None:
     waiting = await fleet.qemu(*WAITS)
-    held = await locks.hold(waiting, "migration m1")
+    held = await guest_locks.hold(waiting, "migration m1")
     found = await fleet.remove()
     assert (found.findings, list(found.busy["a"])) == ([], ["web1"])
     assert await lives(waiting)
@@ -159,7 +159,7 @@ async def test_a_waiting_destination_is_ended_and_one_that_is_held_is_not(fleet:
 async def test_a_guest_that_is_taken_between_look_and_act_is_left(fleet: Fleet) -> None:
     waiting = await fleet.qemu(*WAITS)
     looked = await fleet.find()
-    held = await locks.hold(waiting, "migration m1")
+    held = await guest_locks.hold(waiting, "migration m1")
     found = await leftovers.remove(fleet.controller, looked)
     await held.release()
     assert found.findings == []
@@ -183,7 +183,7 @@ async def test_a_loaded_destination_goes_only_while_the_guest_runs_elsewhere(fle
     looked = await fleet.find()
     assert kinds(looked)[Kind.LOADED_DESTINATION] == "would-remove"
     # Locked over there: somebody is about to act on it.
-    held = await locks.hold(source, "migration m1")
+    held = await guest_locks.hold(source, "migration m1")
     await leftovers.remove(fleet.controller, looked)
     await held.release()
     assert await lives(destination)
@@ -230,7 +230,7 @@ async def test_locks_and_temporary_files_go_and_epochs_stay(fleet: Fleet) -> Non
         (place / name).write_text("7\n")
     os.utime(place / "web2.epoch.new", (1, 1))
     await fleet.controller.host("a").connect()
-    held = await locks.hold(fleet.controller.side("a", "held"), "migration m1")
+    held = await guest_locks.hold(fleet.controller.side("a", "held"), "migration m1")
     found = await fleet.remove()
     assert found.exit_code == 0
     assert {path.name for path in place.iterdir()} >= {"web1.epoch", "web3.epoch.new", "held.lock"}
@@ -343,9 +343,9 @@ async def test_a_loaded_destination_is_looked_at_again_under_both_locks(fleet: F
     holders: list[str | None] = []
 
     async def look(_vm: str, _mine: object) -> list[Finding]:
-        holders.extend([await locks.holder(source), await locks.holder(destination)])
+        holders.extend([await guest_locks.holder(source), await guest_locks.holder(destination)])
         return []
 
     assert (await leftover_removal.remove(finding, fleet.controller.side, look)).action == "kept"
     assert all(who is not None and "doctor" in who for who in holders)
-    assert [await locks.holder(source), await locks.holder(destination)] == [None, None]
+    assert [await guest_locks.holder(source), await guest_locks.holder(destination)] == [None, None]

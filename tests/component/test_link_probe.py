@@ -11,11 +11,11 @@ import pytest
 
 from qmp_migrate.errors import LaunchFailed, MigrationFailed
 from qmp_migrate.hosts.local import LocalHost
-from qmp_migrate.migration import link_probe
-from qmp_migrate.migration.link_probe import probe
-from qmp_migrate.migration.negotiation import Profile, Setting
-from qmp_migrate.migration.request import MigrationRequest
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.forecast import link_probe
+from qmp_migrate.migration.forecast.link_probe import probe
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.transport.negotiation import Profile, Setting
 from qmp_migrate.settings import HostSettings
 
 REQUEST = MigrationRequest("web1", "b", "a")

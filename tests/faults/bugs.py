@@ -14,13 +14,16 @@ from urllib.parse import urlsplit
 
 from qmp_migrate.errors import MigrationFailed, QmpMigrateError
 from qmp_migrate.hosts import fenced, host_keys
-from qmp_migrate.migration import handover, plan, side, wiring
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.copying import Copying
-from qmp_migrate.migration.engine import Engine
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.side import GONE, Side
+from qmp_migrate.migration.endpoint import endpoint
+from qmp_migrate.migration.endpoint.endpoint import GONE, Side
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.ownership import decision
+from qmp_migrate.migration.precopy.runner import Copying
+from qmp_migrate.migration.preflight import planner
+from qmp_migrate.migration.transport import setup
 from qmp_migrate.settings import load
 from qmp_migrate.vm.cmdline import CommandLine
 
@@ -45,18 +48,18 @@ class Bug:
 
 
 def _drop_s() -> None:
-    derive = plan.derive_destination
+    derive = planner.derive_destination
 
     def without(*args: Any, **kwargs: Any) -> Any:
         derived = derive(*args, **kwargs)
         options = tuple(option for option in derived.command.options if option.name != "S")
         return dataclasses.replace(derived, command=CommandLine(derived.command.binary, options))
 
-    plan.derive_destination = without
+    planner.derive_destination = without
 
 
 def _drop_return_path() -> None:
-    wiring.ALWAYS = {"events": True}  # type: ignore[misc]
+    setup.ALWAYS = {"events": True}  # type: ignore[misc]
 
 
 def _timeout_is_dead() -> None:
@@ -67,7 +70,7 @@ def _timeout_is_dead() -> None:
         return GONE if observed.run_state is None else observed
 
     Side.observe = hasty  # type: ignore[method-assign]
-    side.OBSERVE_S = 0.5  # type: ignore[misc]
+    endpoint.OBSERVE_S = 0.5  # type: ignore[misc]
 
 
 def _skip_kill_confirmation() -> None:
@@ -116,10 +119,10 @@ def _ignore_epoch() -> None:
 
 
 def _cancel_in_postcopy() -> None:
-    def cancel(facts: handover.Facts) -> handover.Decision:
-        return handover.Decision(handover.Action.CANCEL_SOURCE, "the source runs on after a cancel")
+    def cancel(facts: decision.Facts) -> decision.Decision:
+        return decision.Decision(decision.Action.CANCEL_SOURCE, "the source runs on after a cancel")
 
-    handover._postcopy = cancel
+    decision._postcopy = cancel
 
 
 def _believe_retained() -> None:

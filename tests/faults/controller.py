@@ -23,10 +23,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from qmp_migrate.fleet import controller as fleet
-from qmp_migrate.migration import engine
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.copying import Copying
-from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.lifecycle import engine
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.precopy.runner import Copying
 from qmp_migrate.qemu.monitor import Monitor
 
 FIRST_BYTES = 1 << 20

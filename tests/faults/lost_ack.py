@@ -22,7 +22,7 @@ import structlog
 
 from qmp_migrate.errors import MigrationFailed, QmpMigrateError
 from qmp_migrate.fleet.controller import Controller
-from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.lifecycle.engine import Engine
 from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec import parse_spec
 from tests.faults.spy import Spy, Watch

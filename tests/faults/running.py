@@ -13,7 +13,7 @@ from typing import Any, Final
 import psutil
 
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.migration.phases import ENDS
+from qmp_migrate.migration.model.phases import ENDS
 from tests.faults import judging
 from tests.faults.spy import NoAnswer, Spy, Watch
 from tests.faults.stand import Stand

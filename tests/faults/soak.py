@@ -21,8 +21,8 @@ import psutil
 import structlog
 
 from qmp_migrate.fleet.controller import Controller
-from qmp_migrate.migration.copying import Copying
-from qmp_migrate.migration.engine import Engine
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.precopy.runner import Copying
 from qmp_migrate.rig.disk_journal import check_journal
 from qmp_migrate.rig.oracle import judge
 from qmp_migrate.settings import load

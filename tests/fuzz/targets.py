@@ -41,7 +41,7 @@ from qmp_migrate.exposition import parse_listen
 from qmp_migrate.fleet import enrolment_scripts, foreign, notices
 from qmp_migrate.hosts.command import behind_login_shell, script_argv
 from qmp_migrate.hosts.command import command_line as command_of
-from qmp_migrate.migration import locks
+from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.qemu import devices, features, images, migration
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.settings import parse as parse_settings
@@ -356,7 +356,7 @@ def foreign_line() -> bytes:
 def relay_seed() -> bytes:
     """Return a command as the controller sends it."""
     argv = ["/run/x/.locks/web1.epoch", "0", "migration m-1"]
-    return command_of("h", behind_login_shell(script_argv(locks._BUMP, argv), 10.0)).encode()
+    return command_of("h", behind_login_shell(script_argv(guest_locks._BUMP, argv), 10.0)).encode()
 
 
 PROC: Final = (

@@ -1,4 +1,4 @@
-"""The controllers of `contested`: take the locks, look, ask `handover.decide`, act; dying and coming back at any moment.
+"""The controllers of `contested`: take the locks, look, ask `decision.decide`, act; dying and coming back at any moment.
 
 A look is three questions (the source's migration status, its run state, the destination), a decision is one step and what
 it sends another, so that anything may happen between any two of them. What a controller knows beside that is what the
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from qmp_migrate.migration import handover
-from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source
+from qmp_migrate.migration.ownership import decision as ownership_decision
+from qmp_migrate.migration.ownership.decision import Action, Decision, Destination, Facts, Goal, Source
 from tests.support.contested import SOURCE_WORDS, A, B, Bug, Command, Controller, Move, World
 
 FINAL: Final = {
@@ -148,7 +148,7 @@ def goes_on(world: World, number: int) -> Iterator[tuple[str, World]]:
         if believed or answers(world, number, B):
             destination = Destination.ABSENT if believed else world.seen_destination()
             if destination is not Destination.ABSENT:
-                hung = handover.classify_destination(alive=True, run_state=None, status=None)
+                hung = ownership_decision.classify_destination(alive=True, run_state=None, status=None)
                 yield f"{who}: the destination lives, and does not answer", _sees(world, number, destination=hung)
             yield f"{who} looks at the destination: {destination}", _sees(world, number, destination=destination)
     elif move.action is None:
@@ -207,7 +207,7 @@ def _looks_at_source(world: World, number: int) -> Iterator[tuple[str, World]]:
 
 def _silence(world: World, number: int, place: int) -> Source:
     alive = False if world.variant.bug is Bug.TIMEOUT_IS_DEATH else None
-    return handover.classify_source(alive=alive, run_state=None, status=None)
+    return ownership_decision.classify_source(alive=alive, run_state=None, status=None)
 
 
 def answers(world: World, number: int, place: int) -> bool:
@@ -232,7 +232,7 @@ def facts(world: World, number: int, *, patience: bool) -> Facts:
     """Return what a controller knows beside what it sees, and what that proves."""
     controller, move = world.controllers[number], world.controllers[number].move
     proven = move is not None and move.source is not None and not controller.others
-    proven = proven and handover.proves_never_ran(move.source, move.status, postcopy=controller.postcopy)
+    proven = proven and ownership_decision.proves_never_ran(move.source, move.status, postcopy=controller.postcopy)
     return Facts(
         may_have_run=controller.armed,
         never_ran=proven or (controller.knows and not controller.sent),
@@ -274,7 +274,7 @@ def decide(world: World, number: int, *, patience: bool) -> Decision:
     assert destination is not None
     if world.variant.bug is Bug.EARLY_COMMIT and source is Source.SWITCHES and destination is Destination.LOADED:
         return Decision(Action.COMMIT, "the bug")
-    return handover.decide(source, destination, facts(world, number, patience=patience), controller.goal)
+    return ownership_decision.decide(source, destination, facts(world, number, patience=patience), controller.goal)
 
 
 def act(world: World, number: int, action: Action) -> World:

@@ -3,7 +3,7 @@
 Where `two_qemus` has one controller and is walked through whole, this one has what lies around it as well, and is walked
 through at random by `tests/unit/test_handover_model.py`. Two things are kept apart on purpose: what a controller *sends*
 is put in flight and has its effect when it *arrives*, which may be much later or never; and a host knows only which
-connections are open, not who is right. What `contenders` decides comes from `handover.decide`, always from a look that may
+connections are open, not who is right. What `contenders` decides comes from `decision.decide`, always from a look that may
 be out of date by then.
 
 Everything may happen between any two steps: a lease may end at any time (its holder was frozen, cut off, or believed to be),
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
-from qmp_migrate.migration import handover
-from qmp_migrate.migration.handover import Action, Destination, Goal, Source
+from qmp_migrate.migration.ownership import decision
+from qmp_migrate.migration.ownership.decision import Action, Destination, Goal, Source
 from tests.support import two_qemus
 
 A, B = 0, 1  # the source's host and the destination's
@@ -228,13 +228,13 @@ class World(NamedTuple):
         stands = self.variant.paused or (self.variant.stopped and self.src in {"copying", "runs-on"})
         if run_state == "running" and stands:
             run_state = "paused"
-        return handover.classify_source(alive=True, run_state=run_state, status=status)
+        return decision.classify_source(alive=True, run_state=run_state, status=status)
 
     def seen_destination(self) -> Destination:
         if self.dst == "dead":
-            return handover.classify_destination(alive=False, run_state=None, status=None)
+            return decision.classify_destination(alive=False, run_state=None, status=None)
         run_state, status = DESTINATION_WORDS[self.dst]
-        return handover.classify_destination(alive=True, run_state=run_state, status=status)
+        return decision.classify_destination(alive=True, run_state=run_state, status=status)
 
     def checked(self) -> World:
         """Return this world, with a note of what must not be."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.migration.copying import Copying
-from qmp_migrate.migration.reporter import Progress
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.model.reporter import Progress
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.precopy.runner import Copying
 from tests.support.fake_qmp import FakeQemu
 from tests.support.sides import side_of
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmp_migrate.migration import image_files
-from qmp_migrate.migration.disk_copies import DiskCopy
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.storage import images
+from qmp_migrate.migration.storage.disk_plan import DiskCopy
 from qmp_migrate.settings import HostSettings
 from tests.support.fake_qmp import Fails, Reply
 from tests.support.qemu_pair import SOURCE, PairHost, QemuPair
@@ -23,7 +23,7 @@ COPIES = (
 )
 
 
-IMAGE_SCRIPTS = frozenset({image_files._MAKE, image_files._REMOVE, image_files._KEEP, image_files._PUT_AWAY})
+IMAGE_SCRIPTS = frozenset({images._MAKE, images._REMOVE, images._KEEP, images._PUT_AWAY})
 
 
 class Disks:
@@ -191,18 +191,18 @@ class Disks:
     def script(self, source: str, args: Sequence[str]) -> str | None:
         """Do a script on image files; return what it did, None where it is about something else."""
         match source:
-            case image_files._MAKE:
+            case images._MAKE:
                 self.files |= {*args[1::3], *(f"{path}.copying" for path in args[1::3])}
                 return "making images"
-            case image_files._REMOVE:
+            case images._REMOVE:
                 if self.destination.alive:
                     self.wrong.append("images are removed under a QEMU")
                 self.files -= {name for path in args[1:] for name in (path, f"{path}.copying")}
                 return "removing images"
-            case image_files._KEEP:
+            case images._KEEP:
                 self.files -= {f"{path}.copying" for path in args[1:]}
                 return "keeping images"
-            case image_files._PUT_AWAY:
+            case images._PUT_AWAY:
                 if self.source.alive:
                     self.wrong.append("images are put away under a QEMU")
                 self.put_away.append(args[2])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from qmp_migrate.migration.handover import Action, Goal
+from qmp_migrate.migration.ownership.decision import Action, Goal
 from tests.support import contenders
 from tests.support.contested import World
 

@@ -17,9 +17,10 @@ from typing import Any, Final
 from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts import process_scripts
 from qmp_migrate.hosts.base import Completed
-from qmp_migrate.migration import locks, recovery, wiring
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint import guest_locks, launch
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.transport import setup
 from qmp_migrate.settings import HostSettings
 from tests.support.disk_pair import IMAGE_SCRIPTS, Disks
 from tests.support.qemu_pair import ARGV, SOURCE, Held, PairHost, QemuPair, _Qemu
@@ -156,9 +157,9 @@ class MortalPair(QemuPair):
 
 
 EFFECTS: Final = {
-    wiring._PLACE_KEYS: "placing keys",
-    wiring._REMOVE_KEYS: "removing keys",
-    locks._BUMP: "raising the epoch",
+    setup._PLACE_KEYS: "placing keys",
+    setup._REMOVE_KEYS: "removing keys",
+    guest_locks._BUMP: "raising the epoch",
     process_scripts.DISCARD: "cleaning up",
     process_scripts.LAUNCH: "launching",
     process_scripts.KILL: "killing",
@@ -193,14 +194,14 @@ class MortalHost(PairHost):
         files, disks = self.pair.files[self.name], self.pair.disks
         is_of_images = disks is not None and source in IMAGE_SCRIPTS
         if not is_of_images and source not in EFFECTS:
-            if source == recovery._LAUNCHING:
+            if source == launch._LAUNCHING:
                 return b"idle\n" if "directory" in files else b"absent\n"
             return super()._do(source, args)
         with self.life.effect(f"{EFFECTS.get(source, 'image files')} on {self.name}"):
             match source:
-                case wiring._PLACE_KEYS:
+                case setup._PLACE_KEYS:
                     files.add("keys")
-                case wiring._REMOVE_KEYS:
+                case setup._REMOVE_KEYS:
                     files.discard("keys")
                 case process_scripts.DISCARD:
                     files.clear()

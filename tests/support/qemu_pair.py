@@ -17,8 +17,8 @@ from qmp_migrate.errors import MonitorLost
 from qmp_migrate.hosts import fenced, process_scripts
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.migration import locks
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
 from tests.support.fake_qmp import Fails, FakeQemu, HangUp, Reply, Silence
 from tests.support.qemu_words import COMPLETED_10_0, LISTENING
@@ -372,9 +372,9 @@ class PairHost(FakeHost):
                 self.qemu.die()
             case process_scripts.COMMAND_LINE:
                 return base64.b64encode(b"".join(word.encode() + b"\0" for word in ARGV))
-            case locks._PLACE:
+            case guest_locks._PLACE:
                 return self.name.encode()
-            case locks._BUMP:
+            case guest_locks._BUMP:
                 return self._raise_epoch(int(args[1]), args[2])
         match source:
             case process_scripts.LAUNCH | process_scripts.IDENTIFY if self.qemu.alive:

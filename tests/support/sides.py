@@ -6,7 +6,7 @@ import socket
 
 from qmp_migrate.errors import TransportError
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
 from tests.support.fake_qmp import FakeQemu
 

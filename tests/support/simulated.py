@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from qmp_migrate.migration import dirty_quota, policies
-from qmp_migrate.migration.convergence import LAST_KINDS, Sample, Step
-from qmp_migrate.migration.request import MigrationRequest
-from qmp_migrate.migration.steering import throttle
+from qmp_migrate.migration.convergence import policies, vcpu_dirty_limit
+from qmp_migrate.migration.convergence.ladder import LAST_KINDS, Sample, Step
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.precopy.policy_runner import throttle
 
 MIB = 1 << 20
 SWITCH_MS = 5.0
@@ -153,7 +153,7 @@ class Simulation:
         self.transferred += sent
         rate = self.guest.dirty * (1 - self.guest.obeys * self.throttle / 100)
         if self.limit:
-            rate = min(rate, dirty_quota.dirtied(self.guest.vcpus, self.limit))
+            rate = min(rate, vcpu_dirty_limit.dirtied(self.guest.vcpus, self.limit))
         self.written += rate * seconds
         self.ended.lost_ms += self.throttle / 100 * (until - self.now)
         self.now = until
@@ -236,7 +236,7 @@ class Simulation:
     def _end(self, how: str, blackout_ms: float) -> Ended:
         ended = self.ended
         if self.limit and blackout_ms:  # it sleeps on until it sees that it is to stop
-            blackout_ms += dirty_quota.stall_ms(self.guest.vcpus, self.limit, self.guest.ring * 4096)
+            blackout_ms += vcpu_dirty_limit.stall_ms(self.guest.vcpus, self.limit, self.guest.ring * 4096)
         ended.dirty_limit = self.limit
         ended.how, ended.blackout_ms, ended.total_ms = how, blackout_ms, self.now + blackout_ms
         ended.passes, ended.limit_ms = self.passes, self.parameters["downtime-limit"]

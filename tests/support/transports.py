@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qmp_migrate.migration.negotiation import Abilities, Profile, negotiate
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.transport.negotiation import Abilities, Profile, negotiate
 from tests.support.qemu_words import V7_2, Release
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from qmp_migrate.migration import handover
-from qmp_migrate.migration.handover import Action, Decision, Destination, Facts, Goal, Source
+from qmp_migrate.migration.ownership import decision as ownership_decision
+from qmp_migrate.migration.ownership.decision import Action, Decision, Destination, Facts, Goal, Source
 
 Src = Literal[
     *("copying", "holding", "switching", "failing", "runs-on", "runs-again", "completed", "resumed"),
@@ -231,7 +231,9 @@ class World(NamedTuple):
             for destination in sorted(seen):
                 for goal in Goal:
                     for patience in (True, False):
-                        decision = handover.decide(move.source, destination, self.facts(patience=patience), goal)
+                        decision = ownership_decision.decide(
+                            move.source, destination, self.facts(patience=patience), goal
+                        )
                         name = f"sees {move.source}/{destination}, {goal}, patience {patience}: {decision.action}"
                         yield name, self._replace(move=Move(source=move.source, action=decision.action))
         else:
@@ -245,23 +247,25 @@ class World(NamedTuple):
             yield "looks at the source: no answer, but it lives", self._sorted(None, None, alive=True)
 
     def _sorted(self, run_state: str | None, status: str | None, *, alive: bool | None) -> World:
-        source = handover.classify_source(alive=alive, run_state=run_state, status=status)
+        source = ownership_decision.classify_source(alive=alive, run_state=run_state, status=status)
         return self._replace(move=Move(source=source), seen_completed=self.seen_completed or status == "completed")
 
     def source(self) -> Source:
         """Return what one look at the source gives, if it answers; a hung one is only known to live."""
         if self.src == "dead":
-            return handover.classify_source(alive=False, run_state=None, status=None)
+            return ownership_decision.classify_source(alive=False, run_state=None, status=None)
         if self.src == "switching" and not self.flows:
-            return handover.classify_source(alive=True, run_state=None, status=None)
-        return handover.classify_source(alive=True, run_state=self.run_state, status=SOURCE_WORDS[self.src][1])
+            return ownership_decision.classify_source(alive=True, run_state=None, status=None)
+        return ownership_decision.classify_source(
+            alive=True, run_state=self.run_state, status=SOURCE_WORDS[self.src][1]
+        )
 
     def destination(self) -> Destination:
         """Return what a look at the destination gives, if it answers."""
         if self.dst == "dead":
-            return handover.classify_destination(alive=False, run_state=None, status=None)
+            return ownership_decision.classify_destination(alive=False, run_state=None, status=None)
         run_state, status = DESTINATION_WORDS[self.dst]
-        return handover.classify_destination(alive=True, run_state=run_state, status=status)
+        return ownership_decision.classify_destination(alive=True, run_state=run_state, status=status)
 
     def act(self, action: Action) -> World:
         """Return the world after an action, done to whatever is there by now."""
@@ -332,7 +336,7 @@ def settle(world: World, goal: Goal) -> tuple[World, Decision]:
             world = step[1]
         # A new connection is tried for its own time.
         patience = turn < 3 or (world.src == "interrupted" and turn < 20)
-        decision = handover.decide(world.source(), world.destination(), world.facts(patience=patience), goal)
+        decision = ownership_decision.decide(world.source(), world.destination(), world.facts(patience=patience), goal)
         if decision.action in FINAL and (decision.action is not Action.PARK or turn > 3):
             return world.act(decision.action), decision
         world = world.act(decision.action)

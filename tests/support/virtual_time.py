@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import looptime
 import pytest
 
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.journal_tables import open_engine
+from qmp_migrate.migration.journal.schema import open_engine
+from qmp_migrate.migration.journal.store import Journal
 
 WRITE_S: Final = 0.002
 """How long a write to the journal takes, on the virtual clock: the fake QEMUs go on meanwhile, as real ones do."""

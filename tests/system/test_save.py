@@ -140,7 +140,7 @@ CRASH = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from qmp_migrate import Controller, load_settings
-from qmp_migrate.migration.operations import Operations
+from qmp_migrate.migration.journal.operations import Operations
 
 settings, what, vm, file, step = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # begun in the background, it would ignore Ctrl-C

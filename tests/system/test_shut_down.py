@@ -103,7 +103,7 @@ CRASH = """
 import asyncio, os, sys
 from pathlib import Path
 from qmp_migrate import Controller, load_settings
-from qmp_migrate.migration.operations import Operations
+from qmp_migrate.migration.journal.operations import Operations
 
 settings, vm, step = sys.argv[1:]
 enter = Operations.enter

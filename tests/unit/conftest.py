@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.journal.store import Journal
 from tests.support.virtual_time import virtual_journal, virtual_time
 
 

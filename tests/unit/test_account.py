@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
-from qmp_migrate.migration.account import Names, ways_out
-from qmp_migrate.migration.handover import Action, Destination, Facts, Goal, Source, decide
+from qmp_migrate.migration.ownership.decision import Action, Destination, Facts, Goal, Source, decide
+from qmp_migrate.migration.ownership.manual_resolution import Names, ways_out
 
 NAMES = Names("m1", "web1", "a", "b")
 PARKED = [

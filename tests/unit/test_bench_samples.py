@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.samples import Numbers, Sample
-from qmp_migrate.migration.request import MigrationResult
+from qmp_migrate.migration.model.request import MigrationResult
 
 MIB = 1 << 20
 

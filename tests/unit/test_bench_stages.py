@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.stages import stages
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.model.phases import Phase
 
 
 def test_each_phase_ends_the_stage_before_it_and_the_rest_is_leaving() -> None:

@@ -14,7 +14,7 @@ from qmp_migrate.bus.messages import BusMessage, MigrationEvent, MigrationProgre
 from qmp_migrate.bus.reporter import MqttReporter
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.bus.wire import decode, encode
-from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter
+from qmp_migrate.migration.model.reporter import MigrationView, Progress, Reporter
 
 VIEW = MigrationView(
     id="m-1", vm="web1", source="a", destination="b", mode="live", phase="copying", rev=3, started_at=1_795_000_000.5

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import CommandFailed, JournalError, MigrationFailed
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.reporter import MigrationView, Progress, Reporter, Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.reporter import MigrationView, Progress, Reporter, Reporters
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
 
 P = Phase
 

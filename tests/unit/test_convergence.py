@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmp_migrate.migration import policies
-from qmp_migrate.migration.convergence import (
+from qmp_migrate.migration.convergence import policies
+from qmp_migrate.migration.convergence.ladder import (
     LAST_KINDS,
     NOTHING,
     START_MS,
@@ -20,8 +20,8 @@ from qmp_migrate.migration.convergence import (
     first_limit_ms,
     next_step,
 )
-from qmp_migrate.migration.dirty_quota import stall_ms
-from qmp_migrate.migration.request import MAX_DOWNTIME_MS
+from qmp_migrate.migration.convergence.vcpu_dirty_limit import stall_ms
+from qmp_migrate.migration.model.request import MAX_DOWNTIME_MS
 from tests.support.simulated import MIB, Guest, migrate
 
 GBIT = 125_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import JournalError, MigrationFailed, MonitorLost, NotConverging, QmpCommandFailed
-from qmp_migrate.migration.copying import CancelRequested
+from qmp_migrate.migration.precopy.runner import CancelRequested
 from tests.support.copying_rig import Rig
 from tests.support.fake_qmp import Fails, FakeQemu, Silence
 from tests.support.qemu_words import ACTIVE_7_2, COMPLETED_10_0

@@ -15,14 +15,14 @@ from typing import Literal
 import pytest
 
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.course import Course
-from qmp_migrate.migration.engine import Engine
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import ENDS, Phase
-from qmp_migrate.migration.recovery import BEFORE_LAUNCH, Wish, recover
-from qmp_migrate.migration.reporter import Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle.context import Course
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.lifecycle.recovery import BEFORE_LAUNCH, Wish, recover
+from qmp_migrate.migration.model.phases import ENDS, Phase
+from qmp_migrate.migration.model.reporter import Reporters
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult, Mode
 from tests.support.disk_pair import COPIES
 from tests.support.mortal import Died, Life, MortalJournal, MortalPair
 from tests.support.qemu_pair import ARGV, SOURCE

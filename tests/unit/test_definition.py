@@ -11,14 +11,14 @@ import pytest
 
 from qmp_migrate.errors import HostUnreachable
 from qmp_migrate.fleet import guests
-from qmp_migrate.migration import moving
-from qmp_migrate.migration.bare_qemu import argv, place
-from qmp_migrate.migration.definition import bootable, written
-from qmp_migrate.migration.disk_copies import Judgement
-from qmp_migrate.migration.facts import BinaryFacts, HostFacts
-from qmp_migrate.migration.request import MigrationRequest
-from qmp_migrate.migration.shut_down_plan import judge
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.cold import move
+from qmp_migrate.migration.cold.definition import bootable, written
+from qmp_migrate.migration.cold.plan import judge
+from qmp_migrate.migration.cold.storage_qemu import argv, place
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.preflight.host_facts import BinaryFacts, HostFacts
+from qmp_migrate.migration.storage.disk_plan import Judgement
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine
 from qmp_migrate.vm.derive import Derived
@@ -99,17 +99,17 @@ def test_the_definition_has_one_name_at_a_time_however_often_a_step_is_repeated(
     def startable() -> list[str]:
         return [place.name for place in (source, destination) if (place / "argv.json").exists()]
 
-    steps(moving._STAGE, destination, data=b"new")
+    steps(move._STAGE, destination, data=b"new")
     assert startable() == ["a"]
     for _ in range(2):
-        steps(moving._RETIRE, source)
+        steps(move._RETIRE, source)
         assert startable() == []
     for _ in range(2):
-        steps(moving._INSTALL, destination)
+        steps(move._INSTALL, destination)
         assert startable() == ["b"]
     assert (destination / "argv.json").read_text() == "new"
     for _ in range(2):
-        steps(moving._FORGET, source)
+        steps(move._FORGET, source)
     assert not list(source.iterdir())
 
 
@@ -118,9 +118,9 @@ def test_what_was_staged_is_taken_back_and_what_was_there_stays(tmp_path: Path) 
     old.mkdir()
     (old / "serial.log").write_text("x")
     for place_ in (new, old):
-        steps(moving._STAGE, place_, data=b"new")
+        steps(move._STAGE, place_, data=b"new")
         for _ in range(2):
-            steps(moving._UNSTAGE, place_)
+            steps(move._UNSTAGE, place_)
     assert not new.exists()
     assert [path.name for path in old.iterdir()] == ["serial.log"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import MonitorError
-from qmp_migrate.migration import device_checks
-from qmp_migrate.migration.present import Present
+from qmp_migrate.migration.devices.diff import Present
+from qmp_migrate.migration.preflight import device_rules
 from qmp_migrate.qemu import devices
 from qmp_migrate.qemu.devices import Device, Devices, Drive, NetBackend
 from qmp_migrate.vm.cmdline import CommandLine
@@ -198,7 +198,7 @@ NVME = Devices(
     ],
 )
 def test_a_device_that_qemu_cannot_move_is_named_with_what_to_do(reason: str, subject: str, advice: str) -> None:
-    ((text, hint),) = device_checks.blocked([reason], NVME)
+    ((text, hint),) = device_rules.blocked([reason], NVME)
     assert subject in text
     assert reason in text
     assert advice in hint
@@ -206,15 +206,13 @@ def test_a_device_that_qemu_cannot_move_is_named_with_what_to_do(reason: str, su
 
 def test_a_device_that_the_other_qemu_cannot_receive() -> None:
     command = CommandLine.parse(["qemu", "-device", "igb,id=n1", "-device", "nvme,id=nv0,drive=e"])
-    assert [text for text, _ in device_checks.not_received(command, "10.0.2")] == [
-        "QEMU 10.0.2 cannot receive nvme nv0"
-    ]
-    assert not list(device_checks.not_received(command, "11.1.3"))
+    assert [text for text, _ in device_rules.not_received(command, "10.0.2")] == ["QEMU 10.0.2 cannot receive nvme nv0"]
+    assert not list(device_rules.not_received(command, "11.1.3"))
 
 
 def test_what_changed_is_told_and_what_is_refused_is_all_that_is_told() -> None:
     command = CommandLine("qemu")
-    assert list(device_checks.changed(Present(command))) == [("ok", "its devices are those of its command line")]
-    told = list(device_checks.changed(Present(command, ("a was plugged in",), ("w",))))
+    assert list(device_rules.changed(Present(command))) == [("ok", "its devices are those of its command line")]
+    told = list(device_rules.changed(Present(command, ("a was plugged in",), ("w",))))
     assert told == [("warn", "w"), ("ok", "changed since its start, and taken over: a was plugged in")]
-    assert list(device_checks.changed(Present(command, ("c",), (), ("r",)))) == [("fail", "r")]
+    assert list(device_rules.changed(Present(command, ("c",), (), ("r",)))) == [("fail", "r")]

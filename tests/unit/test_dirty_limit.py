@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import MonitorError, QmpCommandFailed
-from qmp_migrate.migration import wiring
-from qmp_migrate.migration.negotiation import Profile
-from qmp_migrate.migration.wiring import Wires
+from qmp_migrate.migration.transport import setup
+from qmp_migrate.migration.transport.negotiation import Profile
+from qmp_migrate.migration.transport.setup import Wires
 from qmp_migrate.qemu import dirty_limit, features
 from tests.support.fake_qmp import Fails, FakeQemu
 from tests.support.monitors import connected
@@ -71,7 +71,7 @@ async def found(source: FakeQemu, destination: FakeQemu, *, dirty_ring: int) -> 
     """The wires of a migration that another controller has set up, as a recovery finds them in the journal."""
     side, there = side_of("a", source), side_of("b", destination)
     written = Profile(dirty_ring=dirty_ring).written
-    wires = await wiring.find(
+    wires = await setup.find(
         side,
         there,
         "m1",
@@ -89,7 +89,7 @@ async def test_a_limit_is_lifted_when_the_guest_stays_also_by_a_recovery(dirty_r
     async with FakeQemu() as source, FakeQemu() as destination:
         knows_it(source)
         side, wires = await found(source, destination, dirty_ring=dirty_ring)
-        assert await wiring.unwire_source(side, wires) == []
+        assert await setup.unwire_source(side, wires) == []
         # Without a ring nothing is asked that QEMU does not know.
         assert len(source.asked("cancel-vcpu-dirty-limit")) == (1 if dirty_ring else 0)
         await side.detach()
@@ -99,7 +99,7 @@ async def test_a_limit_that_could_not_be_lifted_is_told() -> None:
     async with FakeQemu() as source, FakeQemu() as destination:
         side, wires = await found(source, destination, dirty_ring=4096)
         source.on("cancel-vcpu-dirty-limit", Fails("no"))
-        (line,) = await wiring.unwire_source(side, wires)
+        (line,) = await setup.unwire_source(side, wires)
         assert "could not be put back" in line
         await side.detach()
 

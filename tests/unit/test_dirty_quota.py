@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.migration.dirty_quota import dirtied, least_limit, limit_for, stall_ms
+from qmp_migrate.migration.convergence.vcpu_dirty_limit import dirtied, least_limit, limit_for, stall_ms
 
 MIB = 1 << 20
 RING = 4096 * 4096

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.migration.dirtying import DirtyCurve, without_bursts
+from qmp_migrate.migration.forecast.dirty_curve import DirtyCurve, without_bursts
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.migration import disk_copies
-from qmp_migrate.migration.disk_copies import DiskCopy, Judgement, Seen
-from qmp_migrate.migration.image_facts import FileFacts
+from qmp_migrate.migration.storage import disk_plan
+from qmp_migrate.migration.storage.disk_plan import DiskCopy, Judgement, Seen
+from qmp_migrate.migration.storage.image_stat import FileFacts
 from qmp_migrate.qemu.images import Device, Image
 from qmp_migrate.vm.cmdline import CommandLine
 from qmp_migrate.vm.disks import disks
@@ -70,7 +70,7 @@ def warned(judgement: Judgement) -> list[str]:
 
 
 def test_a_raw_file_is_copied_to_where_the_map_says() -> None:
-    judgement = disk_copies.judge(seen(device(image(), direct=True)))
+    judgement = disk_plan.judge(seen(device(image(), direct=True)))
     [copy] = judgement.copies
     assert (copy.source_path, copy.path, copy.format, copy.sync) == ("/a/one.raw", "/b/one.raw", "raw", "full")
     assert (copy.mode, copy.makes, copy.direct, copy.writable) == ("640", True, True, True)
@@ -82,7 +82,7 @@ def test_a_raw_file_is_copied_to_where_the_map_says() -> None:
 
 
 def test_a_qcow2_image_is_made_like_the_one_it_copies() -> None:
-    [copy] = disk_copies.judge(seen(device(image("/a/one.qcow2", "qcow2", **{"cluster-size": 32768})))).copies
+    [copy] = disk_plan.judge(seen(device(image("/a/one.qcow2", "qcow2", **{"cluster-size": 32768})))).copies
     assert copy.options == {
         "size": 16 * MIB,
         "version": "v3",
@@ -112,7 +112,7 @@ def test_what_is_special_about_a_qcow2_image() -> None:
     ],
 )
 def test_images_that_cannot_be_copied(why: str, changes: dict[str, Any]) -> None:
-    judgement = disk_copies.judge(seen(device(image("/a/one.qcow2", "qcow2", **changes))))
+    judgement = disk_plan.judge(seen(device(image("/a/one.qcow2", "qcow2", **changes))))
     assert why in refused(judgement)
     assert not judgement.copies
 
@@ -122,14 +122,14 @@ def test_snapshots_and_bitmaps_stay_behind_and_that_is_said() -> None:
     top = image(
         "/a/o.qcow2", "qcow2", snapshots=[{"name": "before"}], **{"format-specific": {"type": "qcow2", "data": data}}
     )
-    judgement = disk_copies.judge(seen(device(top)))
+    judgement = disk_plan.judge(seen(device(top)))
     assert len(judgement.copies) == 1
     assert ["snapshots" in text or "bitmaps" in text for text in warned(judgement)] == [True, True]
 
 
 def test_a_network_disk_stays() -> None:
     top = image("nbd://x/y")
-    judgement = disk_copies.judge(seen(device(top, protocol="nbd"), argv=drive("nbd://x/y")))
+    judgement = disk_plan.judge(seen(device(top, protocol="nbd"), argv=drive("nbd://x/y")))
     assert not judgement.copies
     assert "leave --copy-storage out" in judgement.checks[-1].hint
 
@@ -145,7 +145,7 @@ def test_a_network_disk_stays() -> None:
 )
 def test_a_file_that_both_hosts_see_as_one_stays(same_machine: bool, there: FileFacts, stays: bool) -> None:
     here = HERE if there.file_system != "nfs" else FileFacts("file", 16 * MIB, "5:11", file_system="nfs")
-    judgement = disk_copies.judge(
+    judgement = disk_plan.judge(
         seen(
             device(image()),
             source_files={"/a/one.raw": here},
@@ -172,12 +172,12 @@ def test_a_file_that_both_hosts_see_as_one_stays(same_machine: bool, there: File
     ],
 )
 def test_places_that_cannot_be_used(there: FileFacts, why: str) -> None:
-    assert why in refused(disk_copies.judge(seen(device(image()), destination_files={"/b/one.raw": there})))
+    assert why in refused(disk_plan.judge(seen(device(image()), destination_files={"/b/one.raw": there})))
 
 
 def test_a_blank_volume_of_the_same_size_is_used_as_it_is() -> None:
     there = FileFacts("block", 16 * MIB, blank=True, writable=True)
-    [copy] = disk_copies.judge(seen(device(image()), destination_files={"/b/one.raw": there})).copies
+    [copy] = disk_plan.judge(seen(device(image()), destination_files={"/b/one.raw": there})).copies
     assert (copy.makes, copy.directories) == (False, ())
 
 
@@ -186,12 +186,12 @@ def test_a_volume_is_not_made() -> None:
     volume = device(image("/dev/vg/one"), protocol="host_device")
     block = FileFacts("block", 16 * MIB, "6:7")
     files = {"source_files": {"/dev/vg/one": block}, "destination_files": {"/dev/vg/one": ABSENT}}
-    assert "make the volume first" in refused(disk_copies.judge(seen(volume, argv=argv, **files)))
+    assert "make the volume first" in refused(disk_plan.judge(seen(volume, argv=argv, **files)))
 
 
 def test_the_source_of_a_link_or_a_volume_is_not_put_away() -> None:
     linked = FileFacts("file", 16 * MIB, "1:11", link=True)
-    [copy] = disk_copies.judge(seen(device(image()), source_files={"/a/one.raw": linked})).copies
+    [copy] = disk_plan.judge(seen(device(image()), source_files={"/a/one.raw": linked})).copies
     assert copy.source_identity == ""
 
 
@@ -205,7 +205,7 @@ def chain(how: str, there: FileFacts, argv: list[str] | None = None, **more: Any
         "source_digests": {"/a/base.qcow2": "x"},
         "destination_digests": {"/b/base.qcow2": "x"},
     }
-    return disk_copies.judge(seen(device(top), argv=argv, how=how, **{**known, **more}))
+    return disk_plan.judge(seen(device(top), argv=argv, how=how, **{**known, **more}))
 
 
 def test_the_top_of_a_chain_goes_onto_an_equal_image() -> None:
@@ -244,7 +244,7 @@ def test_a_chain_that_the_command_line_spells_out_cannot_become_one_image() -> N
 def medium(there: FileFacts, more: str = ",media=cdrom", image_format: str = "raw", **known: Any) -> Judgement:
     disk = device(image("/a/cd.iso", image_format), read_only=True, removable=True)
     argv = ["-drive", f"file=/a/cd.iso,id=d0{more}"]
-    return disk_copies.judge(seen(disk, argv=argv, destination_files={"/b/cd.iso": there}, **known))
+    return disk_plan.judge(seen(disk, argv=argv, destination_files={"/b/cd.iso": there}, **known))
 
 
 def test_a_medium_that_is_missing_is_copied() -> None:
@@ -268,35 +268,33 @@ def test_another_medium_is_refused_and_another_firmware_is_told_of() -> None:
 
 def test_a_drive_of_the_host_cannot_come_along() -> None:
     disk = device(image("/a/sr0"), protocol="host_cdrom", read_only=True)
-    assert "eject" in refused(disk_copies.judge(seen(disk)))
+    assert "eject" in refused(disk_plan.judge(seen(disk)))
 
 
 def test_an_empty_drive_is_nothing() -> None:
-    assert disk_copies.judge(seen(Device("cd"), argv=["-drive", "media=cdrom,id=cd"])).copies == ()
+    assert disk_plan.judge(seen(Device("cd"), argv=["-drive", "media=cdrom,id=cd"])).copies == ()
 
 
 def test_a_disk_that_the_command_line_does_not_know_is_refused() -> None:
-    judgement = disk_copies.judge(seen(device(image("/a/new.raw")), argv=drive("/a/old.raw")))
+    judgement = disk_plan.judge(seen(device(image("/a/new.raw")), argv=drive("/a/old.raw")))
     assert "which is not in the command line" in refused(judgement)
 
 
 def test_room_is_counted_for_each_file_system() -> None:
     small = FileFacts(file_system_id="f", free=5 * MIB, above_writable=True)
-    assert "not enough room" in refused(
-        disk_copies.judge(seen(device(image()), destination_files={"/b/one.raw": small}))
-    )
+    assert "not enough room" in refused(disk_plan.judge(seen(device(image()), destination_files={"/b/one.raw": small})))
     tight = FileFacts(file_system_id="f", free=8 * MIB, above_writable=True)
-    judgement = disk_copies.judge(seen(device(image()), destination_files={"/b/one.raw": tight}))
+    judgement = disk_plan.judge(seen(device(image()), destination_files={"/b/one.raw": tight}))
     assert len(judgement.copies) == 1
     assert "once they are full" in warned(judgement)[0]
 
 
 def test_one_port_is_not_enough_and_another_job_is_in_the_way() -> None:
-    assert "one port" in refused(disk_copies.judge(seen(device(image()), one_port=True)))
-    assert "backup0" in refused(disk_copies.judge(seen(device(image()), busy=frozenset({"backup0"}))))
+    assert "one port" in refused(disk_plan.judge(seen(device(image()), one_port=True)))
+    assert "backup0" in refused(disk_plan.judge(seen(device(image()), busy=frozenset({"backup0"}))))
 
 
 def test_paths_that_count_from_somewhere_are_refused() -> None:
     files = {"source_files": {"one.raw": HERE}, "destination_files": {"one.raw": ABSENT}}
-    judgement = disk_copies.judge(seen(device(image("one.raw")), argv=drive("one.raw"), **files))
+    judgement = disk_plan.judge(seen(device(image("one.raw")), argv=drive("one.raw"), **files))
     assert "absolute" in refused(judgement)

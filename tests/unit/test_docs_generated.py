@@ -14,9 +14,9 @@ import pytest
 from pydantic import BaseModel
 
 from qmp_migrate import QmpMigrateError, settings
-from qmp_migrate.migration import phases
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.request import MigrationResult
+from qmp_migrate.migration.model import phases
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.request import MigrationResult
 from qmp_migrate.vm.spec import DiskSpec, GuestSpec, NicSpec, parse_spec
 
 ROOT = Path(__file__).parents[2]

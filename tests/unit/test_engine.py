@@ -10,15 +10,15 @@ import pytest
 from blockbuster import BlockBuster
 
 from qmp_migrate.errors import JournalError, MigrationFailed, OutcomeUnknown
-from qmp_migrate.migration import built
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.copying import Copying
-from qmp_migrate.migration.course import Course
-from qmp_migrate.migration.engine import Engine
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.reporter import Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
+from qmp_migrate.migration.endpoint import launch
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle.context import Course
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.reporter import Reporters
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult, Mode
+from qmp_migrate.migration.precopy.runner import Copying
 from tests.support.by_turns import by_turns
 from tests.support.qemu_pair import ARGV, Fault, QemuPair
 from tests.support.transports import agreed
@@ -148,7 +148,7 @@ async def test_nothing_makes_the_event_loop_wait(tmp_path: Path) -> None:
     """Between STOP and RESUME a disk or a name server that hangs would be a blackout. In real time: so does the journal."""
     guard = BlockBuster(scanned_modules=["qmp_migrate"])
     for function in guard.functions.values():
-        function.can_block_in("qmp_migrate/migration/journal.py", {"this_controller"})  # /proc is memory
+        function.can_block_in("qmp_migrate/migration/journal/store.py", {"this_controller"})  # /proc is memory
     guard.activate()
     try:
         async with await Journal.open(f"sqlite:///{tmp_path}/journal.sqlite") as journal, QemuPair() as pair:
@@ -334,4 +334,4 @@ async def test_and_a_paused_one_back_as_it_was(journal: Journal, monkeypatch: py
     ],
 )
 def test_a_destination_that_was_built_otherwise_is_noticed(found: list[str], right: bool) -> None:
-    assert built.built_as(found, ["/usr/bin/qemu", "-S", "-cpu", "max"]) is right
+    assert launch.built_as(found, ["/usr/bin/qemu", "-S", "-cpu", "max"]) is right

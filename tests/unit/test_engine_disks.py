@@ -8,14 +8,14 @@ from typing import Any, get_args
 import pytest
 
 from qmp_migrate.errors import JournalError
-from qmp_migrate.migration import carrying
-from qmp_migrate.migration.chronicle import Chronicle
-from qmp_migrate.migration.course import Course
-from qmp_migrate.migration.engine import Engine
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.reporter import Progress, Reporters
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult, Mode
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle import disk_phase
+from qmp_migrate.migration.lifecycle.context import Course
+from qmp_migrate.migration.lifecycle.engine import Engine
+from qmp_migrate.migration.lifecycle.recorder import Chronicle
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.reporter import Progress, Reporters
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult, Mode
 from tests.support.by_turns import by_turns
 from tests.support.disk_pair import COPIES, DiskPair
 from tests.support.qemu_pair import ARGV, Fault
@@ -201,7 +201,7 @@ async def test_a_destination_that_may_have_run_keeps_its_images(journal: Journal
         chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", "live"))
         course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=True, copies=COPIES)
         pair.disks.files = {"/b/one.raw"}
-        [line] = await carrying.take_back(course, never_ran=False)
+        [line] = await disk_phase.take_back(course, never_ran=False)
         assert "may have run" in line
         assert pair.disks.files == {"/b/one.raw"}
 
@@ -210,7 +210,7 @@ async def test_whatever_cannot_be_written_down_is_not_done(journal: Journal) -> 
     intent = journal.intent
 
     async def fails(migration: str, act: str, **data: Any) -> None:
-        if act == carrying.MAKE:
+        if act == disk_phase.MAKE:
             raise JournalError("full")
         await intent(migration, act, **data)
 

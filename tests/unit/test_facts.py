@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmp_migrate.aio import gather_all
 from qmp_migrate.errors import CommandFailed, HostUnreachable, LaunchFailed
 from qmp_migrate.hosts.base import Completed
-from qmp_migrate.migration import facts
-from qmp_migrate.migration.facts import HostFacts
-from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.preflight import host_facts
+from qmp_migrate.migration.preflight.host_facts import HostFacts
 from qmp_migrate.settings import HostSettings
 
 FIB_TRIE = """\
@@ -61,24 +62,24 @@ def encoded(text: str | bytes) -> str:
 
 
 def test_local_addresses_are_those_that_the_kernel_takes_for_its_own() -> None:
-    networks = facts.parse_fib_trie(FIB_TRIE)
+    networks = host_facts.parse_fib_trie(FIB_TRIE)
     assert [str(network) for network in networks] == ["10.0.0.11/32", "127.0.0.0/8", "127.0.0.1/32"]
 
 
 def test_ipv6_addresses() -> None:
-    found = {str(network) for network in facts.parse_if_inet6(IF_INET6)}
+    found = {str(network) for network in host_facts.parse_if_inet6(IF_INET6)}
     assert found == {"fe80::5054:fffe:1234:56aa/128", "2001:db8::11/128", "::1/128"}
 
 
 def test_the_files_of_this_machine_are_understood() -> None:
-    assert ipaddress.ip_network("127.0.0.0/8") in facts.parse_fib_trie(Path("/proc/net/fib_trie").read_text())
+    assert ipaddress.ip_network("127.0.0.0/8") in host_facts.parse_fib_trie(Path("/proc/net/fib_trie").read_text())
     if (inet6 := Path("/proc/net/if_inet6")).exists():
-        facts.parse_if_inet6(inet6.read_text())
+        host_facts.parse_if_inet6(inet6.read_text())
 
 
 @given(st.text())
 def test_words_of_another_kind_are_skipped(text: str) -> None:
-    facts.parse_host("a", text)
+    host_facts.parse_host("a", text)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +98,12 @@ def test_words_of_another_kind_are_skipped(text: str) -> None:
     ],
 )
 def test_whose_address_it_is(address: str, own: bool | None) -> None:
-    host = facts.parse_host("b", f"fib {encoded(FIB_TRIE)}\nif6 {encoded(IF_INET6)}\n")
+    host = host_facts.parse_host("b", f"fib {encoded(FIB_TRIE)}\nif6 {encoded(IF_INET6)}\n")
     assert host.has_address(address) is own
 
 
 def test_where_no_address_could_be_read_none_is_called_foreign() -> None:
-    assert facts.parse_host("b", f"fib {encoded(FIB_TRIE)[:-3]}").has_address("10.0.0.11") is None
+    assert host_facts.parse_host("b", f"fib {encoded(FIB_TRIE)[:-3]}").has_address("10.0.0.11") is None
 
 
 # -- a host -------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ a line of a later version
 
 
 def test_everything_a_host_tells() -> None:
-    host = facts.parse_host("b", PRINTED)
+    host = host_facts.parse_host("b", PRINTED)
     assert host.name == "b"
     assert (host.mem_total, host.mem_available) == (16384 * 1024, 8192 * 1024)
     assert (host.qemu_stamp, host.run_dir, host.guest_directory) == ("14680064.1700000000.1234", "writable", True)
@@ -139,8 +140,8 @@ def test_everything_a_host_tells() -> None:
 
 
 def test_a_host_that_tells_nothing_has_nothing() -> None:
-    assert facts.parse_host("b", "") == HostFacts("b")
-    assert facts.parse_host("b", "mem_total much\ncmdline !!!\nkvm") == HostFacts("b", kvm=True)
+    assert host_facts.parse_host("b", "") == HostFacts("b")
+    assert host_facts.parse_host("b", "mem_total much\ncmdline !!!\nkvm") == HostFacts("b", kvm=True)
 
 
 # -- asking ---------------------------------------------------------------------------------------------------------
@@ -174,23 +175,23 @@ SETTINGS = HostSettings(address="10.0.0.12")
 
 async def test_a_host_is_asked_once(tmp_path: Path) -> None:
     host = Talking([PRINTED.encode()])
-    found = await facts.gather_host(host, SETTINGS, "web1", pid=17)
-    assert found == facts.parse_host("b", PRINTED)
+    found = await host_facts.gather_host(host, SETTINGS, "web1", pid=17)
+    assert found == host_facts.parse_host("b", PRINTED)
     assert host.ran == [["/run/qmp-migrate", "web1", "/usr/bin/qemu-system-x86_64", "17"]]
 
 
 async def test_paths_are_told_one_by_one() -> None:
     host = Talking([b"absent\nunreadable\nreadable\nwritable\n"])
     paths = ["/srv/a", "/srv/b c", "/srv/$(id)", "-x"]
-    assert await facts.path_states(host, paths) == dict(
+    assert await host_facts.path_states(host, paths) == dict(
         zip(paths, ["absent", "unreadable", "readable", "writable"], strict=True)
     )
-    assert await facts.path_states(Talking([]), []) == {}
+    assert await host_facts.path_states(Talking([]), []) == {}
 
 
 async def test_sizes_are_told_one_by_one() -> None:
-    assert await facts.file_sizes(Talking([b"4096\nabsent\n"]), ["/srv/a", "/srv/b"]) == [4096, None]
-    assert await facts.file_sizes(Talking([]), []) == []
+    assert await host_facts.file_sizes(Talking([b"4096\nabsent\n"]), ["/srv/a", "/srv/b"]) == [4096, None]
+    assert await host_facts.file_sizes(Talking([]), []) == []
 
 
 def said(*messages: Any) -> bytes:
@@ -248,7 +249,7 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 
 async def test_a_binary_is_asked_what_it_can_do(journal: Journal) -> None:
     host = Talking([WHOLE])
-    found = await facts.probe_binary(host, SETTINGS, HostFacts("b", "boot", qemu_stamp="1.2.3"), "tcg", journal)
+    found = await host_facts.probe_binary(host, SETTINGS, HostFacts("b", "boot", qemu_stamp="1.2.3"), "tcg", journal)
     assert found.version == "7.2.22"
     assert found.machines["q35"] == found.machines["pc-q35-7.2"] == "pc-q35-7.2"
     assert found.deprecated == {"pc-q35-2.4"}
@@ -289,17 +290,17 @@ async def test_whether_a_binary_may_take_guests_in_post_copy_is_tried(
     refused = {"id": "migrate-set-capabilities", "error": {"class": "GenericError", "desc": desc}}
     output = said(VERSION, MACHINES, CPUS, CAPABILITIES, PARAMETERS, SCHEMA, refused, {"return": {}, "id": "quit"})
     host = Talking([Completed(0, output, stderr.encode())])
-    found = await facts.probe_binary(host, SETTINGS, HostFacts("b", userfaultfd="0"), "tcg", journal)
+    found = await host_facts.probe_binary(host, SETTINGS, HostFacts("b", userfaultfd="0"), "tcg", journal)
     assert found.abilities.no_postcopy == (told or desc)
-    await facts.probe_binary(Talking([WHOLE]), SETTINGS, HostFacts("b", userfaultfd="1"), "tcg", journal)
+    await host_facts.probe_binary(Talking([WHOLE]), SETTINGS, HostFacts("b", userfaultfd="1"), "tcg", journal)
     (argv,) = host.ran
     assert argv[argv.index("-incoming") + 1] == "defer", "only then QEMU looks whether userfaultfd may be used"
 
 
 async def test_and_again_only_when_something_is_different(journal: Journal) -> None:
     host = Talking([WHOLE] * 5)
-    first = await facts.probe_binary(host, SETTINGS, HostFacts("b", "boot", qemu_stamp="1.2.3"), "tcg", journal)
-    again = await facts.probe_binary(host, SETTINGS, HostFacts("b", "boot", qemu_stamp="1.2.3"), "tcg", journal)
+    first = await host_facts.probe_binary(host, SETTINGS, HostFacts("b", "boot", qemu_stamp="1.2.3"), "tcg", journal)
+    again = await host_facts.probe_binary(host, SETTINGS, HostFacts("b", "boot", qemu_stamp="1.2.3"), "tcg", journal)
     assert first == again
     assert len(host.ran) == 1
     other = SETTINGS.model_copy(update={"qemu": "/opt/qemu"})
@@ -310,7 +311,7 @@ async def test_and_again_only_when_something_is_different(journal: Journal) -> N
         (other, "boot", "1.2.3", "tcg"),
     ]:
         before = len(host.ran)
-        await facts.probe_binary(host, settings, HostFacts("b", boot, qemu_stamp=stamp), accel, journal)
+        await host_facts.probe_binary(host, settings, HostFacts("b", boot, qemu_stamp=stamp), accel, journal)
         assert len(host.ran) == before + 1, (boot, stamp, accel)
 
 
@@ -318,7 +319,7 @@ async def test_a_binary_that_does_not_start_is_shown_with_its_words(journal: Jou
     words = "qemu-system-x86_64: -accel kvm: Could not access KVM kernel module"
     host = Talking([CommandFailed("exit 1", returncode=1, stderr=words, host="b")])
     with pytest.raises(LaunchFailed) as caught:
-        await facts.probe_binary(host, SETTINGS, HostFacts("b"), "kvm", journal)
+        await host_facts.probe_binary(host, SETTINGS, HostFacts("b"), "kvm", journal)
     assert caught.value.stderr == words
     assert "accelerator kvm" in caught.value.message
     assert caught.value.host == "b"
@@ -331,31 +332,31 @@ async def test_a_binary_that_does_not_start_is_shown_with_its_words(journal: Jou
 async def test_a_program_that_is_no_qemu_is_refused_and_not_remembered(journal: Journal, output: bytes) -> None:
     host = Talking([output, WHOLE])
     with pytest.raises(LaunchFailed, match="does not answer as a QEMU does"):
-        await facts.probe_binary(host, SETTINGS, HostFacts("b"), "tcg", journal)
-    assert (await facts.probe_binary(host, SETTINGS, HostFacts("b"), "tcg", journal)).version == "7.2.22"
+        await host_facts.probe_binary(host, SETTINGS, HostFacts("b"), "tcg", journal)
+    assert (await host_facts.probe_binary(host, SETTINGS, HostFacts("b"), "tcg", journal)).version == "7.2.22"
 
 
 # -- answers in a stream --------------------------------------------------------------------------------------------
 
 
 def test_answers_are_found_by_their_ids_among_everything_else() -> None:
-    found, refused = facts._answers(f"a word\n{WHOLE.decode()}")
+    found, refused = host_facts._answers(f"a word\n{WHOLE.decode()}")
     assert {"qmp_capabilities", "query-version", "query-machines", "query-cpu-definitions", "None"} <= set(found)
     assert not refused
-    found, refused = facts._answers(json.dumps(VERSION) + json.dumps(NO_POSTCOPY) + json.dumps(MACHINES))
+    found, refused = host_facts._answers(json.dumps(VERSION) + json.dumps(NO_POSTCOPY) + json.dumps(MACHINES))
     assert found.keys() == {"query-version", "query-machines"}
     assert refused == {"migrate-set-capabilities": "Postcopy is not supported"}
 
 
 def test_what_is_cut_off_is_left_out() -> None:
     text = said(VERSION, MACHINES).decode()
-    assert set(facts._answers(text[:-20])[0]) == {"query-version"}
-    assert facts._answers("") == facts._answers("{{{") == ({}, {})
+    assert set(host_facts._answers(text[:-20])[0]) == {"query-version"}
+    assert host_facts._answers("") == host_facts._answers("{{{") == ({}, {})
 
 
 @given(st.text())
 def test_answers_in_noise_are_no_error(text: str) -> None:
-    facts._answers(text)
+    host_facts._answers(text)
 
 
 # -- several at once --------------------------------------------------------------------------------------------------
@@ -370,8 +371,8 @@ async def test_all_are_awaited_and_an_error_of_ours_comes_first() -> None:
             raise result
         return result
 
-    assert await facts.gather_all(work(1), work(2)) == [1, 2]
+    assert await gather_all(work(1), work(2)) == [1, 2]
     ours = HostUnreachable("no route", host="b")
     with pytest.raises(HostUnreachable):
-        await facts.gather_all(work(RuntimeError("x")), work(ours), work(3))
+        await gather_all(work(RuntimeError("x")), work(ours), work(3))
     assert len(ended) == 5

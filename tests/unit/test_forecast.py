@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.migration import forecasting
-from qmp_migrate.migration.convergence import NOTHING
-from qmp_migrate.migration.dirtying import DirtyCurve
-from qmp_migrate.migration.forecast import Forecast, Link, Rules, Workload, against_fact, play, predict
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
-from qmp_migrate.migration.steps import Sample, Step
+from qmp_migrate.migration.convergence.ladder import NOTHING
+from qmp_migrate.migration.convergence.types import Sample, Step
+from qmp_migrate.migration.forecast import measurement
+from qmp_migrate.migration.forecast.dirty_curve import DirtyCurve
+from qmp_migrate.migration.forecast.prediction import Forecast, Link, Rules, Workload, against_fact, play, predict
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
 from qmp_migrate.qemu.dirty_rate import Dirtied
 
 MIB = 1 << 20
@@ -217,7 +217,7 @@ def test_with_dirty_rings_the_limit_is_played_through_as_the_policy_will_set_it(
 
 def test_no_more_is_dirty_than_the_rings_have_counted() -> None:
     sampled = [Dirtied(1.0, 90 * MIB, "page-sampling"), Dirtied(3.0, 110 * MIB, "page-sampling")]
-    assert forecasting._curve(sampled, 1 << 30).dirtied(1.0) == pytest.approx(90 * MIB)
-    assert forecasting._curve(sampled, 1 << 30, (30 * MIB, 30 * MIB)).dirtied(1.0) == pytest.approx(60 * MIB)
+    assert measurement._curve(sampled, 1 << 30).dirtied(1.0) == pytest.approx(90 * MIB)
+    assert measurement._curve(sampled, 1 << 30, (30 * MIB, 30 * MIB)).dirtied(1.0) == pytest.approx(60 * MIB)
     # A few pages over and over: the rings count them again and again.
-    assert forecasting._curve(sampled, 1 << 30, (900 * MIB,)).dirtied(3.0) == pytest.approx(110 * MIB)
+    assert measurement._curve(sampled, 1 << 30, (900 * MIB,)).dirtied(3.0) == pytest.approx(110 * MIB)

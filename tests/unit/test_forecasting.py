@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.migration import forecasting
-from qmp_migrate.migration.forecasting import Earlier, busiest, earlier_migrations, link_from, remembered, terms
-from qmp_migrate.migration.journal import Journal, MigrationRecord
-from qmp_migrate.migration.link_probe import Probed
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.forecast import measurement
+from qmp_migrate.migration.forecast.link_probe import Probed
+from qmp_migrate.migration.forecast.measurement import (
+    Earlier,
+    busiest,
+    earlier_migrations,
+    link_from,
+    remembered,
+    terms,
+)
+from qmp_migrate.migration.journal.store import Journal, MigrationRecord
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.request import MigrationRequest
 
 REQUEST = MigrationRequest("web1", "b", "a")
 PROBED = Probed(100.0, 5, setup_ms=20, launch_ms=300, wire_ms=50, answer_ms=2, encrypted=True)
@@ -67,7 +74,7 @@ def test_without_any_there_is_nothing_to_go_by() -> None:
 
 
 def test_the_probe_tells_of_the_link_and_the_journal_of_the_controller() -> None:
-    assert link_from(PROBED, None).around_ms == 350 + forecasting.RELEASE_MS
+    assert link_from(PROBED, None).around_ms == 350 + measurement.RELEASE_MS
     both = link_from(PROBED, Earlier(1, 5.0, 777.0))
     assert (both.bytes_per_s, both.around_ms) == (100.0, 777.0)
     assert link_from(None, Earlier(1, 5.0, 777.0)).bytes_per_s == 5.0
@@ -90,5 +97,5 @@ async def test_a_forecast_counts_for_the_same_wish_and_for_an_hour(tmp_path: Pat
         assert (await remembered(journal, MigrationRequest("web1", "b"), "a") or {})["total_ms"] == 5
         assert await remembered(journal, replace(REQUEST, downtime_limit_ms=10), "a") is None
         assert await remembered(journal, replace(REQUEST, mode="offline"), "a") is None
-        await journal.remember_probe("forecast/web1/a/b", told | {"at": time.time() - 2 * forecasting.VALID_S})
+        await journal.remember_probe("forecast/web1/a/b", told | {"at": time.time() - 2 * measurement.VALID_S})
         assert await remembered(journal, REQUEST, "a") is None

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import MigrationFailed
-from qmp_migrate.migration import copy_failures
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.request import Mode
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.model.request import Mode
+from qmp_migrate.migration.precopy import failures
 from qmp_migrate.qemu.monitor import Event
 from tests.support.by_turns import by_turns
 from tests.support.qemu_pair import QemuPair
@@ -111,7 +111,7 @@ async def test_in_post_copy_too_it_is_not_called_lost(journal: Journal) -> None:
     ],
 )
 def test_each_end_has_its_words(shutdown: dict[str, Any], code: str, words: str) -> None:
-    failure = copy_failures.ended(Event("SHUTDOWN", shutdown, 0.0, 0.0), "a", doing="saved")
+    failure = failures.ended(Event("SHUTDOWN", shutdown, 0.0, 0.0), "a", doing="saved")
     assert (failure.code, failure.safe_at_source, failure.host) == (code, False, "a")
     assert words in failure.message
     assert "saved" in failure.message

@@ -22,8 +22,8 @@ from hostagent.handing_over import (
     source_guest,
 )
 from qmp_migrate.bus.token_messages import HostToken
-from qmp_migrate.migration import handover
-from qmp_migrate.migration.observed import Action, Destination, Facts, Goal, Source
+from qmp_migrate.migration.ownership import decision
+from qmp_migrate.migration.ownership.states import Action, Destination, Facts, Goal, Source
 from tests.support.messages import golden
 
 BOTH = (False, True)
@@ -308,7 +308,7 @@ class HandingOver:
             destination = Destination.UNKNOWN
         if source is Source.RUNS:  # the proof that the destination has never run
             facts = replace(facts, never_ran=True)
-        match handover.decide(source, destination, facts, goal).action:
+        match decision.decide(source, destination, facts, goal).action:
             case Action.COMMIT if "b" in here and self.destination == "loaded":
                 self.destination, self.ever_ran_there = "runs", True
             case Action.KILL_DESTINATION if "b" in here:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.migration.handover import (
+from qmp_migrate.migration.ownership.decision import (
     Action,
     Destination,
     Facts,
@@ -23,7 +23,7 @@ from qmp_migrate.migration.handover import (
     classify_source,
     decide,
 )
-from qmp_migrate.migration.handover_postcopy import AT_DESTINATION, AT_SOURCE
+from qmp_migrate.migration.ownership.decision_postcopy import AT_DESTINATION, AT_SOURCE
 
 A, S, D = Action, Source, Destination
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qmp_migrate.migration.handover import Action, Goal, Source
+from qmp_migrate.migration.ownership.decision import Action, Goal, Source
 from tests.support.two_qemus import FROM_AFAR, IN_POSTCOPY, World, explore, history, settle
 
 REACHED = explore() | explore(World(stopped=True)) | explore(World(may_turn=True))

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from qmp_migrate.migration.handover import Goal
+from qmp_migrate.migration.ownership.decision import Goal
 from tests.support.contested import Bug, Variant, World
 from tests.support.histories import COARSE, REASONS, RULES, TAKING_OVER, Broken, History, Rule, walk
 

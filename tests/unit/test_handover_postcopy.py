@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qmp_migrate.migration.handover import (
+from qmp_migrate.migration.ownership.decision import (
     Action,
     Destination,
     Facts,
@@ -18,7 +18,7 @@ from qmp_migrate.migration.handover import (
     decide,
     proves_never_ran,
 )
-from qmp_migrate.migration.handover_postcopy import AT_DESTINATION, AT_SOURCE
+from qmp_migrate.migration.ownership.decision_postcopy import AT_DESTINATION, AT_SOURCE
 from tests.unit.test_handover import ALL, WAKES_THE_SOURCE, Cell
 
 A, S, D = Action, Source, Destination

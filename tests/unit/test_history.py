@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from qmp_migrate.cli.main import app
 from qmp_migrate.errors import MigrationUnknown
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.journal_tables import operations as rows
-from qmp_migrate.migration.operations import DONE, Operations, either
+from qmp_migrate.migration.journal.operations import DONE, Operations, either
+from qmp_migrate.migration.journal.schema import operations as rows
+from qmp_migrate.migration.journal.store import Journal
 
 NOBODY = {"host": "nowhere", "boot_id": "0", "pid": 1, "started": 1}
 

@@ -13,10 +13,20 @@ import pytest
 
 from qmp_migrate.errors import ConfigError, MigrationFailed
 from qmp_migrate.hosts import HostAddress, make_host
-from qmp_migrate.migration.hooks import GRACE_S, SSH_S, Hook, HookRun, Hooks, Point, describe, run_here, run_there
-from qmp_migrate.migration.journal import Entry
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.request import MigrationRequest, MigrationResult
+from qmp_migrate.migration.journal.store import Entry
+from qmp_migrate.migration.lifecycle.hooks import (
+    GRACE_S,
+    SSH_S,
+    Hook,
+    HookRun,
+    Hooks,
+    Point,
+    describe,
+    run_here,
+    run_there,
+)
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult
 from qmp_migrate.settings import parse
 
 HOOKS = """

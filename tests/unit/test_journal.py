@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import JournalError, MigrationUnknown
-from qmp_migrate.migration.journal import Journal, controller_lives, this_controller
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.journal.store import Journal, controller_lives, this_controller
+from qmp_migrate.migration.model.phases import Phase
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ async def test_every_commit_is_on_the_disk_itself(journal: Journal) -> None:
 
 WRITER = """
 import asyncio, sys
-from qmp_migrate.migration.journal import Journal
+from qmp_migrate.migration.journal.store import Journal
 
 async def main(url):
     async with await Journal.open(url) as journal:

@@ -18,8 +18,8 @@ from qmp_migrate.bus.messages import HostLoad, HostVm
 from qmp_migrate.errors import ConfigError, UsageError
 from qmp_migrate.exposition import parse_listen, serving, text_of, write_textfile
 from qmp_migrate.fleet.metrics import MigrationCollector
-from qmp_migrate.migration.journal import MigrationRecord
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.journal.store import MigrationRecord
+from qmp_migrate.migration.model.phases import Phase
 from tests.support.brokers import free_port
 from tests.support.messages import golden
 

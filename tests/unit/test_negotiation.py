@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.migration.negotiation import ALWAYS, LEAST_CACHE, Abilities, Profile, cache_bytes, negotiate
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.transport.negotiation import ALWAYS, LEAST_CACHE, Abilities, Profile, cache_bytes, negotiate
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from qmp_migrate.migration.phases import AFTER_COMMIT, ENDS, NEXT, Phase, check_step, validate
+from qmp_migrate.migration.model.phases import AFTER_COMMIT, ENDS, NEXT, Phase, check_step, validate
 
 P = Phase
 

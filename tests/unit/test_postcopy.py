@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import MigrationFailed, OutcomeUnknown
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.model.phases import Phase
 from tests.support.fake_qmp import Fails, Silence
 from tests.support.qemu_pair import QemuPair
 from tests.unit.test_engine import lies, migrate

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import LaunchFailed
-from qmp_migrate.migration.facts import BinaryFacts, HostFacts
-from qmp_migrate.migration.negotiation import Objection, Profile
-from qmp_migrate.migration.preflight import Check, Situation, failures, judge
-from qmp_migrate.migration.present import Present
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.devices.diff import Present
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.preflight.host_facts import BinaryFacts, HostFacts
+from qmp_migrate.migration.preflight.rules import Check, Situation, failures, judge
+from qmp_migrate.migration.transport.negotiation import Objection, Profile
 from qmp_migrate.qemu.migration import MigrationInfo
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.cmdline import CommandLine

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.migration.present import Present, as_it_is, given_devices
+from qmp_migrate.migration.devices.diff import Present, as_it_is, given_devices
 from qmp_migrate.qemu.devices import ANONYMOUS, PERIPHERAL, Device, Devices, Drive, NetBackend, Node, Property
 from qmp_migrate.vm.cmdline import CommandLine
 from qmp_migrate.vm.disks import disks

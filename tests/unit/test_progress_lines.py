@@ -8,8 +8,8 @@ import io
 from rich.console import Console
 
 from qmp_migrate.cli.render import ProgressView
-from qmp_migrate.migration.reporter import Progress
-from qmp_migrate.migration.request import MigrationRequest
+from qmp_migrate.migration.model.reporter import Progress
+from qmp_migrate.migration.model.request import MigrationRequest
 
 MIB = 1 << 20
 ACTIVE = Progress(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import JournalError
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.recovery import Wish, recover
-from qmp_migrate.migration.reporter import Reporters
-from qmp_migrate.migration.side import Side
+from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle.recovery import Wish, recover
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.reporter import Reporters
 from tests.support.qemu_pair import Held, QemuPair
 
 

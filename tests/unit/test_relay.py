@@ -22,7 +22,7 @@ from qmp_migrate.hosts import command as host_command
 from qmp_migrate.hosts import files, lock_scripts, process_scripts
 from qmp_migrate.hosts.command import behind_login_shell, script_argv
 from qmp_migrate.hosts.fenced import _FENCE
-from qmp_migrate.migration import locks
+from qmp_migrate.migration.endpoint import guest_locks
 
 KNOWN = commands.load()
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -89,7 +89,7 @@ def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> N
     assert request(command, allowed).argv == tuple(shlex.split(command))
     epoch = f"{allowed.run_dir}/.locks/web1.epoch"
     assert request(asked(_FENCE + process_scripts.DISCARD, epoch, "3", guest), allowed).how == "run"
-    assert request(asked(locks._BUMP, epoch, "0", "migration m-1"), allowed).how == "run"
+    assert request(asked(guest_locks._BUMP, epoch, "0", "migration m-1"), allowed).how == "run"
     kill = request(asked(process_scripts.KILL, "17", "1234", BOOT, "100", "KILL"), allowed)
     assert kill.guests_pid == ("17", "1234")
     probe = [QEMU, *(word or "tcg" for word in PROBE)]
@@ -170,10 +170,10 @@ def test_the_same_words_in_another_notation_are_refused(allowed: Allowed) -> Non
         (process_scripts.KILL, ["-1", "0", BOOT, "1", "KILL"]),
         (process_scripts.KILL, ["1;id", "0", BOOT, "1", "KILL"]),
         (process_scripts.LIST, ["/"]),
-        (locks._BUMP, ["{run}/.locks/../x.epoch", "0", "x"]),
-        (locks._BUMP, ["{run}/.locks/x.sh", "0", "x"]),
-        (locks._BUMP, ["{run}/.locks/x.epoch", "0", "two\nlines"]),
-        (locks._BUMP, ["{run}/.locks/x.lock", "0", "x"]),
+        (guest_locks._BUMP, ["{run}/.locks/../x.epoch", "0", "x"]),
+        (guest_locks._BUMP, ["{run}/.locks/x.sh", "0", "x"]),
+        (guest_locks._BUMP, ["{run}/.locks/x.epoch", "0", "two\nlines"]),
+        (guest_locks._BUMP, ["{run}/.locks/x.lock", "0", "x"]),
         (lock_scripts.END_HOLDER, ["{run}/.locks/x.epoch", "123"]),
     ],
 )

@@ -8,7 +8,13 @@ import re
 import pytest
 
 from qmp_migrate.errors import InvalidName, InvalidQuantity, UsageError
-from qmp_migrate.migration.request import MAX_DOWNTIME_MS, MIN_BANDWIDTH, MigrationRequest, MigrationResult, new_id
+from qmp_migrate.migration.model.request import (
+    MAX_DOWNTIME_MS,
+    MIN_BANDWIDTH,
+    MigrationRequest,
+    MigrationResult,
+    new_id,
+)
 from qmp_migrate.vm.names import validate_name
 
 

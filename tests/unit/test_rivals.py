@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.migration import policies, rivals
-from qmp_migrate.migration.steps import Allowed, Sample, Step
+from qmp_migrate.migration.convergence import policies, reference_policies
+from qmp_migrate.migration.convergence.types import Allowed, Sample, Step
 
 MIB, GIB = 1 << 20, 1 << 30
 ANY = Allowed(300)
@@ -51,7 +51,7 @@ def limits(decide: Any, samples: list[dict[str, Any]], start: int) -> list[int |
     ],
 )
 def test_nova(gib: int, seconds: int, wanted: int | str) -> None:
-    (told,) = limits(rivals.nova, [{"elapsed_ms": seconds * 1000, "total_bytes": gib * GIB}], 50)
+    (told,) = limits(reference_policies.nova, [{"elapsed_ms": seconds * 1000, "total_bytes": gib * GIB}], 50)
     assert told == wanted
 
 
@@ -60,12 +60,12 @@ def test_nova(gib: int, seconds: int, wanted: int | str) -> None:
 
 def test_proxmox_doubles_with_the_sixth_look_in_which_the_rest_has_grown() -> None:
     saw = [100, 200, 50, 60, 40, 90, 30, 80, 20, 70, 10, 60, 5]
-    told = limits(rivals.proxmox, [{"remaining_bytes": mib * MIB} for mib in saw], 100)
+    told = limits(reference_policies.proxmox, [{"remaining_bytes": mib * MIB} for mib in saw], 100)
     assert told == [100] * 11 + [200, 200]
 
 
 def test_proxmox_counts_nothing_left_as_growing_and_never_gives_up() -> None:
-    told = limits(rivals.proxmox, [{"remaining_bytes": 0}] * 120, 100)
+    told = limits(reference_policies.proxmox, [{"remaining_bytes": 0}] * 120, 100)
     assert told[6] == 200
     assert told[12] == 400
     assert told[-1] == 2_000_000
@@ -73,17 +73,21 @@ def test_proxmox_counts_nothing_left_as_growing_and_never_gives_up() -> None:
 
 def test_proxmox_looks_ten_times_as_often_once_less_remains_than_a_look_moves() -> None:
     first = sample(remaining_bytes=1000, transferred_bytes=100)
-    assert rivals.proxmox_interval_ms([first]) == 1000
+    assert reference_policies.proxmox_interval_ms([first]) == 1000
     second = sample(remaining_bytes=100, transferred_bytes=900)
-    assert rivals.proxmox_interval_ms([first, second]) == 100
-    assert rivals.proxmox_interval_ms([first, second, first]) == 100  # from then on
+    assert reference_policies.proxmox_interval_ms([first, second]) == 100
+    assert reference_policies.proxmox_interval_ms([first, second, first]) == 100  # from then on
 
 
 # -- oVirt ------------------------------------------------------------------------------------------------------------
 
 
 def by_passes(name: str, *passes: int) -> list[int | str]:
-    return limits(rivals.OVIRT[name].decide, [{"pass_number": n} for n in passes], rivals.OVIRT[name].start_ms)
+    return limits(
+        reference_policies.OVIRT[name].decide,
+        [{"pass_number": n} for n in passes],
+        reference_policies.OVIRT[name].start_ms,
+    )
 
 
 def test_ovirt_minimal_downtime() -> None:
@@ -108,7 +112,7 @@ def test_ovirt_suspend_and_very_large() -> None:
 
 
 def test_ganeti_does_nothing() -> None:
-    assert limits(rivals.ganeti, [{"elapsed_ms": 10**9, "pass_number": 10**6}], 30) == [30]
+    assert limits(reference_policies.ganeti, [{"elapsed_ms": 10**9, "pass_number": 10**6}], 30) == [30]
     assert policies.find("ganeti").bandwidth_bytes_per_s == 32 * MIB
 
 
@@ -117,7 +121,7 @@ def test_ganeti_does_nothing() -> None:
 )
 def test_kubevirt_gives_up_at_its_deadline(gib: int, seconds: int, wanted: int | str) -> None:
     now = {"elapsed_ms": seconds * 1000, "total_bytes": gib * GIB}
-    assert limits(rivals.kubevirt, [now], 300) == [wanted]
+    assert limits(reference_policies.kubevirt, [now], 300) == [wanted]
 
 
 def test_kubevirt_gives_up_when_the_least_rest_is_old() -> None:
@@ -125,7 +129,7 @@ def test_kubevirt_gives_up_when_the_least_rest_is_old() -> None:
         {"elapsed_ms": s * 1000, "remaining_bytes": r * MIB, "total_bytes": 64 * GIB} for s, r in ((0, 500), (10, 100))
     ]
     seen += [{"elapsed_ms": s * 1000, "remaining_bytes": 150 * MIB, "total_bytes": 64 * GIB} for s in (100, 160, 161)]
-    assert limits(rivals.kubevirt, seen, 300) == [300, 300, 300, 300, "give-up"]
+    assert limits(reference_policies.kubevirt, seen, 300) == [300, 300, 300, 300, "give-up"]
 
 
 def test_kubevirt_tuned_goes_to_900_ms_in_seven_steps_from_pass_4_on() -> None:
@@ -137,7 +141,19 @@ def test_kubevirt_tuned_goes_to_900_ms_in_seven_steps_from_pass_4_on() -> None:
         {"pass_number": 4, "elapsed_ms": 4000 + s * 1000, "remaining_bytes": GIB // (10 + s), "total_bytes": 64 * GIB}
         for s in range(0, 80, 10)
     ]
-    assert limits(rivals.kubevirt_tuned, seen, 150) == [150, 150, 150, 257, 364, 471, 578, 685, 792, 900, 900]
+    assert limits(reference_policies.kubevirt_tuned, seen, 150) == [
+        150,
+        150,
+        150,
+        257,
+        364,
+        471,
+        578,
+        685,
+        792,
+        900,
+        900,
+    ]
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import pytest
 from qmp_migrate.errors import CommandFailed, ConnectionLost, HostUnreachable, MonitorBusy, MonitorLost
 from qmp_migrate.hosts.base import Completed
 from qmp_migrate.hosts.process_scripts import IS_ALIVE, KILL
-from qmp_migrate.migration import handover
-from qmp_migrate.migration.handover import Source
-from qmp_migrate.migration.side import Observation, Side
+from qmp_migrate.migration.endpoint.endpoint import Observation, Side
+from qmp_migrate.migration.ownership import decision
+from qmp_migrate.migration.ownership.decision import Source
 from qmp_migrate.qemu.timeouts import HUNG_END_S
 from tests.support.fake_qmp import Fails, FakeQemu, HangUp
 from tests.support.sides import FakeHost, side_of
@@ -199,7 +199,7 @@ async def test_a_look_that_straddles_the_switchover_sees_no_source_that_runs_on(
     )
     qemu.on("query-migrate", running(before={"status": "active"}, after={"status": "completed"}))
     seen = await side.observe()
-    source = handover.classify_source(alive=seen.alive, run_state=seen.run_state, status=seen.status)
+    source = decision.classify_source(alive=seen.alive, run_state=seen.run_state, status=seen.status)
     assert source is not Source.RUNS
 
 

@@ -11,12 +11,8 @@ from pathlib import Path
 import pytest
 
 from qmp_migrate.errors import ConfigError, UsageError
-from qmp_migrate.migration import state_scripts as scripts
-from qmp_migrate.migration.image_stamps import Stamp, changes
-from qmp_migrate.migration.restore_request import RestoreRequest
-from qmp_migrate.migration.save_plan import knows_file_uri
-from qmp_migrate.migration.save_request import SaveRequest, chosen_format
-from qmp_migrate.migration.state_file import (
+from qmp_migrate.migration.savefile import scripts
+from qmp_migrate.migration.savefile.file_format import (
     CHUNK_BYTES,
     FOOTER_BYTES,
     ZERO_CHUNK,
@@ -24,6 +20,10 @@ from qmp_migrate.migration.state_file import (
     document_length,
     opened,
 )
+from qmp_migrate.migration.savefile.image_stamps import Stamp, changes
+from qmp_migrate.migration.savefile.restore_request import RestoreRequest
+from qmp_migrate.migration.savefile.save_plan import knows_file_uri
+from qmp_migrate.migration.savefile.save_request import SaveRequest, chosen_format
 
 IMAGE = Stamp("/srv/web1.img", "file", True, 4096, "1700000000.123456789", 17, 2049)
 DOCUMENT = Document(

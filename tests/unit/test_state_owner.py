@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from qmp_migrate.migration.state_owner import ENDS, Act, Name, Qemu, after_restore, after_save, classify
+from qmp_migrate.migration.savefile.ownership import ENDS, Act, Name, Qemu, after_restore, after_save, classify
 
 FLAGS = (False, True)
 

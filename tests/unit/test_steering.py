@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import InvalidQuantity, MigrationUnknown, MonitorError, NotConverging, UsageError
-from qmp_migrate.migration import steering, tuning
-from qmp_migrate.migration.copying import Copying
-from qmp_migrate.migration.journal import Journal
-from qmp_migrate.migration.phases import Phase
-from qmp_migrate.migration.policies import ARMED_THROTTLE, QEMU_THROTTLE, parameters
-from qmp_migrate.migration.request import MigrationRequest
-from qmp_migrate.migration.tuning import Tune, Tuner, in_words
+from qmp_migrate.migration.convergence.policies import ARMED_THROTTLE, QEMU_THROTTLE, parameters
+from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.lifecycle import tuning
+from qmp_migrate.migration.lifecycle.tuning import Tune, Tuner, in_words
+from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.precopy import policy_runner
+from qmp_migrate.migration.precopy.runner import Copying
 from qmp_migrate.qemu import dirty_rate
 from tests.support.copying_rig import Rig
 from tests.support.fake_qmp import Fails, FakeQemu
@@ -344,7 +345,7 @@ async def test_where_the_vcpus_cannot_be_measured_all_are_slowed_down(rig: Rig) 
     copying = await rig.start()
     copying.steering.can_throttle, copying.steering.dirty_ring = True, 4096
     await rig.numbers(active(1, 500 * MIB))
-    await rig.source.until_asked("calc-dirty-rate", steering.MEASURE_ATTEMPTS)
+    await rig.source.until_asked("calc-dirty-rate", policy_runner.MEASURE_ATTEMPTS)
     await rig.read()
     assert "cannot be measured, so none is limited: " in copying.steps[0]
     copying.timeline.started -= 2.0

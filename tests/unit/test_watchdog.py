@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qmp_migrate.errors import MigrationFailed
-from qmp_migrate.migration.request import MigrationRequest
-from qmp_migrate.migration.watchdog import Watchdog
+from qmp_migrate.migration.model.request import MigrationRequest
+from qmp_migrate.migration.model.watchdog import Watchdog
 from qmp_migrate.settings import Limits
 
 

@@ -1,0 +1,1 @@
+"""Migration of a guest that is shut down."""

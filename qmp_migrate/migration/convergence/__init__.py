@@ -1,0 +1,1 @@
+"""How a migration is made to converge: policies, the ladder of measures, and the estimate that they act upon. Pure."""

@@ -1,0 +1,1 @@
+"""The devices of a running guest: queried, compared with the command line, and written as options again."""

@@ -1,0 +1,1 @@
+"""One QEMU of a migration: its host, its process, its monitor, and the lock that guards it."""

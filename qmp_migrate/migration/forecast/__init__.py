@@ -1,0 +1,1 @@
+"""How a migration will go: measurements, the simulation of its passes, and the prediction."""

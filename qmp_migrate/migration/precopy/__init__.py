@@ -1,0 +1,1 @@
+"""Copying of guest memory while the guest runs: the runner, the policy runner, and how copying fails."""

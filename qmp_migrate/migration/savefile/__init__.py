@@ -1,0 +1,1 @@
+"""A guest saved to a file and restored from it."""
