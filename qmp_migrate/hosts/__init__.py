@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from qmp_migrate.hosts.base import Completed, Host, HostAddress
+from qmp_migrate.hosts.base import Completed, HeldLock, Host, HostAddress
 from qmp_migrate.hosts.local import LocalHost
-from qmp_migrate.hosts.lock import HeldLock
 from qmp_migrate.hosts.ssh import SshHost
 from qmp_migrate.hosts.timing import Timing
 

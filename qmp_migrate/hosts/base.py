@@ -6,17 +6,15 @@ its drivers. Nothing here knows QMP: a host runs commands, moves small files, op
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from qmp_migrate.errors import ChannelRefused
 from qmp_migrate.hosts.timing import USUAL, Timing
-
-if TYPE_CHECKING:
-    from qmp_migrate.hosts.lock import HeldLock
 
 #: Standard output and standard error of a command are each kept up to this many bytes; the rest is read and dropped.
 OUTPUT_LIMIT = 1 << 20
@@ -83,6 +81,35 @@ class Completed:
     def error_text(self) -> str:
         """Standard error as text without surrounding white space; bytes that are not UTF-8 are replaced."""
         return self.stderr.decode("utf-8", "replace").strip()
+
+
+class LockHolder(Protocol):
+    """What holds locks on a host, and gives one back."""
+
+    async def drop(self, lock: HeldLock) -> None:
+        """Give a lock back."""
+
+
+class HeldLock:
+    """A lock that is held until :meth:`release`, or until the connection ends.
+
+    Attributes:
+        path: The lock file on the host.
+        lost: Set when the lock ended without :meth:`release`: someone else may hold it by now.
+    """
+
+    def __init__(self, path: str, holder: LockHolder, slot: int) -> None:
+        self.path = path
+        self.lost = asyncio.Event()
+        self._holder = holder
+        self.slot = slot
+        self._released = False
+
+    async def release(self) -> None:
+        """Give the lock back and remove its file. May be called again, and after a loss."""
+        if not self._released:
+            self._released = True
+            await asyncio.shield(asyncio.create_task(self._holder.drop(self)))
 
 
 class Host(Protocol):

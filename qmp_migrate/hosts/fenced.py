@@ -13,9 +13,8 @@ from typing import Final
 
 from qmp_migrate.errors import Fenced
 from qmp_migrate.hosts import files
-from qmp_migrate.hosts.base import Completed, Host
+from qmp_migrate.hosts.base import Completed, HeldLock, Host
 from qmp_migrate.hosts.command import checked
-from qmp_migrate.hosts.lock import HeldLock
 
 _STATUS: Final = 75
 _MARK: Final = "qmp-migrate: the epoch is "

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from qmp_migrate.errors import ConnectionLost, FileFailed, LockBusy, QmpMigrateError
 from qmp_migrate.hosts import lock_scripts
+from qmp_migrate.hosts.base import HeldLock
 from qmp_migrate.hosts.timing import Timing
 
 if TYPE_CHECKING:
@@ -48,28 +49,6 @@ _END_S = 15.0
 
 #: Standard output and standard input of a holder.
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-class HeldLock:
-    """A lock that is held until :meth:`release`, or until the connection ends.
-
-    Attributes:
-        path: The lock file on the host.
-        lost: Set when the lock ended without :meth:`release`: someone else may hold it by now.
-    """
-
-    def __init__(self, path: str, holder: _Holder, slot: int) -> None:
-        self.path = path
-        self.lost = asyncio.Event()
-        self._holder = holder
-        self._slot = slot
-        self._released = False
-
-    async def release(self) -> None:
-        """Give the lock back and remove its file. May be called again, and after a loss."""
-        if not self._released:
-            self._released = True
-            await asyncio.shield(asyncio.create_task(self._holder.drop(self)))
 
 
 class LockTable:
@@ -195,11 +174,11 @@ class _Holder:
         return lock
 
     async def drop(self, lock: HeldLock) -> None:
-        if self.ended or self._slots.get(lock._slot) is not lock:
+        if self.ended or self._slots.get(lock.slot) is not lock:
             return
         with contextlib.suppress(ConnectionLost):  # then it is free as well
-            await self._ask(f"unlock\t{lock._slot}\t{lock.path}\t")
-        self._slots[lock._slot] = None
+            await self._ask(f"unlock\t{lock.slot}\t{lock.path}\t")
+        self._slots[lock.slot] = None
 
     async def close(self) -> None:
         self._end()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qmp_migrate.errors import ChannelRefused, ConnectionLost, HostUnreachable
 from qmp_migrate.hosts import files
-from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, HostAddress, check_unix_path
+from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, HeldLock, HostAddress, check_unix_path
 from qmp_migrate.hosts.command import (
     END_GROUP,
     GREETING_LIMIT,
@@ -31,7 +31,7 @@ from qmp_migrate.hosts.command import (
     script_argv,
     without_greeting,
 )
-from qmp_migrate.hosts.lock import HOLDERS, HeldLock, LockTable, Streams
+from qmp_migrate.hosts.lock import HOLDERS, LockTable, Streams
 from qmp_migrate.hosts.lock_scripts import HOLDER
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from qmp_migrate.errors import Fenced, MigrationFailed, QmpMigrateError
 from qmp_migrate.hosts.session import start_session
@@ -26,8 +26,9 @@ from qmp_migrate.vm.units import parse_time_ms
 
 if TYPE_CHECKING:
     from qmp_migrate.hosts import Host
+    from qmp_migrate.migration.endpoint.endpoint import Side
     from qmp_migrate.migration.journal.store import Entry
-    from qmp_migrate.migration.lifecycle.context import Course
+    from qmp_migrate.migration.lifecycle.recorder import Chronicle
     from qmp_migrate.migration.model.request import MigrationRequest
     from qmp_migrate.settings import HookSettings, Limits
 
@@ -42,6 +43,16 @@ SSH_S: Final = 10.0
 
 _TIMED_OUT: Final = frozenset({124, 137, -9, -1})
 """How ``timeout`` ends when it had to end its command; with SIGKILL it ends itself as well."""
+
+
+class HookContext(Protocol):
+    """What a hook is run for, and told of: see `lifecycle.context.Course`."""
+
+    request: MigrationRequest
+    source: Side
+    destination: Side
+    chronicle: Chronicle
+    postcopy: bool
 
 
 class Point(StrEnum):
@@ -148,7 +159,7 @@ class Hooks:
         """Take from the journal which points another controller has been through: those are not run again."""
         self.ran |= {str(entry.data.get("at")) for entry in entries if (entry.kind, entry.act) == ("intent", "hooks")}
 
-    async def run(self, point: Point, course: Course) -> None:
+    async def run(self, point: Point, course: HookContext) -> None:
         """Run the hooks of one point, once in a migration's life.
 
         Raises:
@@ -181,7 +192,7 @@ class Hooks:
                 )
             chronicle.warn(told)
 
-    async def run_after(self, point: Point, course: Course) -> bool:
+    async def run_after(self, point: Point, course: HookContext) -> bool:
         """Run hooks that change nothing about who has the guest: what fails is a warning. Tell whether any ran now.
 
         Raises:
@@ -194,7 +205,7 @@ class Hooks:
             return False
         return await self._run_after(point, course)
 
-    async def _run_after(self, point: Point, course: Course) -> bool:
+    async def _run_after(self, point: Point, course: HookContext) -> bool:
         try:
             await self.run(point, course)
         except Fenced:
@@ -203,7 +214,7 @@ class Hooks:
             course.chronicle.warn(f"the {point} hooks: {error}")
         return True
 
-    def begin(self, point: Point, course: Course) -> None:
+    def begin(self, point: Point, course: HookContext) -> None:
         """Let the hooks of a point run on beside what comes next; `run_after` waits for them."""
         if self.at(point) and point not in self.ran and point not in self._begun:
             task = asyncio.create_task(self._run_after(point, course))
@@ -221,7 +232,7 @@ def describe(run: HookRun) -> str:
     return f"the {run.at} hook {command} on {run.host} {ended}" + (f": {last[0]}" if last else "")
 
 
-def document(at: Point, course: Course) -> dict[str, Any]:
+def document(at: Point, course: HookContext) -> dict[str, Any]:
     """Return what a hook is told on standard input (``hook/1``)."""
     chronicle, request = course.chronicle, course.request
     return {
@@ -245,7 +256,7 @@ def environment(told: Mapping[str, Any]) -> dict[str, str]:
     return {f"QMP_MIGRATE_{name.upper()}": str(told[name]) for name in names}
 
 
-async def _run(hook: Hook, course: Course) -> HookRun:
+async def _run(hook: Hook, course: HookContext) -> HookRun:
     told = document(hook.at, course)
     data = json.dumps(told).encode() + b"\n"
     begun = time.monotonic()
