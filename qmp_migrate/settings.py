@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qmp_migrate.errors import ConfigError, HostUnknown, InvalidName, InvalidQuantity
+from qmp_migrate.notice_kinds import check_kinds
 from qmp_migrate.vm.names import validate_name
 from qmp_migrate.vm.units import parse_rate, parse_time_ms
 
@@ -191,7 +192,7 @@ class HookSettings(_Section):
 
 
 class NotifySettings(_Section):
-    """``[[notify]]``: who is told what by ``qmp-migrate notify``; see `qmp_migrate.fleet.notices`.
+    """``[[notify]]``: who is told what by ``qmp-migrate notify``; see `qmp_migrate.fleet.notifications.rules`.
 
     Attributes:
         on: What is told: words of the list, or patterns (``migration.*``).
@@ -218,8 +219,6 @@ class NotifySettings(_Section):
     @field_validator("on")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from qmp_migrate.fleet.notices import check_kinds
-
         check_kinds(value)
         return value
 

@@ -49,8 +49,8 @@ SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("migration.endpoint.guest_locks", "_BUMP"): ("epoch", "number", "line of text"),
     ("migration.endpoint.launch", "_LAUNCHING"): ("guest's directory",),
     ("migration.savefile.image_stamps", "_STAMPS"): ("image", "*"),
-    ("fleet.health", "_FACTS"): ("run directory", "QEMU"),
-    ("fleet.leftover_facts", "_FACTS"): ("run directory",),
+    ("fleet.doctor", "_FACTS"): ("run directory", "QEMU"),
+    ("fleet.cleanup.run_dir_facts", "_FACTS"): ("run directory",),
 }
 NOTHING: Final = ":"
 """What is sent to see whether somebody is there."""

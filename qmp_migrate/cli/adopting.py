@@ -10,8 +10,8 @@ from qmp_migrate.cli.context import Context, data, put, run, say
 from qmp_migrate.errors import AdoptionRefused, GuestUnknown, UsageError
 
 if TYPE_CHECKING:
-    from qmp_migrate.fleet.adopting import Adoption
-    from qmp_migrate.fleet.foreign import Foreign
+    from qmp_migrate.fleet.adoption.adopt import Adoption
+    from qmp_migrate.fleet.adoption.unmanaged import Foreign
 
 
 def register(app: typer.Typer) -> None:
@@ -62,34 +62,34 @@ def adopt(
 
 
 async def _list(options: Context, on: str) -> list[Foreign]:
+    from qmp_migrate.fleet.adoption.unmanaged import list_qemus
     from qmp_migrate.fleet.controller import Controller
-    from qmp_migrate.fleet.foreign import list_qemus
 
     async with Controller.open(options.settings()) as controller:
         return await list_qemus(controller.side(on, "any").host)
 
 
 async def _adopt(options: Context, target: str, on: str, name: str | None, force: bool, dry_run: bool) -> Adoption:
-    from qmp_migrate.fleet import adopting
+    from qmp_migrate.fleet.adoption import adopt as adoption_adopt
     from qmp_migrate.fleet.controller import Controller
 
     async with Controller.open(options.settings()) as controller:
         side = controller.side(on, "any")
-        adoption = await adopting.look(side, target, name=name, force=force)
+        adoption = await adoption_adopt.look(side, target, name=name, force=force)
         if not dry_run and not adoption.refused:
-            await adopting.adopt(side, adoption)
+            await adoption_adopt.adopt(side, adoption)
         return adoption
 
 
 async def _release(options: Context, vm: str, on: str) -> None:
-    from qmp_migrate.fleet import adopting
+    from qmp_migrate.fleet.adoption import adopt as adoption_adopt
     from qmp_migrate.fleet.controller import Controller
     from qmp_migrate.vm.names import validate_name
 
     async with Controller.open(options.settings()) as controller:
         side = controller.side(on, validate_name(vm, "guest name"))
         await side.host.connect()
-        answer = await adopting.release(side)
+        answer = await adoption_adopt.release(side)
     if answer == "absent":
         raise GuestUnknown(
             f"there is no guest named {vm!r} on {on}", hint=f"see: qmp-migrate vm list --on {on}", host=on

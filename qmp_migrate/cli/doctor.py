@@ -10,7 +10,7 @@ from qmp_migrate.cli.context import Context, data, fail, put, run, say
 from qmp_migrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from qmp_migrate.fleet.leftovers import Leftovers
+    from qmp_migrate.fleet.cleanup.leftovers import Leftovers
     from qmp_migrate.migration.preflight.rules import Check
 
 _STYLES: Final = {"ours": "yellow", "maybe-only-copy": "bold red", "not-ours": "dim"}
@@ -48,11 +48,11 @@ def doctor(
 
 
 async def _health(options: Context, hosts: list[str], json: bool) -> int:
-    from qmp_migrate.fleet import health
+    from qmp_migrate.fleet import doctor as fleet_doctor
     from qmp_migrate.fleet.controller import Controller
 
     async with Controller.open(options.settings()) as controller:
-        found = await health.examine(controller, hosts)
+        found = await fleet_doctor.examine(controller, hosts)
     if json:
         put({"schema": "doctor/1", "ok": not found.failed, "checks": [check.to_dict() for check in found.checks]})
     else:
@@ -73,7 +73,7 @@ def _print_checks(checks: list[Check]) -> None:
 
 
 async def _leftovers(options: Context, hosts: list[str], remove: bool, json: bool) -> int:
-    from qmp_migrate.fleet import leftovers
+    from qmp_migrate.fleet.cleanup import leftovers
     from qmp_migrate.fleet.controller import Controller
 
     async with Controller.open(options.settings()) as controller:

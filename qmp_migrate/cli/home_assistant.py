@@ -40,7 +40,7 @@ def home_assistant(
         from qmp_migrate.bus.client import BusClient, Sign
         from qmp_migrate.bus.home_assistant import HomeAssistant
         from qmp_migrate.bus.topics import Topics
-        from qmp_migrate.fleet import home_assistant as service
+        from qmp_migrate.fleet.integrations import home_assistant as service
 
         mqtt = options.settings().mqtt
         address, topics = BrokerAddress.of(mqtt), Topics(mqtt.root)

@@ -10,7 +10,7 @@ import typer
 from qmp_migrate.cli.context import Context, data, put, run, say
 
 if TYPE_CHECKING:
-    from qmp_migrate.fleet.enrolment import Step, Wish
+    from qmp_migrate.fleet.provisioning.plan import Step, Wish
 
 app = typer.Typer(
     name="host",
@@ -73,8 +73,8 @@ def setup(
     options: Context = context.obj
 
     async def work() -> tuple[list[Step], bool]:
-        from qmp_migrate.fleet.enrolling import read_package
-        from qmp_migrate.fleet.enrolment_wish import Asked, make_wish
+        from qmp_migrate.fleet.provisioning.apply import read_package
+        from qmp_migrate.fleet.provisioning.host_spec import Asked, make_wish
 
         asked = Asked(
             package=read_package(package) if package else None,
@@ -116,9 +116,9 @@ async def _set_up(
     """Return the steps, as they are in the end, and whether anything was done."""
     import dataclasses
 
-    from qmp_migrate.fleet.enrolling import Root, look, take
-    from qmp_migrate.fleet.enrolment import plan
     from qmp_migrate.fleet.inventory import address_of
+    from qmp_migrate.fleet.provisioning.apply import Root, look, take
+    from qmp_migrate.fleet.provisioning.plan import plan
     from qmp_migrate.hosts import make_host
 
     address = address_of(wish.host, options.settings().hosts[wish.host])

@@ -31,7 +31,7 @@ def metrics(
 
     async def work() -> None:
         from qmp_migrate.exposition import is_loopback, parse_listen, serving, write_textfile
-        from qmp_migrate.fleet.metrics import page
+        from qmp_migrate.fleet.integrations.prometheus import page
         from qmp_migrate.migration.journal.store import Journal
 
         settings = options.settings()

@@ -12,7 +12,7 @@ from qmp_migrate.cli.signals import until_stopped
 from qmp_migrate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qmp_migrate.fleet.notifying import Target
+    from qmp_migrate.fleet.notifications.service import Target
     from qmp_migrate.settings import Settings
 
 
@@ -56,9 +56,9 @@ def notify(
 
 
 def _targets(settings: Settings) -> list[Target]:
-    from qmp_migrate.fleet.delivering import Command, Receiver, Webhook, read_secret
-    from qmp_migrate.fleet.notices import Filter
-    from qmp_migrate.fleet.notifying import Target
+    from qmp_migrate.fleet.notifications.delivery import Command, Receiver, Webhook, read_secret
+    from qmp_migrate.fleet.notifications.rules import Filter
+    from qmp_migrate.fleet.notifications.service import Target
     from qmp_migrate.vm.units import parse_time_ms
 
     if not settings.notify:
@@ -81,8 +81,8 @@ def _targets(settings: Settings) -> list[Target]:
 async def _test(targets: list[Target]) -> int:
     import secrets
 
-    from qmp_migrate.fleet.delivering import deliver
-    from qmp_migrate.fleet.notices import Notice
+    from qmp_migrate.fleet.notifications.delivery import deliver
+    from qmp_migrate.fleet.notifications.rules import Notice
 
     failed = 0
     for target in targets:
@@ -98,7 +98,7 @@ async def _serve(settings: Settings, targets: list[Target], state: Path | None) 
     from qmp_migrate.bus.address import BrokerAddress
     from qmp_migrate.bus.client import BusClient
     from qmp_migrate.bus.topics import Topics
-    from qmp_migrate.fleet.notifying import Delivered, Notifier
+    from qmp_migrate.fleet.notifications.service import Delivered, Notifier
 
     mqtt = settings.mqtt
     address = BrokerAddress.of(mqtt)

@@ -27,8 +27,8 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     UsageError,
 )
-from qmp_migrate.fleet.operating import Operating
-from qmp_migrate.fleet.publishing import on_the_bus
+from qmp_migrate.fleet.bus_publishing import on_the_bus
+from qmp_migrate.fleet.file_operations import Operating
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.forecast import measurement
 from qmp_migrate.migration.forecast.measurement import ForecastReport
@@ -223,7 +223,7 @@ class Controller(Operating):
         if path is None:
             return
         from qmp_migrate.exposition import write_textfile
-        from qmp_migrate.fleet.metrics import page
+        from qmp_migrate.fleet.integrations.prometheus import page
 
         try:
             write_textfile(path, await page(self.journal))

@@ -20,7 +20,7 @@ from qmp_migrate.bus.connection import Connection
 from qmp_migrate.bus.home_assistant import HomeAssistant
 from qmp_migrate.bus.messages import HostStatus
 from qmp_migrate.bus.topics import Kind, Topics
-from qmp_migrate.fleet.home_assistant import Announcer
+from qmp_migrate.fleet.integrations.home_assistant import Announcer
 from tests.support.brokers import Mosquitto, until
 from tests.support.messages import message, vm
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.fleet import leftover_removal, leftovers
+from qmp_migrate.fleet.cleanup import leftovers, removal
+from qmp_migrate.fleet.cleanup.classification import Finding, Kind
+from qmp_migrate.fleet.cleanup.leftovers import Leftovers
 from qmp_migrate.fleet.controller import Controller
-from qmp_migrate.fleet.leftover_kinds import Finding, Kind
-from qmp_migrate.fleet.leftovers import Leftovers
 from qmp_migrate.hosts.process import ProcessId, is_alive, launch
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.endpoint.endpoint import Side
@@ -280,7 +280,7 @@ async def _act_blindly(fleet: Fleet, looked: Leftovers) -> Finding:
         return looked.findings
 
     (finding,) = looked.findings
-    return await leftover_removal.remove(finding, fleet.controller.side, look)
+    return await removal.remove(finding, fleet.controller.side, look)
 
 
 async def test_a_directory_that_became_live_between_look_and_act_stays(fleet: Fleet) -> None:
@@ -346,6 +346,6 @@ async def test_a_loaded_destination_is_looked_at_again_under_both_locks(fleet: F
         holders.extend([await guest_locks.holder(source), await guest_locks.holder(destination)])
         return []
 
-    assert (await leftover_removal.remove(finding, fleet.controller.side, look)).action == "kept"
+    assert (await removal.remove(finding, fleet.controller.side, look)).action == "kept"
     assert all(who is not None and "doctor" in who for who in holders)
     assert [await guest_locks.holder(source), await guest_locks.holder(destination)] == [None, None]

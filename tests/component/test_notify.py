@@ -25,9 +25,9 @@ from qmp_migrate.bus.client import BusClient
 from qmp_migrate.bus.messages import HostEvent, HostStatus, MigrationState
 from qmp_migrate.bus.topics import Topics
 from qmp_migrate.errors import ConfigError
-from qmp_migrate.fleet import delivering
-from qmp_migrate.fleet.delivering import Command, Webhook, deliver, read_secret, signature
-from qmp_migrate.fleet.notices import Notice
+from qmp_migrate.fleet.notifications import delivery
+from qmp_migrate.fleet.notifications.delivery import Command, Webhook, deliver, read_secret, signature
+from qmp_migrate.fleet.notifications.rules import Notice
 from qmp_migrate.settings import load
 from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.messages import golden
@@ -85,7 +85,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivering, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_S", 0.05)
 
 
 async def test_a_notice_is_a_signed_cloudevent(server: Server) -> None:

@@ -38,7 +38,9 @@ from qmp_migrate.bus.topics import Topics
 from qmp_migrate.bus.wire import decode, encode
 from qmp_migrate.errors import BusError, QmpCommandFailed, QmpMigrateError
 from qmp_migrate.exposition import parse_listen
-from qmp_migrate.fleet import enrolment_scripts, foreign, notices
+from qmp_migrate.fleet.adoption import unmanaged
+from qmp_migrate.fleet.notifications import rules
+from qmp_migrate.fleet.provisioning import scripts
 from qmp_migrate.hosts.command import behind_login_shell, script_argv
 from qmp_migrate.hosts.command import command_line as command_of
 from qmp_migrate.migration.endpoint import guest_locks
@@ -154,7 +156,7 @@ class Reader:
         self.silence.fallen(self.at)
         self.conflicts.hear(received, self.at)
         self.conflicts.found(self.at)
-        notices.of(received)
+        rules.of(received)
         if received.message is not None:
             verdict = self.presence.judge(received.message)
             if verdict == "rival" and received.retained:
@@ -342,8 +344,8 @@ def proc(data: bytes) -> None:
 
 def host_output(data: bytes) -> None:
     """What a host prints that is not ours any more."""
-    foreign.parse(text(data))
-    enrolment_scripts.machine(text(data), "a")
+    unmanaged.parse(text(data))
+    scripts.machine(text(data), "a")
 
 
 def foreign_line() -> bytes:

@@ -11,9 +11,9 @@ from qmp_migrate.bus.conflicts import Conflicts
 from qmp_migrate.bus.messages import HostEvent, HostStatus, HostVm
 from qmp_migrate.bus.subscription import Received
 from qmp_migrate.bus.topics import Kind, Topics
-from qmp_migrate.fleet import notices
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.guests import conflicts as listed
+from qmp_migrate.fleet.notifications import rules
 from tests.support.messages import message
 
 TOPICS = Topics()
@@ -126,11 +126,11 @@ def test_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_a_notice() -> None:
     [found] = told(Conflicts(), guest("a", uuid="u1"), guest("b", uuid="u1"))
-    notice = notices.conflict(found, 7)
+    notice = rules.conflict(found, 7)
     assert notice is not None
     assert (notice.kind, notice.vm, notice.data["hosts"]) == ("guest.conflict", "web1", ["a", "b"])
-    assert notices.conflict({**found, "hosts": []}, 8) is None
-    host = notices.conflict({"kind": "host", "host": "a", "text": "x"}, 1)
+    assert rules.conflict({**found, "hosts": []}, 8) is None
+    host = rules.conflict({"kind": "host", "host": "a", "text": "x"}, 1)
     assert host is not None
     assert host.kind == "host.conflict"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from qmp_migrate.errors import ConfigError, HostUnknown, RemoteError, UsageError
-from qmp_migrate.fleet import enrolment_scripts
-from qmp_migrate.fleet.enrolment import File, Machine, Package, Step, Wish, key_blob, plan
-from qmp_migrate.fleet.enrolment_wish import Asked, make_wish
+from qmp_migrate.fleet.provisioning import scripts
+from qmp_migrate.fleet.provisioning.host_spec import Asked, make_wish
+from qmp_migrate.fleet.provisioning.plan import File, Machine, Package, Step, Wish, key_blob, plan
 from qmp_migrate.settings import Settings
 
 KIND = b"ssh-ed25519"
@@ -146,12 +146,12 @@ def test_a_key_may_have_options_before_it() -> None:
 
 def test_what_the_machine_says_is_read_and_nobody_but_root_is_believed() -> None:
     said = "uid 0\nkernel Linux\ngroups qmp kvm\nkvm_group yes\nfile ab 640 root:qmp /etc/a b\n"
-    found = enrolment_scripts.machine(said, "a")
+    found = scripts.machine(said, "a")
     assert found.get("groups") == "qmp kvm"
     assert found.files == {"/etc/a b": ("ab", "640", "root:qmp")}
     for output in ("", "uid 1000\n", "kernel Linux\n"):
         with pytest.raises(RemoteError, match="not root"):
-            enrolment_scripts.machine(output, "a")
+            scripts.machine(output, "a")
 
 
 def settings(directory: Path, **host: str) -> Settings:

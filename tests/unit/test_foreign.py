@@ -8,7 +8,7 @@ import pytest
 
 from hostagent.endings import ending
 from qmp_migrate.errors import AdoptionRefused, UsageError
-from qmp_migrate.fleet.foreign import choose, parse
+from qmp_migrate.fleet.adoption.unmanaged import choose, parse
 from qmp_migrate.vm.absolute import starting_directory, with_absolute_paths
 from qmp_migrate.vm.cmdline import CommandLine
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmp_migrate.fleet.health import judge
+from qmp_migrate.fleet.doctor import judge
 from qmp_migrate.settings import HostSettings
 
 GOOD = {

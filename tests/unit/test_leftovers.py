@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import FileFailed
-from qmp_migrate.fleet import leftover_facts
-from qmp_migrate.fleet.leftover_facts import Entry, Process, Qemu, Record, RunDir
-from qmp_migrate.fleet.leftover_kinds import Finding, Kind, OpenMigration, classify, shown
+from qmp_migrate.fleet.cleanup import run_dir_facts
+from qmp_migrate.fleet.cleanup.classification import Finding, Kind, OpenMigration, classify, shown
+from qmp_migrate.fleet.cleanup.run_dir_facts import Entry, Process, Qemu, Record, RunDir
 from qmp_migrate.hosts.process import ProcessId
 
 RUN = "/run/q"
@@ -266,7 +266,7 @@ def test_the_answer_of_the_script_is_parsed() -> None:
         f"p\t17\t7\t{argv}\t{stat}",
         f"p\t18\t\t{argv}\tabsent",
     ]
-    found = leftover_facts.parse("a", RUN, "\0".join([*fields, ""]).encode())
+    found = run_dir_facts.parse("a", RUN, "\0".join([*fields, ""]).encode())
     assert found.entries == (Entry("a\nb\tc", "d", 7, 99.5),)
     assert {name: record.alive for name, record in found.records.items()} == {
         **{"web1": True, "reused": False, "rebooted": False, "hidden": None, "damaged": None, "zombie": False}
@@ -278,7 +278,7 @@ def test_the_answer_of_the_script_is_parsed() -> None:
 @pytest.mark.parametrize("output", [b"", b"welcome\n", b"e\td\t7\tx\tweb1\0", b"h\t7\0"])
 def test_an_answer_that_is_none_is_an_error(output: bytes) -> None:
     with pytest.raises(FileFailed):
-        leftover_facts.parse("a", RUN, output)
+        run_dir_facts.parse("a", RUN, output)
 
 
 def test_names_are_shown_without_control_characters() -> None:

@@ -17,7 +17,7 @@ from hostagent.metrics import AgentCollector
 from qmp_migrate.bus.messages import HostLoad, HostVm
 from qmp_migrate.errors import ConfigError, UsageError
 from qmp_migrate.exposition import parse_listen, serving, text_of, write_textfile
-from qmp_migrate.fleet.metrics import MigrationCollector
+from qmp_migrate.fleet.integrations.prometheus import MigrationCollector
 from qmp_migrate.migration.journal.store import MigrationRecord
 from qmp_migrate.migration.model.phases import Phase
 from tests.support.brokers import free_port

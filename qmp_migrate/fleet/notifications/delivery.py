@@ -28,7 +28,7 @@ from typing import IO, Any, Final
 import stamina
 
 from qmp_migrate.errors import ConfigError
-from qmp_migrate.fleet.notices import Notice
+from qmp_migrate.fleet.notifications.rules import Notice
 
 ANSWER_BYTES: Final = 65_536
 FIRST_PAUSE_S: Final = 1.0

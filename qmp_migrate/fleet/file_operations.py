@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmp_migrate.errors import GuestExists, LockBusy, QmpMigrateError, UsageError
-from qmp_migrate.fleet import guests, shut_down
+from qmp_migrate.fleet import cold_guests, guests
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.inventory import Inventory
 from qmp_migrate.hosts.process import ProcessId, command_line, identify
@@ -203,10 +203,10 @@ class Operating(Inventory):
     # -- guests that are shut down ----------------------------------------------------------------------------------
 
     async def start_defined(self, vm: str, *, on: str) -> Guest:
-        """Start a guest that is shut down, from its definition on a host; see `shut_down.start`."""
+        """Start a guest that is shut down, from its definition on a host; see `cold_guests.start`."""
         validate_name(vm, "guest name")
         await self._settle_earlier(vm)
-        return await shut_down.start(self, vm, on)
+        return await cold_guests.start(self, vm, on)
 
     async def plan_shut_down(self, request: MigrationRequest) -> tuple[Plan, Side, Side] | None:
         """Look at what moving a shut-down guest would need; None where no host has a definition of it.
@@ -216,7 +216,7 @@ class Operating(Inventory):
             GuestExists: A host runs it.
             ConfigError, TransportError, RemoteError, MonitorError: Something could not be read or asked.
         """
-        source = await shut_down.find_defined(self, request.vm, on=request.source)
+        source = await cold_guests.find_defined(self, request.vm, on=request.source)
         if source is None:
             return None
         if source.name == request.destination:
@@ -235,7 +235,7 @@ class Operating(Inventory):
         on_plan: OnPlan | None,
         on_progress: Callable[[Progress], None],
     ) -> MigrationResult | None:
-        """Move a shut-down guest; None where there is none of that name. Raises as `shut_down.move` does."""
+        """Move a shut-down guest; None where there is none of that name. Raises as `cold_guests.move` does."""
         begun = time.monotonic()
         planned = await self.plan_shut_down(request)
         if planned is None:
@@ -246,7 +246,7 @@ class Operating(Inventory):
         try:
             if on_plan is not None:
                 on_plan(plan)
-            await shut_down.move(request, plan, source, destination, self.operations, result, cancel, on_progress)
+            await cold_guests.move(request, plan, source, destination, self.operations, result, cancel, on_progress)
         finally:
             result.total_ms = round((time.monotonic() - begun) * 1000)
         return result
@@ -304,12 +304,12 @@ class Operating(Inventory):
         for side in (source, destination):
             await side.host.connect()
         lock = await guest_locks.take(source, destination, f"move {operation.id}")
-        async with shut_down.held(lock, source, destination):
+        async with cold_guests.held(lock, source, destination):
             operation = await self.operations.get(operation.id)
             _check_left(operation)
             await self.operations.enter(operation.id, operation.step, epoch=lock.epoch)
             limits = self.settings.watchdog.limits
-            return await shut_down.recover(operation, source, destination, self.operations, lock, limits)
+            return await cold_guests.recover(operation, source, destination, self.operations, lock, limits)
 
     async def _recover_save(
         self, operation: Operation, side: Side, lock: GuestLock

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qmp_migrate.errors import CommandFailed, ConnectionLost, QmpMigrateError, RemoteError
-from qmp_migrate.fleet.leftover_kinds import OUR_CAPABILITIES, Action, Finding, Kind
-from qmp_migrate.fleet.leftover_scripts import QUARANTINE, REMOVE_FILE, REMOVE_KEYS
+from qmp_migrate.fleet.cleanup.classification import OUR_CAPABILITIES, Action, Finding, Kind
+from qmp_migrate.fleet.cleanup.scripts import QUARANTINE, REMOVE_FILE, REMOVE_KEYS
 from qmp_migrate.hosts import HeldLock
 from qmp_migrate.hosts.process import identify
 from qmp_migrate.migration.endpoint import guest_locks

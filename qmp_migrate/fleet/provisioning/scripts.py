@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qmp_migrate.errors import RemoteError
-from qmp_migrate.fleet.enrolment import AGENT, Machine
+from qmp_migrate.fleet.provisioning.plan import AGENT, Machine
 
 # $1 user, $2 run_dir, $3 QEMU, $4 base64 of the key ("": none), $5 the key's line, $6… files. Lines `NAME VALUE`.
 # What was installed is told by its SHA-256: two builds of one version are not the same.

@@ -1,4 +1,4 @@
-"""Make a machine one of our hosts: look, take the steps of `enrolment.plan`, look again.
+"""Make a machine one of our hosts: look, take the steps of `plan.plan`, look again.
 
 Everything runs as root there, through the same SSH and with the same checks of host keys as all else; nothing stays behind
 but what the steps say. A setup that is cut off is simply run again.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from qmp_migrate.errors import CommandFailed, ConfigError, RemoteError
-from qmp_migrate.fleet import enrolment_scripts as scripts
-from qmp_migrate.fleet.enrolment import Machine, Package, Step, Wish, plan
+from qmp_migrate.fleet.provisioning import scripts
+from qmp_migrate.fleet.provisioning.plan import Machine, Package, Step, Wish, plan
 from qmp_migrate.hosts import Completed, Host
 
 PIECE: Final = 4 << 20

@@ -23,7 +23,7 @@ from qmp_migrate.errors import (
     QmpMigrateError,
     TransportError,
 )
-from qmp_migrate.fleet.foreign import Foreign, choose, list_qemus
+from qmp_migrate.fleet.adoption.unmanaged import Foreign, choose, list_qemus
 from qmp_migrate.hosts.process import identify
 from qmp_migrate.migration.devices.query import devices_now
 from qmp_migrate.migration.endpoint import guest_locks

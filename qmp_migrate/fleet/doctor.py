@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qmp_migrate.errors import BusError, ChannelRefused, ConfigError, JournalError, QmpMigrateError, TransportError
-from qmp_migrate.fleet import leftovers
+from qmp_migrate.fleet.cleanup import leftovers
 from qmp_migrate.migration.preflight.rules import Check, Status
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.names import check_socket_path

@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Literal
 
-from qmp_migrate.fleet.leftover_facts import Entry, Process, Qemu, RunDir
+from qmp_migrate.fleet.cleanup.run_dir_facts import Entry, Process, Qemu, RunDir
 from qmp_migrate.qemu import states
 from qmp_migrate.vm.names import NAME_PATTERN
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from qmp_migrate.errors import ConfigError, HostUnknown, UsageError
-from qmp_migrate.fleet import enrolment
-from qmp_migrate.fleet.enrolment import DEFAULT_RUN_DIR, DEFAULT_USER, ENVIRONMENT, ETC, File, Package, Wish
+from qmp_migrate.fleet.provisioning import plan
+from qmp_migrate.fleet.provisioning.plan import DEFAULT_RUN_DIR, DEFAULT_USER, ENVIRONMENT, ETC, File, Package, Wish
 from qmp_migrate.settings import HostSettings, Settings
 
 DEFAULT_ROOT: Final = "qmp-migrate/v1"
@@ -57,7 +57,7 @@ def make_wish(settings: Settings, name: str, asked: Asked) -> Wish:
             hint='give it an address (127.0.0.1 will do) instead of "local", or do it by hand',
         )
     user = host.user or ""
-    if user == "root" or not enrolment.USER_NAME.fullmatch(user):
+    if user == "root" or not plan.USER_NAME.fullmatch(user):
         raise ConfigError(
             f"[hosts.{name}] logs in as {user or 'whoever runs the controller'}: guests need a user of their own",
             hint=f'set user = "{DEFAULT_USER}"; the setup makes it',
@@ -69,7 +69,7 @@ def make_wish(settings: Settings, name: str, asked: Asked) -> Wish:
             hint="set url in [mqtt], or say --mqtt URL, or --no-agent",
         )
     key = _public_key(host, asked.key)
-    enrolment.key_blob(key)
+    plan.key_blob(key)
     if host.access == "relay":
         key = f'restrict,command="/usr/bin/qmp-hostagent relay" {key}'
     files = tuple(_boot(user, host.run_dir))
@@ -151,7 +151,7 @@ def _agent_files(settings: Settings, name: str, host: HostSettings, url: str, as
     text += "".join(f"QMP_HOSTAGENT_{key}={_quoted(value)}\n" for key, value in variables.items())
     if (host.user, host.run_dir) != (DEFAULT_USER, DEFAULT_RUN_DIR):
         drop_in = f"[Service]\nUser={host.user}\nReadWritePaths={_quoted(host.run_dir)}\n"
-        files.append(File(f"/etc/systemd/system/{enrolment.AGENT}.d/50-setup.conf", drop_in.encode()))
+        files.append(File(f"/etc/systemd/system/{plan.AGENT}.d/50-setup.conf", drop_in.encode()))
     # The settings come last: the unit's condition is that they are there.
     return [*files, File(ENVIRONMENT, text.encode(), 0o640, for_user=True)]
 

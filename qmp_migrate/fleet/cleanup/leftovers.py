@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.fleet import leftover_facts, leftover_removal
-from qmp_migrate.fleet.leftover_facts import RunDir
-from qmp_migrate.fleet.leftover_kinds import Finding, OpenMigration, classify, is_name
+from qmp_migrate.fleet.cleanup import removal, run_dir_facts
+from qmp_migrate.fleet.cleanup.classification import Finding, OpenMigration, classify, is_name
+from qmp_migrate.fleet.cleanup.run_dir_facts import RunDir
 from qmp_migrate.migration.journal.store import controller_lives
 from qmp_migrate.migration.model.phases import ENDS
 
@@ -102,8 +102,8 @@ async def remove(controller: Controller, found: Leftovers) -> Leftovers:
         places, _problems = await _look(controller, vm, mine)
         return classify(places, await _open_migrations(controller), mine=mine)
 
-    acted = [await leftover_removal.remove(finding, controller.side, look) for finding in found.findings]
-    done = [finding for finding in acted if finding.action in leftover_removal.DONE]
+    acted = [await removal.remove(finding, controller.side, look) for finding in found.findings]
+    done = [finding for finding in acted if finding.action in removal.DONE]
     told = {finding.key: finding for finding in acted if finding not in done}
     after = await find(controller, found.hosts)
     after.findings = [*done, *(told.get(finding.key, finding) for finding in after.findings)]
@@ -117,7 +117,7 @@ async def _look(
 
     async def gather(name: str) -> RunDir | str:
         try:
-            return await leftover_facts.gather(controller.side(name, "any"))
+            return await run_dir_facts.gather(controller.side(name, "any"))
         except QmpMigrateError as error:
             return str(error)
 
@@ -131,7 +131,7 @@ async def _look(
     async def ask(place: RunDir, name: str) -> None:
         side = controller.side(place.host, name)
         side.process = place.records[name].process
-        place.qemus[name] = await leftover_facts.ask(side)
+        place.qemus[name] = await run_dir_facts.ask(side)
 
     await asyncio.gather(
         *(

@@ -22,9 +22,9 @@ from qmp_migrate.bus.follow import follow
 from qmp_migrate.bus.messages import HostStatus
 from qmp_migrate.bus.silence import Silence, with_pauses
 from qmp_migrate.errors import ConfigError
-from qmp_migrate.fleet import notices
-from qmp_migrate.fleet.delivering import Receiver, deliver
-from qmp_migrate.fleet.notices import Filter, Notice
+from qmp_migrate.fleet.notifications import rules
+from qmp_migrate.fleet.notifications.delivery import Receiver, deliver
+from qmp_migrate.fleet.notifications.rules import Filter, Notice
 
 QUEUE: Final = 1000
 REMEMBERED: Final = 5000
@@ -135,7 +135,7 @@ class Notifier:
                 old = news.received.retained and (
                     self._delivered.fresh or isinstance(news.received.message, HostStatus)
                 )
-                if (notice := notices.of(news.received)) is None:
+                if (notice := rules.of(news.received)) is None:
                     pass
                 elif not old:
                     self.tell(notice)
@@ -147,10 +147,10 @@ class Notifier:
             looked = now
             for document in silence.fallen(now):
                 self._counted += 1
-                self.tell(notices.silent(document, self._counted))
+                self.tell(rules.silent(document, self._counted))
             for document in conflicts.found(now):
                 self._counted += 1
-                if (notice := notices.conflict(document, self._counted)) is not None:
+                if (notice := rules.conflict(document, self._counted)) is not None:
                     self.tell(notice)
 
     def tell(self, notice: Notice) -> None:

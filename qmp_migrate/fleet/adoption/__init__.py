@@ -1,0 +1,1 @@
+"""QEMU processes that somebody else has started: found, and adopted."""

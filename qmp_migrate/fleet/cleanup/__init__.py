@@ -1,0 +1,1 @@
+"""What migrations and crashed programs leave on hosts: found, classified and removed."""

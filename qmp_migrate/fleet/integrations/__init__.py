@@ -1,0 +1,1 @@
+"""What other systems read: Home Assistant and Prometheus."""

@@ -1,0 +1,1 @@
+"""Notifications of what the bus reports: rules, delivery and the service."""
