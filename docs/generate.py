@@ -142,8 +142,8 @@ def pages() -> dict[str, str]:
 
 def contract() -> dict[str, str]:
     """Return the bus's JSON Schemas and its AsyncAPI document. Schemas of older versions stay: they are frozen."""
-    from qmp_migrate.bus.schemas import asyncapi, file_name, json_schema
-    from qmp_migrate.bus.topics import Kind
+    from qmp_migrate.bus.messages.schemas import asyncapi, file_name, json_schema
+    from qmp_migrate.bus.messages.topics import Kind
 
     documents = {f"schemas/{file_name(kind)}": json_schema(kind) for kind in Kind}
     documents["asyncapi.json"] = asyncapi("1")

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from qmp_migrate.bus.session import boot_id
+from qmp_migrate.bus.messages.session import boot_id
 from qmp_migrate.errors import InvalidName
 from qmp_migrate.vm.names import validate_name
 

@@ -21,8 +21,8 @@ import structlog
 from hostagent.answers import facts_of, migration_status_of, runstate_of
 from hostagent.discovery import Guest, command_line, start_ticks
 from hostagent.publisher import Publisher
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import HostVm
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import HostVm
 from qmp_migrate.errors import InvalidName, MonitorError, UsageError
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.vm.chardevs import monitors

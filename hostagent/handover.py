@@ -39,11 +39,11 @@ from hostagent.handing_over import (
 from hostagent.mandate import Mandate, Record
 from hostagent.publisher import Publisher
 from hostagent.watch import GuestWatch
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.session import boot_id
-from qmp_migrate.bus.subscription import Subscription
-from qmp_migrate.bus.token_messages import HostToken, TokenStep
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.subscription import Subscription
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.handover_token import HostToken, TokenStep
+from qmp_migrate.bus.messages.session import boot_id
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError, MonitorError
 from qmp_migrate.qemu.monitor import Monitor
 

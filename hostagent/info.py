@@ -16,8 +16,8 @@ from typing import Final
 import psutil
 import structlog
 
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import Cpu, HostInfo, NetworkAddress, QemuBinary
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import Cpu, HostInfo, NetworkAddress, QemuBinary
 
 PROBE_TIMEOUT_S: Final = 10.0
 OUTPUT_LIMIT: Final = 1 << 18

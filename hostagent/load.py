@@ -13,8 +13,8 @@ from typing import Final, Literal
 from hostagent import counters
 from hostagent.counters import PROC, CpuTimes, ProcessTimes, Stall
 from hostagent.discovery import Guest
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import GuestLoad, HostLoad, InterfaceLoad, Pressure, Stalled
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import GuestLoad, HostLoad, InterfaceLoad, Pressure, Stalled
 
 GUESTS_LIMIT: Final = 300
 """Guests in one report, the busiest ones: a report has to stay below 64 KiB."""

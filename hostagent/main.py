@@ -211,8 +211,8 @@ def _configure(
     **broker: Any,
 ) -> AgentConfig:
     from hostagent.service import AgentConfig
-    from qmp_migrate.bus.address import BrokerAddress
-    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.bus.client.address import BrokerAddress
+    from qmp_migrate.bus.messages.topics import Topics
     from qmp_migrate.vm.names import validate_name
     from qmp_migrate.vm.units import parse_time_ms
 

@@ -18,8 +18,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from qmp_migrate.bus.fields import Count, Name
-from qmp_migrate.bus.token_messages import Process
+from qmp_migrate.bus.messages.field_types import Count, Name
+from qmp_migrate.bus.messages.handover_token import Process
 
 DIRECTORY: Final = ".handover"
 FILE_LIMIT: Final = 4096

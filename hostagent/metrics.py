@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qmp_migrate.bus.messages import HostLoad, HostVm, Stalled
+from qmp_migrate.bus.messages.registry import HostLoad, HostVm, Stalled
 
 GUESTS_LIMIT = 300
 

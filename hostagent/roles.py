@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmp_migrate.bus.messages import Role
+from qmp_migrate.bus.messages.registry import Role
 from qmp_migrate.qemu.states import IDLE, POSTCOPY, under_way
 
 

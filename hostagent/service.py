@@ -24,10 +24,10 @@ from hostagent.info import QemuCatalogue, read_info
 from hostagent.load import LoadMeter
 from hostagent.publisher import Publisher
 from hostagent.watch import GuestWatch
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.messages import HostLoad
-from qmp_migrate.bus.session import package_version
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.messages.registry import HostLoad
+from qmp_migrate.bus.messages.session import package_version
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError, ConfigError
 
 DISCOVER_S: Final = 0.4

@@ -25,8 +25,8 @@ from hostagent.guardian import Guardian
 from hostagent.publisher import Publisher
 from hostagent.quiet import Quiet
 from hostagent.roles import role_of
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import HostVm
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import HostVm
 from qmp_migrate.errors import MonitorError, MonitorTimeout, QmpCommandFailed
 from qmp_migrate.qemu.monitor import Event, EventStream, Monitor
 from qmp_migrate.qemu.states import under_way

@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 
 from hostagent.publisher import Publisher
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import HostInfo, HostLoad, HostVm, MigrationProgress
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import HostInfo, HostLoad, HostVm, MigrationProgress
+from qmp_migrate.bus.messages.topics import Kind, Topics
 from tests.support.messages import golden_of
 
 TOPICS = Topics()

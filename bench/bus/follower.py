@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.conflicts import Conflicts
-from qmp_migrate.bus.follow import follow
-from qmp_migrate.bus.messages import HostLoad, HostStatus, HostVm, MigrationProgress
-from qmp_migrate.bus.silence import Silence, with_pauses
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.name_conflicts import Conflicts
+from qmp_migrate.bus.consume.ordered import follow
+from qmp_migrate.bus.consume.staleness import Silence, with_pauses
+from qmp_migrate.bus.messages.registry import HostLoad, HostStatus, HostVm, MigrationProgress
+from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.cli.bus import LOOK_S, document
 
 TOPICS = Topics()

@@ -11,7 +11,7 @@ from qmp_migrate.cli.context import Context, data, fail, put, run, say
 from qmp_migrate.errors import ConfigError, QmpMigrateError, UsageError
 
 if TYPE_CHECKING:
-    from qmp_migrate.bus.authority import Authority, Identity, Role
+    from qmp_migrate.bus.broker.pki import Authority, Identity, Role
 
 app = typer.Typer(
     name="broker",
@@ -77,7 +77,7 @@ def init(
         }
         for name in ("installed_as", "state", "bind", "run_as"):
             _one_word(name, settings[name])
-        from qmp_migrate.bus.authority import Authority
+        from qmp_migrate.bus.broker.pki import Authority
 
         wanted = _wanted(hosts, controller or ["main"], subscriber, bridge)
         authority = Authority.create(directory)
@@ -108,7 +108,7 @@ def add(
 ) -> None:
     """Add identities, and write the access list anew (the broker has to read it again: SIGHUP)."""
     try:
-        from qmp_migrate.bus.authority import Authority
+        from qmp_migrate.bus.broker.pki import Authority
 
         wanted = _wanted(host, controller, subscriber, bridge)
         if not wanted:
@@ -126,7 +126,7 @@ def add(
 def list_(directory: Directory, json: Json = False) -> None:
     """Show the identities, and when they expire."""
     try:
-        from qmp_migrate.bus.authority import Authority
+        from qmp_migrate.bus.broker.pki import Authority
 
         authority = Authority.open(directory)
         identities = authority.identities()
@@ -159,7 +159,7 @@ def renew(
 ) -> None:
     """Give identities, and the broker itself, a new key and certificate; the old ones are revoked."""
     try:
-        from qmp_migrate.bus.authority import WARN_DAYS, Authority
+        from qmp_migrate.bus.broker.pki import WARN_DAYS, Authority
 
         authority = Authority.open(directory)
         with authority.locked():
@@ -183,7 +183,7 @@ def revoke(
 ) -> None:
     """Lock an identity out, for good; the broker has to read crl.pem again: restart it."""
     try:
-        from qmp_migrate.bus.authority import Authority
+        from qmp_migrate.bus.broker.pki import Authority
 
         authority = Authority.open(directory)
         with authority.locked():
@@ -206,9 +206,9 @@ def check(
     """Try the running broker as each identity: what must be allowed, and what must be refused."""
 
     async def work() -> list[Any]:
-        from qmp_migrate.bus.authority import Authority
-        from qmp_migrate.bus.broker_probe import probe
-        from qmp_migrate.bus.topics import Topics
+        from qmp_migrate.bus.broker.acl_check import probe
+        from qmp_migrate.bus.broker.pki import Authority
+        from qmp_migrate.bus.messages.topics import Topics
 
         authority = Authority.open(directory)
         settings = _remembered(directory)
@@ -233,7 +233,7 @@ def check(
 
 def _from_settings(options: Context, host: list[str] | None) -> tuple[list[str], str]:
     """Return the hosts that are given, or those of the settings; and the topics' root."""
-    from qmp_migrate.bus.topics import DEFAULT_ROOT
+    from qmp_migrate.bus.messages.topics import DEFAULT_ROOT
 
     try:
         settings = options.settings()
@@ -248,7 +248,7 @@ def _wanted(
     hosts: list[str] | None, controllers: list[str] | None, subscribers: list[str] | None, bridges: list[str] | None
 ) -> list[tuple[Role, str]]:
     """Return who is asked for, once all names are checked."""
-    from qmp_migrate.bus.authority import identity_name
+    from qmp_migrate.bus.broker.pki import identity_name
 
     given: list[tuple[Role, list[str] | None]] = [
         ("agent", hosts),
@@ -268,9 +268,9 @@ def _issue(authority: Authority, wanted: list[tuple[Role, str]]) -> list[str]:
 
 
 def _render(authority: Authority, settings: dict[str, Any]) -> None:
-    from qmp_migrate.bus.authority import write_file
-    from qmp_migrate.bus.mosquitto import Listeners, access_list, configuration
-    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.bus.broker.mosquitto import Listeners, access_list, configuration
+    from qmp_migrate.bus.broker.pki import write_file
+    from qmp_migrate.bus.messages.topics import Topics
 
     text = configuration(
         PurePosixPath(settings["installed_as"]),
@@ -301,7 +301,7 @@ def _remembered(directory: Path) -> dict[str, Any]:
 def _remember(directory: Path, settings: dict[str, Any]) -> None:
     import json as jsons
 
-    from qmp_migrate.bus.authority import write_file
+    from qmp_migrate.bus.broker.pki import write_file
 
     write_file(directory / "broker.json", (jsons.dumps(settings, indent=2) + "\n").encode(), 0o644)
 

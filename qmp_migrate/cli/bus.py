@@ -14,7 +14,7 @@ import typer
 from qmp_migrate.cli.context import Context, run, say
 
 if TYPE_CHECKING:
-    from qmp_migrate.bus.follow import Followed
+    from qmp_migrate.bus.consume.ordered import Followed
     from qmp_migrate.settings import Settings
 
 
@@ -70,8 +70,8 @@ def events(
 
 
 def _print_schema(name: str, json: bool) -> None:
-    from qmp_migrate.bus.schemas import json_schema
-    from qmp_migrate.bus.topics import Kind
+    from qmp_migrate.bus.messages.schemas import json_schema
+    from qmp_migrate.bus.messages.topics import Kind
     from qmp_migrate.cli.context import fail, put
     from qmp_migrate.errors import UsageError
 
@@ -99,7 +99,7 @@ class Wanted:
 
     def admits(self, news: Followed) -> bool:
         """Tell whether a piece of news is shown."""
-        from qmp_migrate.bus.topics import Kind
+        from qmp_migrate.bus.messages.topics import Kind
 
         address, message = news.received.address, news.received.message
         if address is None or (news.received.retained and not self.state):
@@ -113,12 +113,12 @@ class Wanted:
 
 
 async def _follow(settings: Settings, *, vm: str | None, wanted: Wanted, json: bool) -> None:
-    from qmp_migrate.bus.address import BrokerAddress
-    from qmp_migrate.bus.client import BusClient
-    from qmp_migrate.bus.conflicts import Conflicts
-    from qmp_migrate.bus.follow import follow
-    from qmp_migrate.bus.silence import Silence, with_pauses
-    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.bus.client.address import BrokerAddress
+    from qmp_migrate.bus.client.client import BusClient
+    from qmp_migrate.bus.consume.name_conflicts import Conflicts
+    from qmp_migrate.bus.consume.ordered import follow
+    from qmp_migrate.bus.consume.staleness import Silence, with_pauses
+    from qmp_migrate.bus.messages.topics import Topics
     from qmp_migrate.vm.names import validate_name
 
     if vm is not None:

@@ -17,11 +17,11 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.follow import follow
-from qmp_migrate.bus.messages import MigrationProgress
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.ordered import follow
+from qmp_migrate.bus.messages.registry import MigrationProgress
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.cli.bus import line
 from qmp_migrate.cli.render import ProgressView, summary
 from qmp_migrate.errors import RigError

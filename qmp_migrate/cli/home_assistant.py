@@ -36,10 +36,10 @@ def home_assistant(
     options: Context = context.obj
 
     async def work() -> None:
-        from qmp_migrate.bus.address import BrokerAddress
-        from qmp_migrate.bus.client import BusClient, Sign
-        from qmp_migrate.bus.home_assistant import HomeAssistant
-        from qmp_migrate.bus.topics import Topics
+        from qmp_migrate.bus.client.address import BrokerAddress
+        from qmp_migrate.bus.client.client import BusClient, Sign
+        from qmp_migrate.bus.messages.topics import Topics
+        from qmp_migrate.bus.publish.home_assistant import HomeAssistant
         from qmp_migrate.fleet.integrations import home_assistant as service
 
         mqtt = options.settings().mqtt

@@ -95,9 +95,9 @@ async def _test(targets: list[Target]) -> int:
 
 
 async def _serve(settings: Settings, targets: list[Target], state: Path | None) -> None:
-    from qmp_migrate.bus.address import BrokerAddress
-    from qmp_migrate.bus.client import BusClient
-    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.bus.client.address import BrokerAddress
+    from qmp_migrate.bus.client.client import BusClient
+    from qmp_migrate.bus.messages.topics import Topics
     from qmp_migrate.fleet.notifications.service import Delivered, Notifier
 
     mqtt = settings.mqtt

@@ -17,10 +17,10 @@ FLUSH_S: Final = 1.0
 @contextlib.asynccontextmanager
 async def on_the_bus(settings: Settings) -> AsyncIterator[Reporter]:
     """Publish this controller and its migrations for as long as the block lasts; never waits for the broker."""
-    from qmp_migrate.bus.address import BrokerAddress
-    from qmp_migrate.bus.housekeeping import forget_old
-    from qmp_migrate.bus.reporter import MqttReporter, controller_client
-    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.bus.client.address import BrokerAddress
+    from qmp_migrate.bus.messages.topics import Topics
+    from qmp_migrate.bus.publish.mqtt_reporter import MqttReporter, controller_client
+    from qmp_migrate.bus.publish.retention import forget_old
 
     mqtt = settings.mqtt
     address = BrokerAddress.of(mqtt)

@@ -184,11 +184,11 @@ async def _sockets(host: Host, name: str, listening: str) -> Check:
 
 
 async def _bus(controller: Controller, names: Sequence[str]) -> list[Check]:
-    from qmp_migrate.bus.address import BrokerAddress
-    from qmp_migrate.bus.client import BusClient
-    from qmp_migrate.bus.follow import follow
-    from qmp_migrate.bus.messages import HostStatus
-    from qmp_migrate.bus.topics import Topics
+    from qmp_migrate.bus.client.address import BrokerAddress
+    from qmp_migrate.bus.client.client import BusClient
+    from qmp_migrate.bus.consume.ordered import follow
+    from qmp_migrate.bus.messages.registry import HostStatus
+    from qmp_migrate.bus.messages.topics import Topics
 
     mqtt = controller.settings.mqtt
     if mqtt.url is None:

@@ -94,7 +94,7 @@ def conflicts(guests: Sequence[Guest]) -> list[dict[str, Any]]:
     Args:
         guests: Of all hosts.
     """
-    from qmp_migrate.bus.conflicts import conflict_document
+    from qmp_migrate.bus.consume.name_conflicts import conflict_document
 
     places: dict[str, list[Guest]] = {}
     for guest in guests:

@@ -213,7 +213,7 @@ class Raising:
 
     async def _broker(self) -> None:
         ready = self.state.part_directory("broker") / "ready"
-        await self._start("broker", [*python("qmp_migrate.bus.broker"), "--ready-file", str(ready)])
+        await self._start("broker", [*python("qmp_migrate.bus.broker.embedded"), "--ready-file", str(ready)])
         self.state = replace(self.state, broker_url=json.loads(ready.read_text("utf-8"))["url"])
 
     async def _sshd(self, host: RigHost, program: str) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.follow import Followed, follow
-from qmp_migrate.bus.messages import HostEvent, HostInfo, HostLoad, HostStatus, HostVm
-from qmp_migrate.bus.session import boot_id
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.ordered import Followed, follow
+from qmp_migrate.bus.messages.registry import HostEvent, HostInfo, HostLoad, HostStatus, HostVm
+from qmp_migrate.bus.messages.session import boot_id
+from qmp_migrate.bus.messages.topics import Topics
 from tests.support.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 
 SOON_S = 5.0

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.messages import HostEvent, HostVm
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.messages.registry import HostEvent, HostVm
+from qmp_migrate.bus.messages.topics import Topics
 from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.held_pair import binaries
 from tests.support.lab import wait_for

@@ -16,12 +16,12 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from typer.testing import CliRunner
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.authority import Authority
-from qmp_migrate.bus.broker_probe import probe
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.connection import Connection
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.broker.acl_check import probe
+from qmp_migrate.bus.broker.pki import Authority
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.client.connection import Connection
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.cli.main import app
 from tests.support.brokers import PATIENCE_S, START_S, find_mosquitto, free_port, listens, until
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.broker import EmbeddedBroker
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.follow import Followed, follow
-from qmp_migrate.bus.messages import HostVm
-from qmp_migrate.bus.presence import Presence
-from qmp_migrate.bus.reporter import MqttReporter, controller_client
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.broker.embedded import EmbeddedBroker
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.client.presence import Presence
+from qmp_migrate.bus.consume.ordered import Followed, follow
+from qmp_migrate.bus.messages.registry import HostVm
+from qmp_migrate.bus.messages.topics import Topics
+from qmp_migrate.bus.publish.mqtt_reporter import MqttReporter, controller_client
 from qmp_migrate.errors import BusError
 from qmp_migrate.migration.model.reporter import MigrationView
 from tests.support.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
@@ -231,8 +231,8 @@ async def test_a_subscription_that_is_refused_is_an_error_for_its_reader_only() 
 async def test_a_frozen_broker_is_noticed_and_its_return_too(
     mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qmp_migrate.bus.client.KEEPALIVE_S", 1)
-    monkeypatch.setattr("qmp_migrate.bus.client.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("qmp_migrate.bus.client.client.KEEPALIVE_S", 1)
+    monkeypatch.setattr("qmp_migrate.bus.client.client.CONNECT_TIMEOUT_S", 1.0)
     async with client(mosquitto) as publisher:
         await publisher.wait_connected()
         mosquitto.freeze()

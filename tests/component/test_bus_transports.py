@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import trustme
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.broker import EmbeddedBroker
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.messages import HostVm
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.broker.embedded import EmbeddedBroker
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.messages.registry import HostVm
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError
 from tests.support.brokers import PATIENCE_S, Mosquitto, free_port, listens, until
 from tests.support.messages import vm
@@ -35,9 +35,9 @@ async def test_a_broker_that_does_not_answer_holds_up_neither_close_nor_the_end_
     port = silent.getsockname()[1]
     program = f"""
 import asyncio, time
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.reporter import controller_client
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.publish.mqtt_reporter import controller_client
+from qmp_migrate.bus.messages.topics import Topics
 async def main():
     began = time.monotonic()
     clients = [controller_client(BrokerAddress.parse(f"{{scheme}}://127.0.0.1:{port}"), Topics(), "c1")
@@ -112,7 +112,7 @@ async def test_tls_with_a_certificate_for_each_side_and_a_password(tmp_path: Pat
 async def test_the_embedded_broker_as_a_process_of_its_own(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "qmp_migrate.bus.broker", "--ready-file", str(ready)),
+        *(sys.executable, "-W", "error", "-m", "qmp_migrate.bus.broker.embedded", "--ready-file", str(ready)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -141,7 +141,7 @@ async def test_a_taken_port_is_an_error_with_a_hint() -> None:
 
 async def test_a_broker_that_ends_takes_nobody_else_however_long_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """amqtt ends its clients one by one before it stops listening: those that came back meanwhile were never served."""
-    monkeypatch.setattr("qmp_migrate.bus.broker.STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("qmp_migrate.bus.broker.embedded.STOP_TIMEOUT_S", 0.2)
     broker = await EmbeddedBroker().__aenter__()
     async with BusClient(BrokerAddress.parse(broker.url), TOPICS, role="test") as client:
         await client.wait_connected()

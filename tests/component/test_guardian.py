@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.follow import follow
-from qmp_migrate.bus.messages import HostEvent
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.ordered import follow
+from qmp_migrate.bus.messages.registry import HostEvent
+from qmp_migrate.bus.messages.topics import Topics
 from tests.support.brokers import PATIENCE_S, Mosquitto, free_port, until
 from tests.support.held_pair import HeldPair, binaries
 from tests.support.side_by_side import side_by_side

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from hostagent.guest_lock import read_epoch
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.messages import HostToken
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.messages.registry import HostToken
+from qmp_migrate.bus.messages.topics import Topics
 from tests.support.brokers import PATIENCE_S, Mosquitto, until
 from tests.support.handing_pair import EPOCH, MIGRATION, HandingPair, HeldLock
 from tests.support.held_pair import binaries

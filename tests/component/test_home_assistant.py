@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.connection import Connection
-from qmp_migrate.bus.home_assistant import HomeAssistant
-from qmp_migrate.bus.messages import HostStatus
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.client.connection import Connection
+from qmp_migrate.bus.messages.registry import HostStatus
+from qmp_migrate.bus.messages.topics import Kind, Topics
+from qmp_migrate.bus.publish.home_assistant import HomeAssistant
 from qmp_migrate.fleet.integrations.home_assistant import Announcer
 from tests.support.brokers import Mosquitto, until
 from tests.support.messages import message, vm

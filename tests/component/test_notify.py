@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import trustme
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.messages import HostEvent, HostStatus, MigrationState
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.messages.registry import HostEvent, HostStatus, MigrationState
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import ConfigError
 from qmp_migrate.fleet.notifications import delivery
 from qmp_migrate.fleet.notifications.delivery import Command, Webhook, deliver, read_secret, signature

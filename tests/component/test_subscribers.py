@@ -17,13 +17,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.follow import follow
-from qmp_migrate.bus.housekeeping import forget_old
-from qmp_migrate.bus.messages import HostEvent, HostStatus, HostVm, MigrationState
-from qmp_migrate.bus.schemas import json_schema
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.ordered import follow
+from qmp_migrate.bus.messages.registry import HostEvent, HostStatus, HostVm, MigrationState
+from qmp_migrate.bus.messages.schemas import json_schema
+from qmp_migrate.bus.messages.topics import Kind, Topics
+from qmp_migrate.bus.publish.retention import forget_old
 from tests.support.brokers import Mosquitto, until
 from tests.support.held_pair import HeldPair, binaries
 from tests.support.messages import golden

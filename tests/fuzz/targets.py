@@ -29,13 +29,13 @@ from hostagent.relay.arguments import Refused
 from hostagent.relay.commands import understand
 from hostagent.relay.settings import Allowed
 from hostagent.roles import role_of
-from qmp_migrate.bus.conflicts import Conflicts
-from qmp_migrate.bus.follow import Order
-from qmp_migrate.bus.silence import Silence
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.token_messages import HostToken
-from qmp_migrate.bus.topics import Topics
-from qmp_migrate.bus.wire import decode, encode
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.consume.name_conflicts import Conflicts
+from qmp_migrate.bus.consume.ordered import Order
+from qmp_migrate.bus.consume.staleness import Silence
+from qmp_migrate.bus.messages.codec import decode, encode
+from qmp_migrate.bus.messages.handover_token import HostToken
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError, QmpCommandFailed, QmpMigrateError
 from qmp_migrate.exposition import parse_listen
 from qmp_migrate.fleet.adoption import unmanaged

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from qmp_migrate.bus.broker import EmbeddedBroker
+from qmp_migrate.bus.broker.embedded import EmbeddedBroker
 
 PATIENCE_S = 60.0
 """How long a test waits for what must come: how busy the machine is, is not what is tested."""

@@ -12,9 +12,9 @@ import secrets
 from pathlib import Path
 from typing import Any, Final
 
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.session import boot_id
-from qmp_migrate.bus.token_messages import HostToken
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.handover_token import HostToken
+from qmp_migrate.bus.messages.session import boot_id
 from tests.support.brokers import until
 from tests.support.held_pair import HeldPair
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import pytest
 
-from qmp_migrate.bus.session import boot_id
+from qmp_migrate.bus.messages.session import boot_id
 from qmp_migrate.qemu.monitor import Monitor
 from tests.support.brokers import until
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qmp_migrate.bus.messages import MODELS, BusMessage, HostStatus, HostVm, MigrationEvent
-from qmp_migrate.bus.presence import Presence
-from qmp_migrate.bus.session import Session
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.presence import Presence
+from qmp_migrate.bus.messages.registry import MODELS, BusMessage, HostStatus, HostVm, MigrationEvent
+from qmp_migrate.bus.messages.session import Session
+from qmp_migrate.bus.messages.topics import Kind, Topics
 
 GOLDEN = Path(__file__).parent.parent / "unit" / "golden"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hostagent.discovery import Guest, discover, identify
-from qmp_migrate.bus.session import boot_id
+from qmp_migrate.bus.messages.session import boot_id
 
 Start = Callable[..., subprocess.Popen[bytes]]
 

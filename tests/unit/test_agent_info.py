@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from hostagent.info import QemuCatalogue, parse_cpuinfo, parse_machine_types, parse_version, read_info
 from hostagent.load import LoadMeter
-from qmp_migrate.bus.wire import encode
+from qmp_migrate.bus.messages.codec import encode
 
 X86 = """processor\t: 0
 vendor_id\t: AuthenticAMD

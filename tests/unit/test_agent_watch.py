@@ -17,7 +17,7 @@ from hostagent.discovery import Guest
 from hostagent.guardian import Guardian
 from hostagent.quiet import QUIET_S
 from hostagent.watch import GuestWatch
-from qmp_migrate.bus.messages import HostVm
+from qmp_migrate.bus.messages.registry import HostVm
 from tests.support.brokers import until
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}

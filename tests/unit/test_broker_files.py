@@ -10,9 +10,9 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from qmp_migrate.bus.authority import Authority, identity_name, role_of
-from qmp_migrate.bus.mosquitto import Listeners, access_list, configuration
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.broker.mosquitto import Listeners, access_list, configuration
+from qmp_migrate.bus.broker.pki import Authority, identity_name, role_of
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.cli.main import app
 from qmp_migrate.errors import ConfigError, InvalidName, UsageError
 

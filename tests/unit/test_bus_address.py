@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.outage import MAX_DELAY_S, Outage
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.backoff import MAX_DELAY_S, Outage
 from qmp_migrate.errors import ConfigError
 
 

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.bus import conflicts
-from qmp_migrate.bus.conflicts import Conflicts
-from qmp_migrate.bus.messages import HostEvent, HostStatus, HostVm
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.consume import name_conflicts
+from qmp_migrate.bus.consume.name_conflicts import Conflicts
+from qmp_migrate.bus.messages.registry import HostEvent, HostStatus, HostVm
+from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.guests import conflicts as listed
 from qmp_migrate.fleet.notifications import rules
 from tests.support.messages import message
 
 TOPICS = Topics()
-LATER = conflicts.SETTLED_S + 0.1
+LATER = name_conflicts.SETTLED_S + 0.1
 
 
 def received(topic: str, made: object) -> Received:
@@ -115,7 +115,7 @@ def test_two_agents_of_one_name_are_known_by_sessions_that_come_back(sessions: l
 
 
 def test_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conflicts, "REMEMBERED", 10)
+    monkeypatch.setattr(name_conflicts, "REMEMBERED", 10)
     watch = Conflicts()
     for number in range(100):
         watch.hear(guest("a", f"vm{number}"), 0.0)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from qmp_migrate.bus.outbox import BLAME_LIMIT, EVENT_BYTES_LIMIT, EVENT_LIMIT, Outbox
+from qmp_migrate.bus.client.outbox import BLAME_LIMIT, EVENT_BYTES_LIMIT, EVENT_LIMIT, Outbox
 
 topics = st.sampled_from(["t1", "t2", "t3"])
 payloads = st.binary(max_size=3)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from qmp_migrate.bus.messages import BusMessage, MigrationEvent, MigrationProgress, MigrationState
-from qmp_migrate.bus.reporter import MqttReporter
-from qmp_migrate.bus.topics import Topics
-from qmp_migrate.bus.wire import decode, encode
+from qmp_migrate.bus.messages.codec import decode, encode
+from qmp_migrate.bus.messages.registry import BusMessage, MigrationEvent, MigrationProgress, MigrationState
+from qmp_migrate.bus.messages.topics import Topics
+from qmp_migrate.bus.publish.mqtt_reporter import MqttReporter
 from qmp_migrate.migration.model.reporter import MigrationView, Progress, Reporter
 
 VIEW = MigrationView(

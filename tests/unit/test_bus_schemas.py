@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qmp_migrate.bus.messages import MODELS
-from qmp_migrate.bus.schemas import ADDRESSES, asyncapi, breaking, file_name, json_schema, schema_id
-from qmp_migrate.bus.topics import DEFAULT_ROOT, Kind, Topics
+from qmp_migrate.bus.messages.registry import MODELS
+from qmp_migrate.bus.messages.schemas import ADDRESSES, asyncapi, breaking, file_name, json_schema, schema_id
+from qmp_migrate.bus.messages.topics import DEFAULT_ROOT, Kind, Topics
 from tests.support.messages import GOLDEN
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "generated" / "schemas"

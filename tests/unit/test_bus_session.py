@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from qmp_migrate.bus.messages import HostStatus, PresenceState, StatusMessage
-from qmp_migrate.bus.presence import Presence
-from qmp_migrate.bus.session import Session, begin_session
+from qmp_migrate.bus.client.presence import Presence
+from qmp_migrate.bus.messages.registry import HostStatus, PresenceState, StatusMessage
+from qmp_migrate.bus.messages.session import Session, begin_session
 
 AT = datetime(2026, 11, 23, 18, 0, 0, tzinfo=UTC)
 

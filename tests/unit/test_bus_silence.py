@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from qmp_migrate.bus.messages import MODELS
-from qmp_migrate.bus.silence import Silence, with_pauses
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.consume.staleness import Silence, with_pauses
+from qmp_migrate.bus.messages.registry import MODELS
+from qmp_migrate.bus.messages.topics import Kind, Topics
 from tests.support.messages import golden_of
 
 TOPICS = Topics()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.bus.topics import Address, Kind, Topics
+from qmp_migrate.bus.messages.topics import Address, Kind, Topics
 from qmp_migrate.errors import ConfigError, InvalidName
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)

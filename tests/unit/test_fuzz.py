@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.bus.topics import Topics
-from qmp_migrate.bus.wire import decode
+from qmp_migrate.bus.messages.codec import decode
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError
 from tests.fuzz import targets
 from tests.fuzz.mutate import mutate

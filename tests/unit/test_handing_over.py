@@ -21,7 +21,7 @@ from hostagent.handing_over import (
     destination_guest,
     source_guest,
 )
-from qmp_migrate.bus.token_messages import HostToken
+from qmp_migrate.bus.messages.handover_token import HostToken
 from qmp_migrate.migration.ownership import decision
 from qmp_migrate.migration.ownership.states import Action, Destination, Facts, Goal, Source
 from tests.support.messages import golden

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmp_migrate.bus import home_assistant
-from qmp_migrate.bus.home_assistant import HomeAssistant, node_of, object_of
-from qmp_migrate.bus.messages import HostStatus, HostVm, MigrationProgress, MigrationState
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.messages.registry import HostStatus, HostVm, MigrationProgress, MigrationState
+from qmp_migrate.bus.messages.topics import Kind, Topics
+from qmp_migrate.bus.publish import home_assistant
+from qmp_migrate.bus.publish.home_assistant import HomeAssistant, node_of, object_of
 from qmp_migrate.errors import UsageError
 from tests.support.messages import message
 

@@ -7,10 +7,10 @@ from typing import Final
 
 import structlog
 
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.follow import follow
-from qmp_migrate.bus.home_assistant import HomeAssistant
-from qmp_migrate.bus.silence import with_pauses
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.ordered import follow
+from qmp_migrate.bus.consume.staleness import with_pauses
+from qmp_migrate.bus.publish.home_assistant import HomeAssistant
 from qmp_migrate.errors import BusError
 
 LOOK_S: Final = 1.0

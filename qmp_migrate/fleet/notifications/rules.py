@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qmp_migrate.bus.fields import now, rfc3339
-from qmp_migrate.bus.messages import HostEvent, HostStatus, MigrationState
-from qmp_migrate.bus.subscription import Received
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.messages.field_types import now, rfc3339
+from qmp_migrate.bus.messages.registry import HostEvent, HostStatus, MigrationState
 from qmp_migrate.notice_kinds import KINDS
 
 _OWN: Final = {
@@ -98,7 +98,7 @@ def _of_event(event: HostEvent, received: Received) -> Notice | None:
 
 
 def silent(document: Mapping[str, Any], count: int) -> Notice:
-    """Return what is to be told of a host that has fallen silent (`qmp_migrate.bus.silence`).
+    """Return what is to be told of a host that has fallen silent (`qmp_migrate.bus.consume.staleness`).
 
     Args:
         document: As `Silence.fallen` returns it.
@@ -109,7 +109,7 @@ def silent(document: Mapping[str, Any], count: int) -> Notice:
 
 
 def conflict(document: Mapping[str, Any], count: int) -> Notice | None:
-    """Return what is to be told of a conflict (`qmp_migrate.bus.conflicts`); ``None`` where it has ended.
+    """Return what is to be told of a conflict (`qmp_migrate.bus.consume.name_conflicts`); ``None`` where it has ended.
 
     Args:
         document: As `Conflicts.found` returns it.

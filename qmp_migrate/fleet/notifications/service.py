@@ -16,11 +16,11 @@ from typing import Final
 
 import structlog
 
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.conflicts import Conflicts
-from qmp_migrate.bus.follow import follow
-from qmp_migrate.bus.messages import HostStatus
-from qmp_migrate.bus.silence import Silence, with_pauses
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.consume.name_conflicts import Conflicts
+from qmp_migrate.bus.consume.ordered import follow
+from qmp_migrate.bus.consume.staleness import Silence, with_pauses
+from qmp_migrate.bus.messages.registry import HostStatus
 from qmp_migrate.errors import ConfigError
 from qmp_migrate.fleet.notifications import rules
 from qmp_migrate.fleet.notifications.delivery import Receiver, deliver

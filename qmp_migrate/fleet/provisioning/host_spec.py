@@ -127,7 +127,7 @@ def _agent_files(settings: Settings, name: str, host: HostSettings, url: str, as
         parse_listen(asked.metrics)
         variables["METRICS"] = asked.metrics
     if asked.broker_directory is not None:
-        from qmp_migrate.bus.authority import Authority
+        from qmp_migrate.bus.broker.pki import Authority
 
         identity = Authority.open(asked.broker_directory).find(name)
         if identity.revoked or identity.days_left < 0:

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from qmp_migrate.bus.messages import MODELS, BusMessage
-from qmp_migrate.bus.token_messages import HostToken
-from qmp_migrate.bus.topics import DEFAULT_ROOT, Kind
+from qmp_migrate.bus.messages.handover_token import HostToken
+from qmp_migrate.bus.messages.registry import MODELS, BusMessage
+from qmp_migrate.bus.messages.topics import DEFAULT_ROOT, Kind
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 

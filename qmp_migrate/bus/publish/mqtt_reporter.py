@@ -14,10 +14,11 @@ from typing import Any, Final, Protocol
 import structlog
 from pydantic_core import to_jsonable_python
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import (
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.client.presence import Presence
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import (
     ControllerStatus,
     ErrorInfo,
     MigrationEvent,
@@ -25,9 +26,8 @@ from qmp_migrate.bus.messages import (
     MigrationState,
     PresenceState,
 )
-from qmp_migrate.bus.presence import Presence
-from qmp_migrate.bus.session import Session, begin_session, package_version
-from qmp_migrate.bus.topics import Topics
+from qmp_migrate.bus.messages.session import Session, begin_session, package_version
+from qmp_migrate.bus.messages.topics import Topics
 
 EVENT_TYPE: Final = "qmp-migrate.migration."
 REMEMBERED: Final = 1_000

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qmp_migrate.bus.conflicts import Conflicts
-from qmp_migrate.bus.fields import rfc3339
-from qmp_migrate.bus.messages import HostStatus, HostVm, MigrationProgress, MigrationState
-from qmp_migrate.bus.session import package_version
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Kind, Topics
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.consume.name_conflicts import Conflicts
+from qmp_migrate.bus.messages.field_types import rfc3339
+from qmp_migrate.bus.messages.registry import HostStatus, HostVm, MigrationProgress, MigrationState
+from qmp_migrate.bus.messages.session import package_version
+from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.errors import UsageError
 
 DEFAULT_PREFIX: Final = "homeassistant"

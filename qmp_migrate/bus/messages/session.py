@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qmp_migrate.bus.fields import now
+from qmp_migrate.bus.messages.field_types import now
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,15 @@ from typing import Final, Self
 import aiomqtt
 import structlog
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.connection import Connection
-from qmp_migrate.bus.messages import BusMessage, StatusMessage
-from qmp_migrate.bus.outage import Outage
-from qmp_migrate.bus.outbox import Entry, Outbox
-from qmp_migrate.bus.presence import Presence
-from qmp_migrate.bus.subscription import Subscription
-from qmp_migrate.bus.topics import Topics
-from qmp_migrate.bus.wire import decode, encode
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.backoff import Outage
+from qmp_migrate.bus.client.connection import Connection
+from qmp_migrate.bus.client.outbox import Entry, Outbox
+from qmp_migrate.bus.client.presence import Presence
+from qmp_migrate.bus.client.subscription import Subscription
+from qmp_migrate.bus.messages.codec import decode, encode
+from qmp_migrate.bus.messages.registry import BusMessage, StatusMessage
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError
 
 KEEPALIVE_S: Final = 10

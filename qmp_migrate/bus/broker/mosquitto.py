@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from qmp_migrate.bus.authority import Identity, role_of
-from qmp_migrate.bus.home_assistant import DEFAULT_PREFIX, node_of
-from qmp_migrate.bus.topics import Topics
-from qmp_migrate.bus.wire import MAX_PAYLOAD_BYTES
+from qmp_migrate.bus.broker.pki import Identity, role_of
+from qmp_migrate.bus.messages.codec import MAX_PAYLOAD_BYTES
+from qmp_migrate.bus.messages.topics import Topics
+from qmp_migrate.bus.publish.home_assistant import DEFAULT_PREFIX, node_of
 
 MAX_PACKET_BYTES: Final = MAX_PAYLOAD_BYTES + 4096
 """A payload with its topic and headers."""

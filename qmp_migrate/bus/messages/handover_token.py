@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from qmp_migrate.bus.fields import Count, Name, Timestamp
-from qmp_migrate.bus.message_base import BusMessage, SchemaId
+from qmp_migrate.bus.messages.base import BusMessage, SchemaId
+from qmp_migrate.bus.messages.field_types import Count, Name, Timestamp
 
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
 
-from qmp_migrate.bus.messages import BusMessage, PresenceState, StatusMessage
-from qmp_migrate.bus.session import Session, begin_session
+from qmp_migrate.bus.messages.registry import BusMessage, PresenceState, StatusMessage
+from qmp_migrate.bus.messages.session import Session, begin_session
 
 Verdict = Literal["ours", "stale", "rival"]
 

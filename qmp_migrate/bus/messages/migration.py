@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from qmp_migrate.bus.fields import Count, Name, Percent, Real, Text, Timestamp, Word
-from qmp_migrate.bus.message_base import BusMessage, CloudEvent, Part, SchemaId, StatusMessage
+from qmp_migrate.bus.messages.base import BusMessage, CloudEvent, Part, SchemaId, StatusMessage
+from qmp_migrate.bus.messages.field_types import Count, Name, Percent, Real, Text, Timestamp, Word
 
 
 class ControllerStatus(StatusMessage):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from qmp_migrate.bus.fields import Count, Name, Text, Timestamp
+from qmp_migrate.bus.messages.field_types import Count, Name, Text, Timestamp
 
 PresenceState = Literal["ready", "draining", "stopped", "lost"]
 

@@ -14,7 +14,7 @@ import aiomqtt
 from paho.mqtt.client import Client, DisconnectFlags
 from paho.mqtt.reasoncodes import ReasonCode
 
-from qmp_migrate.bus.address import BrokerAddress
+from qmp_migrate.bus.client.address import BrokerAddress
 
 # paho and aiomqtt log each failed attempt; what matters is raised to us, and we say it once per outage.
 _quiet = logging.getLogger("qmp_migrate.bus.paho")

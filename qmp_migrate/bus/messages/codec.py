@@ -25,8 +25,8 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
-from qmp_migrate.bus.messages import MODELS, BusMessage, HostToken, HostVm
-from qmp_migrate.bus.topics import Address, Topics
+from qmp_migrate.bus.messages.registry import MODELS, BusMessage, HostToken, HostVm
+from qmp_migrate.bus.messages.topics import Address, Topics
 from qmp_migrate.errors import BusError
 
 MAX_PAYLOAD_BYTES: Final = 65_536

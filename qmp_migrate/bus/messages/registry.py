@@ -8,14 +8,16 @@ Rules that all of them keep:
 - What is unknown is ``null``, never 0 and never left out.
 - A list of words that may grow (phase, run state, outcome) is open for readers.
 
-`qmp_migrate.bus.wire` turns them into payloads and back.
+`qmp_migrate.bus.messages.codec` turns them into payloads and back.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from qmp_migrate.bus.host_messages import (
+from qmp_migrate.bus.messages.base import BusMessage, CloudEvent, PresenceState, StatusMessage
+from qmp_migrate.bus.messages.handover_token import HostToken
+from qmp_migrate.bus.messages.host import (
     Cpu,
     GuestLoad,
     HostEvent,
@@ -30,16 +32,14 @@ from qmp_migrate.bus.host_messages import (
     Role,
     Stalled,
 )
-from qmp_migrate.bus.message_base import BusMessage, CloudEvent, PresenceState, StatusMessage
-from qmp_migrate.bus.migration_messages import (
+from qmp_migrate.bus.messages.migration import (
     ControllerStatus,
     ErrorInfo,
     MigrationEvent,
     MigrationProgress,
     MigrationState,
 )
-from qmp_migrate.bus.token_messages import HostToken
-from qmp_migrate.bus.topics import Kind
+from qmp_migrate.bus.messages.topics import Kind
 
 __all__ = [
     "MODELS",

@@ -4,7 +4,7 @@ Known deviations of amqtt 0.12 that the bus is written to bear: MQTT 3.1.1 only;
 subscription, not the smaller one; a client id used twice leaves the old session alive; keepalive is not enforced, so a
 client that freezes is never declared lost.
 
-As a process of its own: ``python -m qmp_migrate.bus.broker --port 1883 --ready-file FILE``.
+As a process of its own: ``python -m qmp_migrate.bus.broker.embedded --port 1883 --ready-file FILE``.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 after a signal, 1 where the broker did not start.
     """
-    parser = argparse.ArgumentParser(prog="python -m qmp_migrate.bus.broker", description="Embedded MQTT broker.")
+    parser = argparse.ArgumentParser(
+        prog="python -m qmp_migrate.bus.broker.embedded", description="Embedded MQTT broker."
+    )
     parser.add_argument("--address", default="127.0.0.1", help="IPv4 address to listen on")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0: a free one")
     parser.add_argument("--ready-file", type=Path, help="JSON with pid, url and port, written once it listens")

@@ -11,9 +11,9 @@ from typing import Final
 
 import structlog
 
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.fields import now
-from qmp_migrate.bus.messages import MigrationState
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.messages.field_types import now
+from qmp_migrate.bus.messages.registry import MigrationState
 from qmp_migrate.errors import BusError
 
 KEEP: Final = timedelta(hours=24)

@@ -10,9 +10,9 @@ from typing import Final
 
 import aiomqtt
 
-from qmp_migrate.bus.messages import BusMessage
-from qmp_migrate.bus.topics import Address, Topics
-from qmp_migrate.bus.wire import decode
+from qmp_migrate.bus.messages.codec import decode
+from qmp_migrate.bus.messages.registry import BusMessage
+from qmp_migrate.bus.messages.topics import Address, Topics
 from qmp_migrate.errors import BusError
 
 QUEUE_LIMIT: Final = 50_000

@@ -17,11 +17,11 @@ from typing import Final
 
 import aiomqtt
 
-from qmp_migrate.bus.address import BrokerAddress
-from qmp_migrate.bus.authority import Identity
-from qmp_migrate.bus.connection import Connection
-from qmp_migrate.bus.topics import Topics
-from qmp_migrate.bus.wire import MAX_PAYLOAD_BYTES
+from qmp_migrate.bus.broker.pki import Identity
+from qmp_migrate.bus.client.address import BrokerAddress
+from qmp_migrate.bus.client.connection import Connection
+from qmp_migrate.bus.messages.codec import MAX_PAYLOAD_BYTES
+from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError, ConfigError
 
 WAIT_S: Final = 5.0

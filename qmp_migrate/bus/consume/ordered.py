@@ -14,11 +14,18 @@ from typing import Final
 
 import structlog
 
-from qmp_migrate.bus.client import BusClient
-from qmp_migrate.bus.messages import BusMessage, CloudEvent, HostVm, MigrationProgress, MigrationState, StatusMessage
-from qmp_migrate.bus.session import Session
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Address, Kind
+from qmp_migrate.bus.client.client import BusClient
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.messages.registry import (
+    BusMessage,
+    CloudEvent,
+    HostVm,
+    MigrationProgress,
+    MigrationState,
+    StatusMessage,
+)
+from qmp_migrate.bus.messages.session import Session
+from qmp_migrate.bus.messages.topics import Address, Kind
 
 REMEMBERED: Final = 50_000
 """Topics whose last message is remembered; a hostile publisher cannot make it more."""

@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypeVar
 
-from qmp_migrate.bus.messages import HostStatus
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Kind
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.messages.registry import HostStatus
+from qmp_migrate.bus.messages.topics import Kind
 
 MISSED: Final = 3
 """Reports that must not have come."""

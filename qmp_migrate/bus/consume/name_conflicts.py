@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qmp_migrate.bus.messages import CloudEvent, HostStatus, HostVm
-from qmp_migrate.bus.subscription import Received
-from qmp_migrate.bus.topics import Kind
+from qmp_migrate.bus.client.subscription import Received
+from qmp_migrate.bus.messages.registry import CloudEvent, HostStatus, HostVm
+from qmp_migrate.bus.messages.topics import Kind
 
 SETTLED_S: Final = 2.0
 """A conflict is told once it has lasted for so long."""

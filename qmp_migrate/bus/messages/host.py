@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qmp_migrate.bus.fields import Count, Name, Percent, Real, Text, Timestamp, Word
-from qmp_migrate.bus.message_base import BusMessage, CloudEvent, Items, Part, SchemaId, StatusMessage
+from qmp_migrate.bus.messages.base import BusMessage, CloudEvent, Items, Part, SchemaId, StatusMessage
+from qmp_migrate.bus.messages.field_types import Count, Name, Percent, Real, Text, Timestamp, Word
 
 Role = Literal["idle", "source", "incoming"]
 

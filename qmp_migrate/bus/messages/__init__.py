@@ -1,0 +1,1 @@
+"""The messages of the bus: their types, topics, schemas and encoding."""

@@ -1,0 +1,1 @@
+"""What is published beside the agents' own messages: migrations, Home Assistant, retention."""
