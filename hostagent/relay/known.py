@@ -30,7 +30,7 @@ SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("hosts.process_scripts", "DISCARD"): ("guest's directory",),
     ("hosts.process_scripts", "LIST"): ("run directory",),
     ("hosts.process_scripts", "LAUNCH"): ("guest's directory", "number", "word", "word", "number", "argv"),
-    ("hosts.command", "END_GROUP"): ("number", "number"),
+    ("hosts.shell_command", "END_GROUP"): ("number", "number"),
     ("hosts.lock_scripts", "HOLDER"): ("number", "word"),
     ("hosts.lock_scripts", "END_HOLDER"): ("lock", "line of text"),
     ("migration.lifecycle.delegation", "GIVE"): ("run directory", "guest's name"),
@@ -63,8 +63,8 @@ def digest(text: str | bytes) -> str:
 
 def collect() -> dict[str, Any]:
     """Return the document, from the scripts as they are."""
-    from qmp_migrate.hosts.command import _WRAPPER
     from qmp_migrate.hosts.fenced import _FENCE
+    from qmp_migrate.hosts.shell_command import _WRAPPER
     from qmp_migrate.migration.preflight.host_facts import questions
 
     scripts: dict[str, dict[str, Any]] = {}

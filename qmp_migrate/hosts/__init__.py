@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qmp_migrate.hosts.base import Completed, HeldLock, Host, HostAddress
 from qmp_migrate.hosts.local import LocalHost
-from qmp_migrate.hosts.ssh import SshHost
+from qmp_migrate.hosts.ssh.host import SshHost
 from qmp_migrate.hosts.timing import Timing
 
 __all__ = ["Completed", "HeldLock", "Host", "HostAddress", "LocalHost", "SshHost", "Timing", "make_host"]

@@ -1,6 +1,6 @@
 """What every host can do for us, however it is reached.
 
-:class:`Host` is the port; :class:`~qmp_migrate.hosts.ssh.SshHost` and :class:`~qmp_migrate.hosts.local.LocalHost` are
+:class:`Host` is the port; :class:`~qmp_migrate.hosts.ssh.host.SshHost` and :class:`~qmp_migrate.hosts.local.LocalHost` are
 its drivers. Nothing here knows QMP: a host runs commands, moves small files, opens UNIX sockets and holds locks.
 """
 

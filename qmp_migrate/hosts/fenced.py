@@ -14,7 +14,7 @@ from typing import Final
 from qmp_migrate.errors import Fenced
 from qmp_migrate.hosts import files
 from qmp_migrate.hosts.base import Completed, HeldLock, Host
-from qmp_migrate.hosts.command import checked
+from qmp_migrate.hosts.shell_command import checked
 
 _STATUS: Final = 75
 _MARK: Final = "qmp-migrate: the epoch is "

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from qmp_migrate.errors import ChannelRefused, CommandFailed, ConnectionLost
 from qmp_migrate.hosts import files
 from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, HeldLock, check_unix_path
-from qmp_migrate.hosts.command import checked, command_line, script_argv
 from qmp_migrate.hosts.lock import LockTable, Streams
 from qmp_migrate.hosts.lock_scripts import HOLDER
 from qmp_migrate.hosts.session import start_session
+from qmp_migrate.hosts.shell_command import checked, command_line, script_argv
 from qmp_migrate.hosts.timing import USUAL, Timing
 
 

@@ -25,8 +25,8 @@ from qmp_migrate.errors import (
     UsageError,
 )
 from qmp_migrate.hosts import Host, HostAddress, SshHost, files, make_host
-from qmp_migrate.hosts.slim import paramiko
-from qmp_migrate.hosts.transport import SshTransport
+from qmp_migrate.hosts.ssh.paramiko_import import paramiko
+from qmp_migrate.hosts.ssh.transport import SshTransport
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import Sshd, connected, open_descriptors, running_sshd, until
 
@@ -139,7 +139,7 @@ async def test_what_is_sent_as_the_command_ends_does_not_end_the_connection(
 async def test_what_the_host_says_at_the_end_of_a_connection_is_told(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qmp_migrate.hosts.transport._Channel", paramiko.Channel)  # as it was before
+    monkeypatch.setattr("qmp_migrate.hosts.ssh.transport._Channel", paramiko.Channel)  # as it was before
     send = SshTransport._send_user_message  # type: ignore[attr-defined]
 
     def send_late(self: SshTransport, message: paramiko.Message) -> None:

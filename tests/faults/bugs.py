@@ -13,7 +13,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from qmp_migrate.errors import MigrationFailed, QmpMigrateError
-from qmp_migrate.hosts import fenced, host_keys
+from qmp_migrate.hosts import fenced
+from qmp_migrate.hosts.ssh import host_keys
 from qmp_migrate.migration.endpoint import endpoint
 from qmp_migrate.migration.endpoint.endpoint import GONE, Side
 from qmp_migrate.migration.journal.store import Journal

@@ -41,8 +41,8 @@ from qmp_migrate.exposition import parse_listen
 from qmp_migrate.fleet.adoption import unmanaged
 from qmp_migrate.fleet.notifications import rules
 from qmp_migrate.fleet.provisioning import scripts
-from qmp_migrate.hosts.command import behind_login_shell, script_argv
-from qmp_migrate.hosts.command import command_line as command_of
+from qmp_migrate.hosts.shell_command import behind_login_shell, script_argv
+from qmp_migrate.hosts.shell_command import command_line as command_of
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.qemu import devices, features, images, migration
 from qmp_migrate.qemu.monitor import Monitor

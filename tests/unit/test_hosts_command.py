@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qmp_migrate.errors import CommandFailed, UsageError
 from qmp_migrate.hosts.base import Completed
-from qmp_migrate.hosts.command import behind_login_shell, checked, command_line, leader, without_greeting
+from qmp_migrate.hosts.shell_command import behind_login_shell, checked, command_line, leader, without_greeting
 
 words = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1)
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from paramiko.buffered_pipe import BufferedPipe
 
-from qmp_migrate.hosts.connection import Connection
-from qmp_migrate.hosts.execution import Execution
+from qmp_migrate.hosts.ssh.connection import Connection
+from qmp_migrate.hosts.ssh.remote_process import Execution
 
 
 class _Channel:

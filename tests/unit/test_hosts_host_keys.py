@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qmp_migrate.errors import HostKeyError
-from qmp_migrate.hosts.host_keys import KnownKeys
+from qmp_migrate.hosts.ssh.host_keys import KnownKeys
 
 ED, RSA, OTHER = "AAAAC3ed", "AAAAB3rsa", "AAAAC3other"
 

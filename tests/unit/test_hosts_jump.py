@@ -6,7 +6,7 @@ import pytest
 
 from qmp_migrate.errors import ConfigError
 from qmp_migrate.hosts.base import HostAddress
-from qmp_migrate.hosts.jump import Jump
+from qmp_migrate.hosts.ssh.jump_host import Jump
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from qmp_migrate.hosts.pump import Pump
+from qmp_migrate.hosts.ssh.socket_pump import Pump
 from tests.support.sshd import short_directory
 
 WORDS = b'{"event": "SHUTDOWN"}\r\n'

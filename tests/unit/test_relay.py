@@ -18,10 +18,10 @@ from hostagent.relay.commands import PROBE, Request, understand
 from hostagent.relay.entry import main as entry
 from hostagent.relay.main import _check_lock
 from hostagent.relay.settings import Allowed, BadSettings, read
-from qmp_migrate.hosts import command as host_command
 from qmp_migrate.hosts import files, lock_scripts, process_scripts
-from qmp_migrate.hosts.command import behind_login_shell, script_argv
+from qmp_migrate.hosts import shell_command as host_command
 from qmp_migrate.hosts.fenced import _FENCE
+from qmp_migrate.hosts.shell_command import behind_login_shell, script_argv
 from qmp_migrate.migration.endpoint import guest_locks
 
 KNOWN = commands.load()

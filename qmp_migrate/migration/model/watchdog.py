@@ -11,7 +11,7 @@ disks               ``[watchdog] stall``, 20 s          no byte while disks are 
 switchover          ``[watchdog] switchover``, 10 s     stopped longer than that and the downtime limit:
                                                         ``switchover_stuck``; the source is then yanked out of band
 a QMP command       `qmp_migrate.qemu.timeouts`         no answer: unknown, asked again
-SSH sign of life    `qmp_migrate.hosts.ssh`, 15 s       a peer that froze: the connection is given up
+SSH sign of life    `qmp_migrate.hosts.ssh.host`, 15 s       a peer that froze: the connection is given up
 reconnecting        `engine.RECONNECT_S`, 15 s          the control connection does not come back while memory is copied
 a look at a QEMU    `endpoint.LOOK_S`, 8 s                  counts as unknown for now
 settling            `reconciliation.LIMIT_S`, 25 s            no proven state: parked

@@ -1,7 +1,7 @@
 """Hosts reached over SSH.
 
 paramiko blocks, so every call of it runs in a worker thread of the host's own small pool; asyncio's default pool is
-left alone. What arrives from a guest's monitor does not pass the pool: see :mod:`qmp_migrate.hosts.pump`.
+left alone. What arrives from a guest's monitor does not pass the pool: see :mod:`qmp_migrate.hosts.ssh.socket_pump`.
 
 An SSH server that hangs (rather than dies) is noticed by a watchdog: paramiko itself sends keep-alives but never misses
 their answers. Everything pending then fails with :class:`~qmp_migrate.errors.ConnectionLost`.
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 from qmp_migrate.errors import ChannelRefused, ConnectionLost, HostUnreachable
 from qmp_migrate.hosts import files
 from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed, HeldLock, HostAddress, check_unix_path
-from qmp_migrate.hosts.command import (
+from qmp_migrate.hosts.lock import HOLDERS, LockTable, Streams
+from qmp_migrate.hosts.lock_scripts import HOLDER
+from qmp_migrate.hosts.shell_command import (
     END_GROUP,
     GREETING_LIMIT,
     behind_login_shell,
@@ -31,12 +33,10 @@ from qmp_migrate.hosts.command import (
     script_argv,
     without_greeting,
 )
-from qmp_migrate.hosts.lock import HOLDERS, LockTable, Streams
-from qmp_migrate.hosts.lock_scripts import HOLDER
 
 if TYPE_CHECKING:
-    from qmp_migrate.hosts.connection import Connection
-    from qmp_migrate.hosts.execution import Execution
+    from qmp_migrate.hosts.ssh.connection import Connection
+    from qmp_migrate.hosts.ssh.remote_process import Execution
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ class SshHost:
             pool.shutdown(wait=False)  # the connection is closed, so every worker is on its way out
 
     async def _execute(self, argv: Sequence[str], data: bytes, timeout: float, limit: int) -> Completed:
-        from qmp_migrate.hosts.execution import Execution
+        from qmp_migrate.hosts.ssh.remote_process import Execution
 
         connection = self._connected()
         timeout *= self.address.time_factor
@@ -289,7 +289,7 @@ class SshHost:
 
     async def _abandon(self, connection: Connection, execution: Execution, running: asyncio.Future[Completed]) -> None:
         """End a command that nobody waits for any more, then let others have its session."""
-        from qmp_migrate.hosts.execution import Execution
+        from qmp_migrate.hosts.ssh.remote_process import Execution
 
         try:
             await self._give_up(execution.abandon)
@@ -335,7 +335,7 @@ class SshHost:
 
 def _new_connection(address: HostAddress) -> Connection:
     # In a worker thread: importing paramiko takes 0.2 s, and nothing that only prints a help text should pay for it.
-    from qmp_migrate.hosts.connection import Connection
+    from qmp_migrate.hosts.ssh.connection import Connection
 
     return Connection(address)
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 
-from qmp_migrate.hosts.slim import paramiko
+from qmp_migrate.hosts.ssh.paramiko_import import paramiko
 
 _CHUNK = 65536
 

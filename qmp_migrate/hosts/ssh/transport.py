@@ -21,7 +21,7 @@ from typing import Any
 
 from paramiko.common import cMSG_CHANNEL_OPEN
 
-from qmp_migrate.hosts.slim import paramiko
+from qmp_migrate.hosts.ssh.paramiko_import import paramiko
 
 STREAMLOCAL = "direct-streamlocal@openssh.com"
 

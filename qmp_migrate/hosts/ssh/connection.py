@@ -1,6 +1,6 @@
 """One SSH connection through paramiko: everything here blocks and is called from worker threads only.
 
-:class:`~qmp_migrate.hosts.ssh.SshHost` is the asyncio side. paramiko is imported here and nowhere on the way to
+:class:`~qmp_migrate.hosts.ssh.host.SshHost` is the asyncio side. paramiko is imported here and nowhere on the way to
 ``qmp-migrate --help``.
 """
 
@@ -12,13 +12,13 @@ import socket
 import threading
 
 from qmp_migrate.errors import ChannelRefused, ConnectionLost, HostUnreachable
-from qmp_migrate.hosts.authentication import BROKEN, authenticate
 from qmp_migrate.hosts.base import HostAddress
-from qmp_migrate.hosts.host_keys import KnownKeys
-from qmp_migrate.hosts.jump import Jump
-from qmp_migrate.hosts.pump import Pump
-from qmp_migrate.hosts.slim import paramiko
-from qmp_migrate.hosts.transport import SshTransport
+from qmp_migrate.hosts.ssh.authentication import BROKEN, authenticate
+from qmp_migrate.hosts.ssh.host_keys import KnownKeys
+from qmp_migrate.hosts.ssh.jump_host import Jump
+from qmp_migrate.hosts.ssh.paramiko_import import paramiko
+from qmp_migrate.hosts.ssh.socket_pump import Pump
+from qmp_migrate.hosts.ssh.transport import SshTransport
 
 #: The kernel gives the connection up when the other end has acknowledged nothing for so long.
 TCP_TIMEOUT_S = 20
@@ -194,7 +194,7 @@ class Connection:
             ) from error
 
     def session(self, timeout: float) -> paramiko.Channel:
-        """Open a session channel; :class:`~qmp_migrate.hosts.execution.Execution` runs a command on it."""
+        """Open a session channel; :class:`~qmp_migrate.hosts.ssh.remote_process.Execution` runs a command on it."""
         transport = self._alive()
         try:
             return transport.open_command(timeout)

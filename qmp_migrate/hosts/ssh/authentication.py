@@ -11,7 +11,7 @@ from paramiko.pkey import UnknownKeyType
 
 from qmp_migrate.errors import AuthenticationFailed
 from qmp_migrate.hosts.base import HostAddress
-from qmp_migrate.hosts.slim import paramiko
+from qmp_migrate.hosts.ssh.paramiko_import import paramiko
 
 #: What ``except`` lists wherever paramiko is called: it lets EOFError and plain socket errors through as they come.
 BROKEN = (paramiko.SSHException, OSError, EOFError)

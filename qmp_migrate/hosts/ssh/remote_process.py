@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from qmp_migrate.hosts.authentication import BROKEN
 from qmp_migrate.hosts.base import OUTPUT_LIMIT, Completed
-from qmp_migrate.hosts.connection import Connection
-from qmp_migrate.hosts.slim import paramiko
+from qmp_migrate.hosts.ssh.authentication import BROKEN
+from qmp_migrate.hosts.ssh.connection import Connection
+from qmp_migrate.hosts.ssh.paramiko_import import paramiko
 
 
 class Execution:
