@@ -134,7 +134,7 @@ def build(wheel: Path, out: Path, compression: str = "xz") -> Path:
         copy_libraries(lib)
         shutil.unpack_archive(wheel, lib, "zip")
         put(tree / "usr/bin/qmp-migrate", WRAPPER.format(module="qmp_migrate.cli.main"), 0o755)
-        put(tree / "usr/bin/qmp-hostagent", WRAPPER.format(module="hostagent.entry"), 0o755)
+        put(tree / "usr/bin/qmp-hostagent", WRAPPER.format(module="hostagent.app.entry"), 0o755)
         units = ROOT / "contrib" / "systemd"
         for unit in units.glob("*.service"):
             put(tree / "lib/systemd/system" / unit.name, unit.read_text())

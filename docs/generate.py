@@ -55,7 +55,7 @@ def command_table() -> str:
     """Return every command of both programs with its arguments and options as Markdown."""
     import typer
 
-    from hostagent.main import app as agent
+    from hostagent.app.cli import app as agent
     from qmp_migrate.cli.main import app as controller
 
     lines = [f"<!-- {MADE} -->", ""]

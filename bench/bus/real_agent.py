@@ -33,7 +33,16 @@ def measure(guests: int, seconds: float, say: Callable[[str], None], *, warm_s: 
         try:
             for number in range(guests):
                 processes.append(_qemu(directory / "run" / f"g{number}"))
-            argv = [sys.executable, "-m", "hostagent.main", "run", "--host", "a", "--mqtt", f"mqtt://127.0.0.1:{port}"]
+            argv = [
+                sys.executable,
+                "-m",
+                "hostagent.app.cli",
+                "run",
+                "--host",
+                "a",
+                "--mqtt",
+                f"mqtt://127.0.0.1:{port}",
+            ]
             with (directory / "agent.log").open("wb") as log:
                 agent = subprocess.Popen([*argv, "--run-dir", str(directory / "run")], stdout=log, stderr=log)
             processes.append(agent)

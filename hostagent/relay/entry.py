@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
         return _line(key, settings)
     if explain is not None:
         return _explain(explain, settings)
-    from hostagent.relay.main import main as relay
+    from hostagent.relay.executor import main as relay
 
     relay(settings)
 
@@ -65,8 +65,8 @@ def _line(key: Path, settings: Path) -> int:
 
 
 def _explain(command: str, settings: Path) -> int:
-    from hostagent.relay.arguments import Refused
-    from hostagent.relay.commands import load, understand
+    from hostagent.relay.argument_rules import Refused
+    from hostagent.relay.request import load, understand
     from hostagent.relay.settings import BadSettings, read
 
     try:

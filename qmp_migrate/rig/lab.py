@@ -230,7 +230,7 @@ class Raising:
         name = f"agent-{host.name}"
         ready = self.state.part_directory(name) / "ready"
         options = {"--host": host.name, "--run-dir": str(host.run_dir), "--mqtt": self.state.broker_url}
-        argv = [*python("hostagent.main"), "run", *(word for pair in options.items() for word in pair)]
+        argv = [*python("hostagent.app.cli"), "run", *(word for pair in options.items() for word in pair)]
         argv.append("--no-foreign")  # the rig's hosts share one machine: each would tell of the others' guests
         await self._start(name, self._at(host, [*argv, "--ready-file", str(ready)]))
 

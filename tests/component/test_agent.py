@@ -94,7 +94,7 @@ class Agent:
         self._ready = directory / "ready.json"
         self.log = directory / "agent.log"
         words = {"host": "a", "run-dir": str(directory / "run"), "mqtt": url, "interval": "200ms", **options}
-        self.argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--ready-file", str(self._ready)]
+        self.argv = [sys.executable, "-W", "error", "-m", "hostagent.app.cli", "run", "--ready-file", str(self._ready)]
         for key, value in words.items():
             self.argv += [f"--{key}", value]
         self.process: asyncio.subprocess.Process | None = None
@@ -388,6 +388,6 @@ async def test_bad_options_end_with_the_documented_code(
 
 def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
     environment = {**os.environ, "QMP_HOSTAGENT_HOST": "A", "QMP_HOSTAGENT_MQTT": "mqtt://127.0.0.1"}
-    argv = [sys.executable, "-m", "hostagent.main", "run"]
+    argv = [sys.executable, "-m", "hostagent.app.cli", "run"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20)
     assert (done.returncode, "'A' is not a host name" in done.stderr) == (2, True)

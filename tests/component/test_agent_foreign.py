@@ -45,7 +45,7 @@ class Place:
         (base / "run").mkdir()
 
     async def start(self) -> None:
-        argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", "a", "--foreign"]
+        argv = [sys.executable, "-W", "error", "-m", "hostagent.app.cli", "run", "--host", "a", "--foreign"]
         argv += ["--mqtt", self.broker.url, "--run-dir", str(self.base / "run")]
         with (self.base / "agent.log").open("ab") as log:
             self.agent = await asyncio.create_subprocess_exec(*argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -172,7 +172,7 @@ async def test_an_agent_that_is_restarted_says_of_nobody_that_it_is_gone(place: 
 
 def test_discover_lists_what_is_there(tmp_path: Path) -> None:
     argv = [binaries()[0], "-M", "pc", "-m", "16", "-nodefaults", "-display", "none", "-accel", "tcg", "-name", "seen"]
-    discover = [sys.executable, "-m", "hostagent.main", "discover", "--json", "--run-dir", str(tmp_path)]
+    discover = [sys.executable, "-m", "hostagent.app.cli", "discover", "--json", "--run-dir", str(tmp_path)]
 
     def listed() -> list[dict[str, Any]]:
         ran = subprocess.run(discover, capture_output=True, check=True)

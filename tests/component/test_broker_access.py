@@ -225,7 +225,7 @@ async def test_a_real_agent_and_a_real_follower_use_their_identities(secured: Se
     argv = [
         sys.executable,
         "-m",
-        "hostagent.main",
+        "hostagent.app.cli",
         "run",
         "--host",
         "a",

@@ -46,7 +46,7 @@ class Agent:
 
     async def start(self, url: str | None = None, limit: str = f"{LIMIT_S:g}s") -> None:
         url = url or f"mqtt://127.0.0.1:{free_port()}"
-        argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", "a", "--mqtt", url]
+        argv = [sys.executable, "-W", "error", "-m", "hostagent.app.cli", "run", "--host", "a", "--mqtt", url]
         argv += ["--run-dir", str(self._directory / "run"), "--guardian-limit", limit]
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

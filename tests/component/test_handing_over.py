@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.guest_lock import read_epoch
+from hostagent.failover.guest_lock import read_epoch
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.messages.registry import HostToken
@@ -42,7 +42,7 @@ class Agents:
 
     async def start(self, name: str) -> None:
         run_dir = self._base / {"a": "run", "b": "elsewhere"}[name]
-        argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", name, "--mqtt", self._url]
+        argv = [sys.executable, "-W", "error", "-m", "hostagent.app.cli", "run", "--host", name, "--mqtt", self._url]
         argv += ["--run-dir", str(run_dir), "--guardian-limit", f"{LIMIT_S:g}s"]
         with (self._base / f"{name}.log").open("ab") as log:
             self._running[name] = await asyncio.create_subprocess_exec(

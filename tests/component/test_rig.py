@@ -173,7 +173,7 @@ async def test_a_part_that_fails_takes_everything_down_and_shows_its_log(
         monkeypatch.setattr(sshd, "_CONFIG", "NoSuchSetting yes\n" + sshd._CONFIG)
         words = "NoSuchSetting"
     else:
-        module = {"broker": "qmp_migrate.bus.broker.embedded", "agent": "hostagent.main"}[part]
+        module = {"broker": "qmp_migrate.bus.broker.embedded", "agent": "hostagent.app.cli"}[part]
         original = lab.python
         monkeypatch.setattr(
             lab, "python", lambda name: original("no.such.module") if name == module else original(name)

@@ -55,7 +55,7 @@ async def program(*argv: str, out: Path) -> AsyncIterator[asyncio.subprocess.Pro
 
 
 def agent(broker: Mosquitto, run_dir: Path, out: Path) -> contextlib.AbstractAsyncContextManager[Any]:
-    argv = [sys.executable, "-W", "error", "-m", "hostagent.main", "run", "--host", "a", "--interval", "1s"]
+    argv = [sys.executable, "-W", "error", "-m", "hostagent.app.cli", "run", "--host", "a", "--interval", "1s"]
     return program(*argv, "--mqtt", broker.url, "--run-dir", str(run_dir), out=out)
 
 

@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from hostagent import counters
-from hostagent.answers import facts_of, migration_status_of, runstate_of
-from hostagent.foreign import _is_qemu, _name
-from hostagent.mandate import read_mandate, read_record
-from hostagent.relay import commands, qmp
-from hostagent.relay.arguments import Refused
-from hostagent.relay.commands import understand
+from hostagent.discovery.unmanaged import _is_qemu, _name
+from hostagent.failover.grant import read_mandate, read_record
+from hostagent.qmp_state.replies import facts_of, migration_status_of, runstate_of
+from hostagent.qmp_state.role import role_of
+from hostagent.relay import qmp_filter as relay_qmp_filter
+from hostagent.relay import request
+from hostagent.relay.argument_rules import Refused
+from hostagent.relay.request import understand
 from hostagent.relay.settings import Allowed
-from hostagent.roles import role_of
+from hostagent.telemetry import proc_counters
 from qmp_migrate.bus.client.subscription import Received
 from qmp_migrate.bus.consume.name_conflicts import Conflicts
 from qmp_migrate.bus.consume.ordered import Order
@@ -222,7 +223,7 @@ class Liar:
 GREETING: Final = (SEEDS / "greeting.json").read_bytes().strip() + b"\r\n"
 EVENT: Final = b'{"event": "STOP", "data": {}, "timestamp": {"seconds": 1700000000, "microseconds": 1}}\r\n'
 ALLOWED: Final = Allowed("/run/x", ("/srv/x",), ("/srv/q",), ("/boot",), ("/usr/bin/qemu-system-x86_64",))
-KNOWN: Final = commands.load()
+KNOWN: Final = request.load()
 LOOP: Final = asyncio.new_event_loop()
 ASKED: Final = (
     lambda m: devices.look(m, named=frozenset({"nic0", "gone"}), anonymous=1),
@@ -280,8 +281,8 @@ def monitor_lines(data: bytes) -> None:
 
 def qmp_filter(data: bytes) -> None:
     """What a stolen key says to a monitor, through the relay."""
-    for found in qmp.Objects().feed(data):
-        qmp.checked(found, ALLOWED)
+    for found in relay_qmp_filter.Objects().feed(data):
+        relay_qmp_filter.checked(found, ALLOWED)
 
 
 def relay_command(data: bytes) -> None:
@@ -335,11 +336,11 @@ def quantities(data: bytes) -> None:
 def proc(data: bytes) -> None:
     """Files of `/proc` that are not as usual."""
     words = text(data)
-    counters.cpu_times(words)
-    counters.meminfo(words)
-    counters.pressure(words)
-    counters.load_average(words)
-    counters.interfaces(words)
+    proc_counters.cpu_times(words)
+    proc_counters.meminfo(words)
+    proc_counters.pressure(words)
+    proc_counters.load_average(words)
+    proc_counters.interfaces(words)
 
 
 def host_output(data: bytes) -> None:

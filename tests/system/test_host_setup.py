@@ -20,7 +20,7 @@ from tests.support.lab import CLI, COMMAND_S, Ran, wait_for
 from tests.support.machine import Machine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-AGENT = "qmp-hostagent.service"
+AGENT = "qmp-hostagent.app.service"
 WAIT_S = 30.0
 
 pytestmark = [

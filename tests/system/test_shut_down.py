@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hostagent.discovery import start_ticks
+from hostagent.discovery.guests import start_ticks
 from qmp_migrate import Controller, load_settings
 from tests.support.lab import Guest, Lab, qemus, wait_for
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hostagent import beats
-from hostagent.beats import MOST_WATCHED_S, BeatWatch, age_s, beat_path, read_beat
+from hostagent.guardian import heartbeat
+from hostagent.guardian.heartbeat import MOST_WATCHED_S, BeatWatch, age_s, beat_path, read_beat
 
 
 class Host:
@@ -18,8 +18,8 @@ class Host:
         self._uptime = directory / "uptime"
         self._monotonic = 50.0
         self.beat = directory / "web1.beat"
-        monkeypatch.setattr(beats, "UPTIME", self._uptime)
-        monkeypatch.setattr(beats.time, "monotonic", lambda: self._monotonic)
+        monkeypatch.setattr(heartbeat, "UPTIME", self._uptime)
+        monkeypatch.setattr(heartbeat.time, "monotonic", lambda: self._monotonic)
         self.uptime_s = 0.0
         self.passes(1000)
 
@@ -103,15 +103,15 @@ def test_the_kernels_own_uptime_is_understood() -> None:
 
 def test_only_the_same_beat_is_watched_longer(host: Host) -> None:
     watch = BeatWatch(host.beat)
-    assert watch.look() == beats.Beat()
+    assert watch.look() == heartbeat.Beat()
     host.beats()
-    assert watch.look() == beats.Beat(0.0, 0.0)
+    assert watch.look() == heartbeat.Beat(0.0, 0.0)
     for _ in range(4):
         host.passes(0.25)
         watch.look()
     assert (watch.beat.age_s, watch.beat.watched_s) == (pytest.approx(1.0), pytest.approx(1.0))
     host.beats()
-    assert watch.look() == beats.Beat(0.0, 0.0)
+    assert watch.look() == heartbeat.Beat(0.0, 0.0)
 
 
 def test_time_in_which_nobody_looked_does_not_count(host: Host) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.discovery import Guest, discover, identify
+from hostagent.discovery.guests import Guest, discover, identify
 from qmp_migrate.bus.messages.session import boot_id
 
 Start = Callable[..., subprocess.Popen[bytes]]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from hostagent import beats
-from hostagent.beats import Beat
-from hostagent.discovery import Guest
-from hostagent.guardian import FIRST_RETRY_S, Guardian, Look, decide
+from hostagent.discovery.guests import Guest
+from hostagent.guardian import heartbeat
+from hostagent.guardian.guardian import FIRST_RETRY_S, Guardian, Look, decide
+from hostagent.guardian.heartbeat import Beat
 from tests.support.brokers import until
 from tests.support.fake_qmp import Fails, FakeQemu, Silence
 from tests.support.monitors import connected
@@ -136,21 +136,21 @@ class Uptime:
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtual_clock: None) -> Stage:
-    monkeypatch.setattr(beats, "UPTIME", Uptime())
+    monkeypatch.setattr(heartbeat, "UPTIME", Uptime())
     return Stage(tmp_path)
 
 
 async def looks(stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Wait until the guardian has looked at the beat so many times."""
     seen = 0
-    read = beats.read_beat
+    read = heartbeat.read_beat
 
     def counted(path: Path) -> float | None:
         nonlocal seen
         seen += 1
         return read(path)
 
-    monkeypatch.setattr(beats, "read_beat", counted)
+    monkeypatch.setattr(heartbeat, "read_beat", counted)
     await until(lambda: seen >= number, "it looks at the beat")
 
 

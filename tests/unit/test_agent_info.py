@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from hostagent.info import QemuCatalogue, parse_cpuinfo, parse_machine_types, parse_version, read_info
-from hostagent.load import LoadMeter
+from hostagent.telemetry.host_info import QemuCatalogue, parse_cpuinfo, parse_machine_types, parse_version, read_info
+from hostagent.telemetry.load import LoadMeter
 from qmp_migrate.bus.messages.codec import encode
 
 X86 = """processor\t: 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostagent.roles import role_of
+from hostagent.qmp_state.role import role_of
 
 # run state, migration status, has arrived (or never had to), role
 TABLE = [

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from hostagent import watch as watch_module
-from hostagent.discovery import Guest
-from hostagent.guardian import Guardian
-from hostagent.quiet import QUIET_S
-from hostagent.watch import GuestWatch
+from hostagent.discovery.guests import Guest
+from hostagent.guardian.guardian import Guardian
+from hostagent.watch import guest_watcher as watch_module
+from hostagent.watch.guest_watcher import GuestWatch
+from hostagent.watch.holdoff import QUIET_S
 from qmp_migrate.bus.messages.registry import HostVm
 from tests.support.brokers import until
 

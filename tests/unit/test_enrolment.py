@@ -182,7 +182,7 @@ def test_the_settings_become_the_agents(tmp_path: Path) -> None:
     assert "QMP_HOSTAGENT_METRICS=127.0.0.1:1" in environment(other)
     assert {file.path for file in other.files} >= {
         "/etc/tmpfiles.d/qmp-migrate-host.conf",
-        "/etc/systemd/system/qmp-hostagent.service.d/50-setup.conf",
+        "/etc/systemd/system/qmp-hostagent.app.service.d/50-setup.conf",
     }
 
 

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from hostagent.endings import ending
+from hostagent.qmp_state.exit_reason import ending
 from qmp_migrate.errors import AdoptionRefused, UsageError
 from qmp_migrate.fleet.adoption.unmanaged import choose, parse
 from qmp_migrate.vm.absolute import starting_directory, with_absolute_paths

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hostagent.handing_over import (
+from hostagent.failover.decision import (
     Act,
     DestinationLook,
     SourceLook,

@@ -54,8 +54,8 @@ def test_a_channel_is_read_to_its_end_though_nothing_can_be_sent_any_more() -> N
 
 RELAY = """
 import sys
-from hostagent.relay.commands import Request
-from hostagent.relay.main import _connect
+from hostagent.relay.request import Request
+from hostagent.relay.executor import _connect
 from hostagent.relay.settings import Allowed
 _connect(Request("connect", "connect", path=sys.argv[1]), Allowed())
 """

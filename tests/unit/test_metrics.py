@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from hostagent.metrics import AgentCollector
+from hostagent.telemetry.prometheus import AgentCollector
 from qmp_migrate.bus.messages.registry import HostLoad, HostVm
 from qmp_migrate.errors import ConfigError, UsageError
 from qmp_migrate.exposition import parse_listen, serving, text_of, write_textfile

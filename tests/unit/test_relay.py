@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostagent.relay import commands, known, qmp
-from hostagent.relay.arguments import Refused, path_below
-from hostagent.relay.command_lines import check_command_line
-from hostagent.relay.commands import PROBE, Request, understand
+from hostagent.relay import qmp_filter, script_registry
+from hostagent.relay import request as relay_request
+from hostagent.relay.argument_rules import Refused, path_below
 from hostagent.relay.entry import main as entry
-from hostagent.relay.main import _check_lock
+from hostagent.relay.executor import _check_lock
+from hostagent.relay.qemu_args_policy import check_command_line
+from hostagent.relay.request import PROBE, Request, understand
 from hostagent.relay.settings import Allowed, BadSettings, read
 from qmp_migrate.hosts import files, lock_scripts, process_scripts
 from qmp_migrate.hosts import shell_command as host_command
@@ -24,7 +25,7 @@ from qmp_migrate.hosts.fenced import _FENCE
 from qmp_migrate.hosts.shell_command import behind_login_shell, script_argv
 from qmp_migrate.migration.endpoint import guest_locks
 
-KNOWN = commands.load()
+KNOWN = relay_request.load()
 QEMU = "/usr/bin/qemu-system-x86_64"
 BOOT = "0b0e4f0e-6a55-4a55-9d5b-1f6f0b1f7a10"
 GOOD = [
@@ -80,7 +81,9 @@ def argv(allowed: Allowed, *more: str) -> list[str]:
 
 
 def test_the_scripts_that_are_known_are_those_that_are_sent() -> None:
-    assert known.FILE.read_text() == known.written(), "run: python -m hostagent.relay.known"
+    assert script_registry.FILE.read_text() == script_registry.written(), (
+        "run: python -m hostagent.relay.script_registry"
+    )
 
 
 def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> None:
@@ -394,7 +397,7 @@ EXEC = {"transport": "exec", "args": ["id"]}
 
 
 def said(allowed: Allowed, **command: Any) -> bytes:
-    return qmp.checked(json.dumps(command).encode(), allowed)
+    return qmp_filter.checked(json.dumps(command).encode(), allowed)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +477,7 @@ def test_what_reaches_beyond_the_guest_does_not(command: dict[str, Any], allowed
 )
 def test_lines_that_two_would_read_differently_are_refused(line: bytes, allowed: Allowed) -> None:
     with pytest.raises(Refused):
-        qmp.checked(line, allowed)
+        qmp_filter.checked(line, allowed)
 
 
 ANY = Allowed("/run/x", ("/srv/x",), ("/srv/q",), ("/boot",), (QEMU,))
@@ -507,7 +510,7 @@ def test_no_arguments_lead_out(args: list[str], name: str) -> None:
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_look_at_qmp(line: bytes) -> None:
     try:
-        passed = qmp.checked(line, ANY)
+        passed = qmp_filter.checked(line, ANY)
     except Refused:
         return
     assert json.loads(passed)
@@ -563,7 +566,7 @@ def test_it_explains_and_makes_the_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_controller_knows_a_refusal_when_it_sees_one() -> None:
-    from hostagent.relay.main import MARK, STATUS
+    from hostagent.relay.executor import MARK, STATUS
     from qmp_migrate.errors import RelayRefused
     from qmp_migrate.hosts.base import Completed
 
@@ -577,14 +580,14 @@ def test_a_stream_is_cut_into_objects_wherever_it_is_cut_by_the_network() -> Non
     commands_ = [b'{"execute":"a","arguments":{"x":"}]\\"{"}}', b'{"execute":"b"}', b'{"id":[1,{"y":"\\\\"}]}']
     stream = b"\r\n" + commands_[0] + commands_[1] + b" \n" + commands_[2]
     for size in (1, 2, 3, 7, len(stream)):
-        objects, found = qmp.Objects(), []
+        objects, found = qmp_filter.Objects(), []
         for at in range(0, len(stream), size):
             found += objects.feed(stream[at : at + size])
         assert found == commands_
     with pytest.raises(Refused):
-        qmp.Objects().feed(b"x")
+        qmp_filter.Objects().feed(b"x")
     with pytest.raises(Refused):
-        qmp.Objects().feed(b'{"' + b"x" * (2 << 20))
+        qmp_filter.Objects().feed(b'{"' + b"x" * (2 << 20))
 
 
 def test_a_holder_of_locks_is_told_of_locks_only(allowed: Allowed) -> None:
@@ -614,8 +617,8 @@ def test_what_is_nested_deeper_than_qemu_reads_is_refused_before_it_ends(depth: 
     """QEMU gives up at 1024 levels, and takes what follows for new commands."""
     inner = b'{"execute":"migrate","arguments":{"uri":"exec:id"}}'
     with pytest.raises(Refused, match="nested"):
-        qmp.Objects().feed(b'{"execute":"query-status","id":' + b"[" * depth + inner + b"]" * depth + b"}")
-    assert len(qmp.Objects().feed(b'{"execute":"x","id":' + b"[" * 20 + b"]" * 20 + b"}")) == 1
+        qmp_filter.Objects().feed(b'{"execute":"query-status","id":' + b"[" * depth + inner + b"]" * depth + b"}")
+    assert len(qmp_filter.Objects().feed(b'{"execute":"x","id":' + b"[" * 20 + b"]" * 20 + b"}")) == 1
 
 
 VALUES = st.recursive(
@@ -624,13 +627,13 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 MEMBERS: dict[str, frozenset[str]] = {
-    **qmp.KEYS,
+    **qmp_filter.KEYS,
     "migrate": frozenset({"uri", "channels"}),
     "migrate-incoming": frozenset({"uri", "channels"}),
     "migrate-recover": frozenset({"uri"}),
-    "migrate-set-parameters": qmp.PARAMETERS,
+    "migrate-set-parameters": qmp_filter.PARAMETERS,
     "human-monitor-command": frozenset({"command-line"}),
-    "object-add": qmp.TLS,
+    "object-add": qmp_filter.TLS,
     "query-status": frozenset(),
 }
 ASKED = st.sampled_from(sorted(MEMBERS)).flatmap(
@@ -649,7 +652,7 @@ def test_whatever_the_values_are_it_is_passed_on_as_it_is_or_refused(
 ) -> None:
     command = {"execute": asked[0], "arguments": asked[1], "id": identifier}
     try:
-        line = qmp.checked(json.dumps(command).encode(), ANY)
+        line = qmp_filter.checked(json.dumps(command).encode(), ANY)
     except Refused:
         return
     assert json.loads(line) == command

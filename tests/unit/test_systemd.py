@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.systemd import ServiceManager
+from hostagent.app.sd_notify import ServiceManager
 
 UNITS = Path(__file__).resolve().parent.parent.parent / "contrib" / "systemd"
 LIMIT = 20

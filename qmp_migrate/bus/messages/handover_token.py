@@ -13,7 +13,7 @@ which never travels over the bus::
 A token is good for one `R`, which its receiver has made up moments ago and takes once: it is fresh by the receiver's own
 clock, so that a replayed, late or reordered one means nothing, whatever the clocks of the two hosts say. The signature
 covers every field, so that one of another migration, host or epoch does not verify. The order and the reasons stand in
-`hostagent.handing_over`.
+`hostagent.failover.decision`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Written to both hosts over SSH before memory travels, withdrawn when the migration has ended (ADR 28). It holds who the two
 QEMUs are, the fencing number, and a secret of this one migration, with which the agents sign what they tell each other;
-`hostagent.handing_over` tells what they do with it. Where no agent runs, nothing reads it.
+`hostagent.failover.decision` tells what they do with it. Where no agent runs, nothing reads it.
 
 None is given where the agents could not be sure: for a guest that is paused anyway; where memory may travel in post-copy,
 whose commit is another command; where disks are carried along, whose copies end with steps on both hosts.

@@ -14,16 +14,16 @@ from typing import Any, Final
 
 import structlog
 
-from hostagent.dirtying import sample
-from hostagent.discovery import Guest, discover
-from hostagent.endings import ending
-from hostagent.foreign import ForeignQemus, ForeignWatch
-from hostagent.guardian import Guardian
-from hostagent.handover import Handovers
-from hostagent.info import QemuCatalogue, read_info
-from hostagent.load import LoadMeter
+from hostagent.discovery.guests import Guest, discover
+from hostagent.discovery.unmanaged import ForeignQemus, ForeignWatch
+from hostagent.failover.agent import Handovers
+from hostagent.guardian.guardian import Guardian
 from hostagent.publisher import Publisher
-from hostagent.watch import GuestWatch
+from hostagent.qmp_state.exit_reason import ending
+from hostagent.telemetry.dirty_rate_sampler import sample
+from hostagent.telemetry.host_info import QemuCatalogue, read_info
+from hostagent.telemetry.load import LoadMeter
+from hostagent.watch.guest_watcher import GuestWatch
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.messages.registry import HostLoad
 from qmp_migrate.bus.messages.session import package_version
@@ -142,7 +142,7 @@ class HostAgent:
     def _render_metrics(self) -> bytes:
         from prometheus_client import CollectorRegistry
 
-        from hostagent.metrics import AgentCollector
+        from hostagent.telemetry.prometheus import AgentCollector
         from qmp_migrate.exposition import text_of
 
         registry, client = CollectorRegistry(auto_describe=False), self._publisher.client

@@ -5,7 +5,7 @@ Commands that change nothing are sent (``query-…`` and the greeting's ``qmp_ca
 wait has a limit, and each guest is watched by a task of its own: one that hangs holds up nobody. Events are hints (DESIGN
 rule 8): they are passed on at once, but what the guest's state *is* comes from asking, after each event, after each
 reconnect, and now and then. While a migrating guest switches over, nothing is asked and nothing is passed on for a moment
-(`hostagent.quiet`).
+(`hostagent.watch.holdoff`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import structlog
 
-from hostagent.answers import facts_of, migration_status_of, runstate_of
-from hostagent.discovery import Guest
-from hostagent.guardian import Guardian
+from hostagent.discovery.guests import Guest
+from hostagent.guardian.guardian import Guardian
 from hostagent.publisher import Publisher
-from hostagent.quiet import Quiet
-from hostagent.roles import role_of
+from hostagent.qmp_state.replies import facts_of, migration_status_of, runstate_of
+from hostagent.qmp_state.role import role_of
+from hostagent.watch.holdoff import Quiet
 from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.registry import HostVm
 from qmp_migrate.errors import MonitorError, MonitorTimeout, QmpCommandFailed

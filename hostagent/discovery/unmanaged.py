@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import structlog
 
-from hostagent.answers import facts_of, migration_status_of, runstate_of
-from hostagent.discovery import Guest, command_line, start_ticks
+from hostagent.discovery.guests import Guest, command_line, start_ticks
 from hostagent.publisher import Publisher
+from hostagent.qmp_state.replies import facts_of, migration_status_of, runstate_of
 from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.registry import HostVm
 from qmp_migrate.errors import InvalidName, MonitorError, UsageError

@@ -15,9 +15,9 @@ import syslog
 from pathlib import Path
 from typing import Final, NoReturn
 
-from hostagent.relay import qmp
-from hostagent.relay.arguments import Refused, check
-from hostagent.relay.commands import CONNECT, INPUT_LIMIT, Request, load, understand
+from hostagent.relay import qmp_filter
+from hostagent.relay.argument_rules import Refused, check
+from hostagent.relay.request import CONNECT, INPUT_LIMIT, Request, load, understand
 from hostagent.relay.settings import Allowed, BadSettings, read
 
 STATUS: Final = 77
@@ -137,7 +137,7 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
         os._exit(1)
     os.write(1, b"ok\n")
     said: set[object] = set()
-    objects = qmp.Objects()
+    objects = qmp_filter.Objects()
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
         selector.register(monitor, selectors.EVENT_READ)
@@ -152,7 +152,7 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
                     os._exit(0)
                 for line in objects.feed(data):
                     try:
-                        monitor.sendall(qmp.checked(line, allowed))
+                        monitor.sendall(qmp_filter.checked(line, allowed))
                     except OSError:  # QEMU has ended: what it said before is unread yet
                         while _pass_on(monitor):
                             pass
@@ -162,7 +162,7 @@ def _connect(request: Request, allowed: Allowed) -> NoReturn:
                         if reason not in said and len(said) < REASONS:
                             said.add(reason)
                             syslog.syslog(syslog.LOG_WARNING, f"refused: {request.name}: {str(reason)!a}")
-                        _write(1, qmp.answer(str(reason), identifier))
+                        _write(1, qmp_filter.answer(str(reason), identifier))
 
 
 def _pass_on(monitor: socket.socket) -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from hostagent.relay.arguments import NAME, Refused, check
-from hostagent.relay.known import FILE, digest
+from hostagent.relay.argument_rules import NAME, Refused, check
+from hostagent.relay.script_registry import FILE, digest
 from hostagent.relay.settings import Allowed
 
 COMMAND_LIMIT: Final = 1 << 20
@@ -142,7 +142,7 @@ def _script(source: str, args: list[str], argv: tuple[str, ...], allowed: Allowe
     plain = name.removesuffix(", fenced")
     own = args[2:] if plain != name else args
     if rest or plain.endswith(".LAUNCH"):
-        from hostagent.relay.command_lines import check_command_line
+        from hostagent.relay.qemu_args_policy import check_command_line
 
         check_command_line(rest, own[0], allowed)
         if own[2:4] != ["qmp.sock", "qemu.log"]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from hostagent.watch import GuestWatch
+from hostagent.watch.guest_watcher import GuestWatch
 from qmp_migrate.errors import MonitorError
 from qmp_migrate.qemu.dirty_rate import measure_longer
 from qmp_migrate.qemu.states import under_way

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from hostagent.relay.arguments import KEPT, Refused, path_below
+from hostagent.relay.argument_rules import KEPT, Refused, path_below
 from hostagent.relay.settings import Allowed
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.vm.cmdline import CommandLine, Option

@@ -16,7 +16,7 @@ import typer
 from qmp_migrate.errors import QmpMigrateError
 
 if TYPE_CHECKING:
-    from hostagent.service import AgentConfig
+    from hostagent.app.service import AgentConfig
 
 ENV: Final = "QMP_HOSTAGENT_"
 GUARDIAN_LIMIT_MIN_MS: Final = 2000
@@ -168,8 +168,8 @@ def discover(
     """Show the QEMUs that an agent would find here, ours and others'. Touches nothing."""
     import json as jsons
 
-    from hostagent.discovery import discover as ours
-    from hostagent.foreign import ForeignQemus
+    from hostagent.discovery.guests import discover as ours
+    from hostagent.discovery.unmanaged import ForeignQemus
 
     place = (run_dir or _default_run_dir()).absolute()
     guests = ours(place)
@@ -210,7 +210,7 @@ def _configure(
     metrics_textfile: Path | None,
     **broker: Any,
 ) -> AgentConfig:
-    from hostagent.service import AgentConfig
+    from hostagent.app.service import AgentConfig
     from qmp_migrate.bus.client.address import BrokerAddress
     from qmp_migrate.bus.messages.topics import Topics
     from qmp_migrate.vm.names import validate_name
@@ -277,8 +277,8 @@ def _default_run_dir() -> Path:
 
 
 async def _serve(config: AgentConfig, ready_file: Path | None) -> None:
-    from hostagent.service import HostAgent, write_ready_file
-    from hostagent.systemd import ServiceManager
+    from hostagent.app.sd_notify import ServiceManager
+    from hostagent.app.service import HostAgent, write_ready_file
 
     manager = ServiceManager(os.environ)
     stop = asyncio.Event()

@@ -1,7 +1,7 @@
 """The controller's scripts that the relay knows, and what their arguments must be.
 
-The relay has only their SHA-256 (``scripts.json``, made by ``python -m hostagent.relay.known``; a test sees that it is as
-the scripts are): it must start fast, and must not be talked into anything by what a script looks like.
+The relay has only their SHA-256 (``scripts.json``, made by ``python -m hostagent.relay.script_registry``; a test sees
+that it is as the scripts are): it must start fast, and must not be talked into anything by what a script looks like.
 """
 
 from __future__ import annotations

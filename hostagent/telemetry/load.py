@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
-from hostagent import counters
-from hostagent.counters import PROC, CpuTimes, ProcessTimes, Stall
-from hostagent.discovery import Guest
+from hostagent.discovery.guests import Guest
+from hostagent.telemetry import proc_counters
+from hostagent.telemetry.proc_counters import PROC, CpuTimes, ProcessTimes, Stall
 from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.registry import GuestLoad, HostLoad, InterfaceLoad, Pressure, Stalled
 
@@ -33,11 +33,11 @@ class LoadMeter:
         self._host = host
         self._seq = 0
         self._at = time.monotonic()
-        self._cpu = counters.cpu_times(counters.read(PROC / "stat"))
-        self._network = counters.interfaces(counters.read(PROC / "net" / "dev"))
+        self._cpu = proc_counters.cpu_times(proc_counters.read(PROC / "stat"))
+        self._network = proc_counters.interfaces(proc_counters.read(PROC / "net" / "dev"))
         self._guests: dict[tuple[int, int], int] = {}
         self.dirty: dict[str, int] = {}
-        """What was measured last of each guest's dirty rate, bytes per second; see `hostagent.dirtying`."""
+        """What was measured last of each guest's dirty rate, bytes per second; see `dirty_rate_sampler`."""
 
     def read(self, guests: Iterable[Guest]) -> HostLoad:
         """Return the load since the last call.
@@ -47,10 +47,10 @@ class LoadMeter:
         """
         at = time.monotonic()
         elapsed_s = max(at - self._at, 1e-3)
-        cpu = counters.cpu_times(counters.read(PROC / "stat"))
-        memory = counters.meminfo(counters.read(PROC / "meminfo"))
-        network = counters.interfaces(counters.read(PROC / "net" / "dev"))
-        rates = counters.rates(self._network, network, elapsed_s)
+        cpu = proc_counters.cpu_times(proc_counters.read(PROC / "stat"))
+        memory = proc_counters.meminfo(proc_counters.read(PROC / "meminfo"))
+        network = proc_counters.interfaces(proc_counters.read(PROC / "net" / "dev"))
+        rates = proc_counters.rates(self._network, network, elapsed_s)
         self._seq += 1
         load = HostLoad(
             host=self._host,
@@ -60,7 +60,7 @@ class LoadMeter:
             cpu_percent=_share(self._cpu, cpu, "busy") or 0.0,
             iowait_percent=_share(self._cpu, cpu, "iowait"),
             steal_percent=_share(self._cpu, cpu, "steal"),
-            load1=counters.load_average(counters.read(PROC / "loadavg")),
+            load1=proc_counters.load_average(proc_counters.read(PROC / "loadavg")),
             memory_total_bytes=memory.get("MemTotal", 0),
             memory_available_bytes=memory.get("MemAvailable", memory.get("MemFree", 0)),
             swap_total_bytes=memory.get("SwapTotal"),
@@ -76,7 +76,7 @@ class LoadMeter:
                     name=name[:64],
                     receive_bytes_per_s=received,
                     transmit_bytes_per_s=sent,
-                    speed_bits_per_s=counters.link_speed(name),
+                    speed_bits_per_s=proc_counters.link_speed(name),
                 )
                 for name, (received, sent) in sorted(rates.items())[:INTERFACES_LIMIT]
             ],
@@ -88,7 +88,7 @@ class LoadMeter:
     def _of_guests(self, guests: Iterable[Guest], elapsed_s: float) -> list[GuestLoad]:
         loads, before, self._guests = [], self._guests, {}
         for guest in guests:
-            found = counters.process(guest.pid)
+            found = proc_counters.process(guest.pid)
             if found is None or found.start_ticks != guest.start_ticks:
                 continue  # gone, and its pid may be another's
             key = guest.pid, guest.start_ticks
@@ -108,7 +108,7 @@ class LoadMeter:
 def _cpu_percent(before: int | None, found: ProcessTimes, elapsed_s: float) -> float | None:
     if before is None:
         return None
-    return round(max(0, found.cpu_ticks - before) / counters.TICKS_PER_S / elapsed_s * 100, 1)
+    return round(max(0, found.cpu_ticks - before) / proc_counters.TICKS_PER_S / elapsed_s * 100, 1)
 
 
 def _share(before: CpuTimes | None, after: CpuTimes | None, part: Literal["busy", "iowait", "steal"]) -> float | None:
@@ -120,7 +120,7 @@ def _share(before: CpuTimes | None, after: CpuTimes | None, part: Literal["busy"
 
 
 def _pressure() -> Pressure | None:
-    found = {name: _stalled(counters.pressure(counters.read(PROC / "pressure" / name))) for name in PRESSURES}
+    found = {name: _stalled(proc_counters.pressure(proc_counters.read(PROC / "pressure" / name))) for name in PRESSURES}
     return Pressure(**found) if any(part is not None for part in found.values()) else None
 
 

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any, Final
 
-from hostagent.relay.arguments import Refused, path_below
+from hostagent.relay.argument_rules import Refused, path_below
 from hostagent.relay.settings import Allowed
 
 LINE_LIMIT: Final = 1 << 20

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from hostagent.discovery import start_ticks
-from hostagent.mandate import write_durably
+from hostagent.discovery.guests import start_ticks
+from hostagent.failover.grant import write_durably
 
 EPOCH_LIMIT: Final = 1000
 """Bytes of an epoch file that are read."""

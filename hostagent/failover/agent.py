@@ -1,4 +1,4 @@
-"""Hands guests over when their controller is gone: looks, asks `hostagent.handing_over`, does the one thing it says, and
+"""Hands guests over when their controller is gone: looks, asks `hostagent.failover.decision`, does the one thing it says, and
 again.
 
 One task per mandate. While the controller lives it costs a look at a small file four times a second, and QEMU nothing.
@@ -20,12 +20,9 @@ from typing import Any, Final
 
 import structlog
 
-from hostagent import guest_lock, mandate
-from hostagent.answers import migration_status_of, runstate_of
-from hostagent.beats import BeatWatch, beat_path
-from hostagent.discovery import start_ticks
-from hostagent.guardian import judge
-from hostagent.handing_over import (
+from hostagent.discovery.guests import start_ticks
+from hostagent.failover import grant, guest_lock
+from hostagent.failover.decision import (
     Act,
     Answer,
     DestinationLook,
@@ -36,9 +33,12 @@ from hostagent.handing_over import (
     destination_guest,
     source_guest,
 )
-from hostagent.mandate import Mandate, Record
+from hostagent.failover.grant import Mandate, Record
+from hostagent.guardian.guardian import judge
+from hostagent.guardian.heartbeat import BeatWatch, beat_path
 from hostagent.publisher import Publisher
-from hostagent.watch import GuestWatch
+from hostagent.qmp_state.replies import migration_status_of, runstate_of
+from hostagent.watch.guest_watcher import GuestWatch
 from qmp_migrate.bus.client.subscription import Subscription
 from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.handover_token import HostToken, TokenStep
@@ -103,7 +103,7 @@ class Handovers:
     def _look(self) -> None:
         found: dict[tuple[Path, int], Path] = {}
         try:
-            for path in mandate.mandates(self._run_dir):
+            for path in grant.mandates(self._run_dir):
                 with contextlib.suppress(FileNotFoundError):
                     found[path, path.stat(follow_symlinks=False).st_mtime_ns] = path
             self._failure = ""
@@ -120,7 +120,7 @@ class Handovers:
 
     async def _serve(self, path: Path) -> None:
         try:
-            given = mandate.read_mandate(path)
+            given = grant.read_mandate(path)
         except (OSError, ValueError) as error:
             log.warning("mandate-refused", path=str(path), reason=str(error))
             return
@@ -183,7 +183,7 @@ class _Side:
 
     def _recorded(self) -> Record | None:
         try:
-            found = mandate.read_record(self._run_dir, self._mandate.vm)
+            found = grant.read_record(self._run_dir, self._mandate.vm)
         except (OSError, ValueError) as error:
             self._once("record-unreadable", reason=str(error))
             return None
@@ -246,7 +246,7 @@ class _Side:
                 self._unlock()
             if act is Act.VOID:
                 self._once("mandate-void", reason="another controller has had the guest")
-                mandate.remove_mandate(self._run_dir, self._mandate.vm)
+                grant.remove_mandate(self._run_dir, self._mandate.vm)
                 return
             if act is Act.DONE and self._finished():
                 return
@@ -299,7 +299,7 @@ class _Side:
         if first:
             await asyncio.to_thread(guest_lock.raise_epoch, self._run_dir, given.vm, mark)
         record = Record(given.migration, state, mark)
-        await asyncio.to_thread(mandate.write_record, self._run_dir, given.vm, record)
+        await asyncio.to_thread(grant.write_record, self._run_dir, given.vm, record)
         self._record = record
 
     def _watched(self) -> GuestWatch | None:
@@ -448,7 +448,7 @@ class AtSource(_Side):
 
     def _finished(self) -> bool:
         self._tell("handover-done", reason="the guest runs at the destination")
-        mandate.remove_mandate(self._run_dir, self._mandate.vm)
+        grant.remove_mandate(self._run_dir, self._mandate.vm)
         return True
 
 
@@ -536,5 +536,5 @@ class AtDestination(_Side):
     def _finished(self) -> bool:
         if self._state == "ran" and not self._process_gone():
             return False  # the other agent may not have heard it yet: its next offer is answered
-        mandate.remove_mandate(self._run_dir, self._mandate.vm)
+        grant.remove_mandate(self._run_dir, self._mandate.vm)
         return True

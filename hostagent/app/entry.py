@@ -11,7 +11,7 @@ def main() -> int | None:
         from hostagent.relay.entry import main as relay
 
         return relay(sys.argv[2:])
-    from hostagent.main import main as command_line
+    from hostagent.app.cli import main as command_line
 
     command_line()
     return None

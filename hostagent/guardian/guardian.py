@@ -28,7 +28,7 @@ unknown statuses
     A newer QEMU goes on in a way that we do not know (DESIGN rule 8).
 
 While a controller is at work all this costs the guest's monitor nothing: `pre-switchover` is learned from an event, and
-from then on a small file is read four times a second (`hostagent.beats`). Only when that has been old for the whole limit,
+from then on a small file is read four times a second (`heartbeat`). Only when that has been old for the whole limit,
 *and was watched for all of it*, QEMU is asked. Watched, so that a host that was suspended, or an agent that was frozen or has
 just been started, does not take its own absence for the controller's.
 """
@@ -43,10 +43,10 @@ from typing import Any, Final
 
 import structlog
 
-from hostagent.answers import migration_status_of, runstate_of
-from hostagent.beats import LOOK_S, Beat, BeatWatch, beat_path
-from hostagent.discovery import Guest
+from hostagent.discovery.guests import Guest
+from hostagent.guardian.heartbeat import LOOK_S, Beat, BeatWatch, beat_path
 from hostagent.publisher import Publisher
+from hostagent.qmp_state.replies import migration_status_of, runstate_of
 from qmp_migrate.errors import MonitorError, MonitorLost
 from qmp_migrate.qemu.migration import cancel
 from qmp_migrate.qemu.monitor import Monitor

@@ -1,0 +1,1 @@
+"""Two agents finish a hand-over whose controller is gone."""

@@ -1,0 +1,1 @@
+"""The guardian: takes a guest back from a controller that is gone."""

@@ -1,0 +1,1 @@
+"""One guest watched through a monitor of the agent's own."""
