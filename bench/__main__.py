@@ -29,9 +29,9 @@ from bench.summary import Spread, Summary
 from bench.targets import judge
 from bench.virsh import Virsh, make_emulator
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.rig.accel import probe_accel
-from qmp_migrate.rig.firmware import find_qboot
-from qmp_migrate.rig.images import find_images
+from qmp_migrate.rig.guest.accelerator_probe import probe_accel
+from qmp_migrate.rig.guest.firmware import find_qboot
+from qmp_migrate.rig.guest.images import find_images
 
 QEMU: Final = "qemu-system-x86_64"
 

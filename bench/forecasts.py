@@ -27,8 +27,8 @@ from bench.guest import Guest, Machine, loses_writes, settled
 from bench.scenarios import MIB, Scenario
 from qmp_migrate import Controller, MigrationRequest, QmpMigrateError, load_settings, parse_spec
 from qmp_migrate.rig import down, up
-from qmp_migrate.rig.accel import probe_accel
-from qmp_migrate.rig.images import find_images
+from qmp_migrate.rig.guest.accelerator_probe import probe_accel
+from qmp_migrate.rig.guest.images import find_images
 
 QEMU: Final = "qemu-system-x86_64"
 LINK_MIB: Final = 40

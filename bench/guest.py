@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from bench.scenarios import MEMORY_KIB, ODD_KIB, Scenario
-from qmp_migrate.rig.accel import Accelerator
 from qmp_migrate.rig.configuration import CPU
-from qmp_migrate.rig.images import GuestImage
-from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.rig.guest.accelerator_probe import Accelerator
+from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.rig.guest.oracle import Verdict, judge
 
 SOCKET: Final = "bench.sock"
 """The observer's monitor, in the guest's directory."""

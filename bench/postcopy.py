@@ -27,8 +27,8 @@ from typing import Any, Final, Literal
 
 from bench.qmp import Qmp
 from qmp_migrate.rig.configuration import CPU
-from qmp_migrate.rig.images import find_images
-from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.rig.guest.images import find_images
+from qmp_migrate.rig.guest.oracle import Verdict, judge
 from tests.support.qemus import known
 
 BOOT_S: Final = 120.0

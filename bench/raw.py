@@ -17,8 +17,8 @@ from bench.qmp import Qmp, QmpFailed
 from bench.samples import Numbers
 from bench.scenarios import DOWNTIME_LIMIT_MS, Scenario
 from qmp_migrate.qemu import encryption
-from qmp_migrate.vm.argv import build_argv
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.spec.argv import build_argv
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 
 ADDRESS: Final = "127.0.0.3"
 """Where the destination listens: as far away as in the rig."""

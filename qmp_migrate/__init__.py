@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from qmp_migrate.migration.savefile.save_request import SaveRequest, SaveResult
     from qmp_migrate.settings import HostSettings, Settings
     from qmp_migrate.settings import load as load_settings
-    from qmp_migrate.vm.spec import GuestSpec, parse_spec
+    from qmp_migrate.vm.spec.guest_spec import GuestSpec, parse_spec
 
 _HOMES = {
     "Check": "qmp_migrate.migration.preflight.rules",
@@ -67,7 +67,7 @@ _HOMES = {
     "Forecast": "qmp_migrate.migration.forecast.prediction",
     "ForecastReport": "qmp_migrate.migration.forecast.measurement",
     "Guest": "qmp_migrate.fleet.guests",
-    "GuestSpec": "qmp_migrate.vm.spec",
+    "GuestSpec": "qmp_migrate.vm.spec.guest_spec",
     "HostSettings": "qmp_migrate.settings",
     "MigrationRequest": "qmp_migrate.migration.model.request",
     "MigrationResult": "qmp_migrate.migration.model.request",
@@ -82,7 +82,7 @@ _HOMES = {
     "Settings": "qmp_migrate.settings",
     "Wish": "qmp_migrate.migration.lifecycle.recovery",
     "load_settings": "qmp_migrate.settings:load",
-    "parse_spec": "qmp_migrate.vm.spec",
+    "parse_spec": "qmp_migrate.vm.spec.guest_spec",
 }
 
 __all__ = [

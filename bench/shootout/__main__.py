@@ -27,8 +27,8 @@ from bench.shootout.field import AGAIN, ALL, CONTENDERS, FIRST, LINK_MIB_S, MIB,
 from bench.shootout.samples import Sample
 from bench.shootout.sampling import Take
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.rig.accel import probe_accel
-from qmp_migrate.rig.images import find_images
+from qmp_migrate.rig.guest.accelerator_probe import probe_accel
+from qmp_migrate.rig.guest.images import find_images
 
 QEMU: Final = "qemu-system-x86_64"
 NEWER: Final = ROOT / "build/qemus/10.0" / QEMU

@@ -25,8 +25,8 @@ from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.registry import HostVm
 from qmp_migrate.errors import InvalidName, MonitorError, UsageError
 from qmp_migrate.qemu.monitor import Monitor
-from qmp_migrate.vm.chardevs import monitors
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.chardevs import monitors
+from qmp_migrate.vm.commandline.command_line import CommandLine
 from qmp_migrate.vm.names import validate_name
 
 LOOKS: Final = 4

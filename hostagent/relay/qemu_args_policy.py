@@ -14,8 +14,8 @@ from typing import Final
 from hostagent.relay.argument_rules import KEPT, Refused, path_below
 from hostagent.relay.settings import Allowed
 from qmp_migrate.errors import QmpMigrateError
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.properties import read
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.properties import read
 
 WORDS_LIMIT: Final = 4096
 PLAIN: Final = frozenset(

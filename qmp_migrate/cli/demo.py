@@ -28,10 +28,10 @@ from qmp_migrate.errors import RigError
 from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.rig import lab
-from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.rig.guest.oracle import Verdict, judge
 from qmp_migrate.rig.state import RigState
 from qmp_migrate.settings import load
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 
 READY_S: Final = 60.0
 PROOF_S: Final = 60.0

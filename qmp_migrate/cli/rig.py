@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qmp_migrate.cli.context import put, run, say
-from qmp_migrate.rig.images import GuestKind
+from qmp_migrate.rig.guest.images import GuestKind
 
 if TYPE_CHECKING:
     from qmp_migrate.rig.lab import RigStatus
@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard outpu
 
 
 def _directory(given: Path | None) -> Path:
-    from qmp_migrate.rig.layout import default_directory
+    from qmp_migrate.rig.addresses import default_directory
 
     return given if given is not None else default_directory()
 
@@ -53,7 +53,8 @@ def up(
 
     async def work() -> RigState:
         from qmp_migrate.errors import UsageError
-        from qmp_migrate.rig import lab, machines
+        from qmp_migrate.rig import lab
+        from qmp_migrate.rig.vm_hosts import machines
 
         if hosts_as_vms and own_directory:
             raise UsageError("hosts that are machines share no directory", hint="leave --own-directory out")
@@ -166,7 +167,7 @@ def power(
     """Switch a host that is a machine off or on, reset it, let it hang or go on."""
 
     async def work() -> None:
-        from qmp_migrate.rig.power import act
+        from qmp_migrate.rig.vm_hosts.power import act
 
         await act(_directory(directory), host, action, silent=silent)
 
@@ -186,7 +187,7 @@ def link(
     """Pull the network cables of a host that is a machine, or plug them in."""
 
     async def work() -> None:
-        from qmp_migrate.rig import power
+        from qmp_migrate.rig.vm_hosts import power
 
         await power.link(_directory(directory), host, state, network)
 

@@ -35,7 +35,7 @@ def start(
     async def work() -> Guest:
         from qmp_migrate.fleet.controller import Controller
         from qmp_migrate.vm.names import NAME_PATTERN
-        from qmp_migrate.vm.spec import parse_spec
+        from qmp_migrate.vm.spec.guest_spec import parse_spec
 
         options: Context = context.obj
         named = NAME_PATTERN.fullmatch(str(spec)) and spec.suffix != ".toml"

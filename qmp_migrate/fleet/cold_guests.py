@@ -26,7 +26,7 @@ from qmp_migrate.migration.preflight.planner import Plan
 from qmp_migrate.migration.storage.disk_plan import DiskCopy
 from qmp_migrate.migration.storage.mirror import DiskProgress
 from qmp_migrate.settings import Limits
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 
 async def find_defined(inventory: Inventory, vm: str, *, on: str | None = None) -> Side | None:

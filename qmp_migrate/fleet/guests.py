@@ -41,7 +41,7 @@ from qmp_migrate.qemu import states
 from qmp_migrate.qemu.timeouts import ENDING_S, HUNG_END_S
 
 if TYPE_CHECKING:  # only `start` needs a spec: moving a guest does not
-    from qmp_migrate.vm.spec import DiskSpec, GuestSpec
+    from qmp_migrate.vm.spec.guest_spec import DiskSpec, GuestSpec
 
 QUIT_S: Final = 20.0
 _ENDING_S: Final = 2.0
@@ -231,7 +231,7 @@ async def start(side: Side, spec: GuestSpec, journal: Journal) -> Guest:
         LaunchFailed: QEMU did not start; carries its standard error.
         ConfigError, FileFailed: Something the spec asks for is not on the host.
     """
-    from qmp_migrate.vm.argv import build_argv
+    from qmp_migrate.vm.spec.argv import build_argv
 
     host, settings = side.host, side.settings
     await host.connect()

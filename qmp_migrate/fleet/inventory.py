@@ -16,7 +16,7 @@ from qmp_migrate.settings import HostSettings, Settings
 from qmp_migrate.vm.names import validate_name
 
 if TYPE_CHECKING:
-    from qmp_migrate.vm.spec import GuestSpec
+    from qmp_migrate.vm.spec.guest_spec import GuestSpec
 
 
 def address_of(name: str, settings: HostSettings) -> HostAddress:

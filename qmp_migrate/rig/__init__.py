@@ -7,8 +7,8 @@ await down(state.directory)
 
 from __future__ import annotations
 
+from qmp_migrate.rig.addresses import RigHost, default_directory
 from qmp_migrate.rig.lab import RigStatus, down, status, up
-from qmp_migrate.rig.layout import RigHost, default_directory
 from qmp_migrate.rig.state import Part, RigState
 
 __all__ = ["Part", "RigHost", "RigState", "RigStatus", "default_directory", "down", "status", "up"]

@@ -6,8 +6,8 @@ import getpass
 import json
 from pathlib import Path
 
-from qmp_migrate.rig.accel import CPU, Accelerator
-from qmp_migrate.rig.images import GuestImage
+from qmp_migrate.rig.guest.accelerator_probe import CPU, Accelerator
+from qmp_migrate.rig.guest.images import GuestImage
 from qmp_migrate.rig.state import RigState
 
 

@@ -24,15 +24,16 @@ from qmp_migrate.hosts import process
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.rig import directory as directories
-from qmp_migrate.rig import namespaces, power, sshd
-from qmp_migrate.rig.accel import Accelerator, kvm_opens, probe_accel
+from qmp_migrate.rig import namespaces, sshd
+from qmp_migrate.rig.addresses import RigHost, address_of, host_names, run_dir
 from qmp_migrate.rig.configuration import guest_text, settings_text
 from qmp_migrate.rig.down import guests_of, identify, take_down
-from qmp_migrate.rig.firmware import find_qboot
-from qmp_migrate.rig.images import GUEST_KINDS, GuestKind, find_images
-from qmp_migrate.rig.layout import RigHost, address_of, host_names, run_dir
-from qmp_migrate.rig.power import MachineStatus
+from qmp_migrate.rig.guest.accelerator_probe import Accelerator, kvm_opens, probe_accel
+from qmp_migrate.rig.guest.firmware import find_qboot
+from qmp_migrate.rig.guest.images import GUEST_KINDS, GuestKind, find_images
 from qmp_migrate.rig.state import Part, RigState, load
+from qmp_migrate.rig.vm_hosts import power
+from qmp_migrate.rig.vm_hosts.power import MachineStatus
 
 #: Seconds for one part to get ready.
 START_S = 20.0

@@ -20,7 +20,7 @@ import psutil
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.rig.layout import RigHost
+from qmp_migrate.rig.addresses import RigHost
 
 _CONFIG = """\
 # Written by: qmp-migrate rig up

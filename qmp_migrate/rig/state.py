@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.rig.images import GuestKind
-from qmp_migrate.rig.layout import RigHost
+from qmp_migrate.rig.addresses import RigHost
+from qmp_migrate.rig.guest.images import GuestKind
 
 SCHEMA = "rig/1"
 FILE = "rig.json"
@@ -46,7 +46,7 @@ class RigState:
         complete: True once everything is up.
         warnings: What is missing although the rig is up, for people.
         guest: Which test guest ``guest.toml`` starts.
-        machines: True where each host is a virtual machine (`qmp_migrate.rig.machines`).
+        machines: True where each host is a virtual machine (`qmp_migrate.rig.vm_hosts.machines`).
     """
 
     directory: Path

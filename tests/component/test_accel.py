@@ -13,10 +13,10 @@ import pytest
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.session import end_session, start_session
-from qmp_migrate.rig import accel
-from qmp_migrate.rig.accel import probe_accel
-from qmp_migrate.rig.firmware import find_qboot
-from qmp_migrate.rig.images import GuestImage
+from qmp_migrate.rig.guest import accelerator_probe
+from qmp_migrate.rig.guest.accelerator_probe import probe_accel
+from qmp_migrate.rig.guest.firmware import find_qboot
+from qmp_migrate.rig.guest.images import GuestImage
 from tests.support.brokers import until
 
 READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\nQM T 1 5 6 7\\n'; exec sleep 1000"
@@ -31,7 +31,7 @@ NO_LINES = "exec cat /dev/zero"
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with a /dev/kvm that we may open, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(accel, "_KVM", tmp_path / "kvm")
+    monkeypatch.setattr(accelerator_probe, "_KVM", tmp_path / "kvm")
     (tmp_path / "kvm").touch()
     return tmp_path
 
@@ -143,7 +143,7 @@ async def test_another_boot_of_the_machine_asks_again(
     qemu = fake_qemu(machine, READY)
     await probe_accel(str(qemu), image)
     (machine / "boot_id").write_text("another\n")
-    monkeypatch.setattr(accel, "_BOOT_ID", machine / "boot_id")
+    monkeypatch.setattr(accelerator_probe, "_BOOT_ID", machine / "boot_id")
     await probe_accel(str(qemu), image)
     assert len(starts(machine)) == 2
     kept = json.loads((machine / "cache/qmp-migrate/accel.json").read_text())

@@ -14,7 +14,7 @@ import pytest
 from qmp_migrate.migration.devices.diff import as_it_is, given_devices
 from qmp_migrate.qemu import devices
 from qmp_migrate.qemu.monitor import Monitor
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 QEMU = shutil.which("qemu-system-x86_64")
 pytestmark = pytest.mark.skipif(QEMU is None, reason="no qemu-system-x86_64")

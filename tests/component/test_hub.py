@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qmp_migrate.errors import RigError
-from qmp_migrate.rig.hub import PENDING_BYTES, Hub
+from qmp_migrate.rig.vm_hosts.hub import PENDING_BYTES, Hub
 from tests.support.sshd import short_directory
 
 EVERYBODY = b"\xff" * 6

@@ -19,10 +19,10 @@ from qmp_migrate.errors import RigError, UsageError
 from qmp_migrate.hosts import HostAddress, SshHost, process
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.rig import RigState, default_directory, down, lab, sshd, status, up
+from qmp_migrate.rig.addresses import host_names, run_dir
 from qmp_migrate.rig.directory import exclusive
-from qmp_migrate.rig.images import GuestImage
-from qmp_migrate.rig.layout import host_names, run_dir
-from qmp_migrate.vm.spec import GuestSpec, parse_spec
+from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.vm.spec.guest_spec import GuestSpec, parse_spec
 from tests.support.brokers import PATIENCE_S
 from tests.support.sshd import short_directory, until
 

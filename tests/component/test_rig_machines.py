@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from qmp_migrate.errors import HostUnknown, RigError, UsageError
-from qmp_migrate.rig import lab, machines, power
-from qmp_migrate.rig.images import GuestImage
-from qmp_migrate.rig.layout import RigHost
+from qmp_migrate.rig import lab
+from qmp_migrate.rig.addresses import RigHost
+from qmp_migrate.rig.guest.images import GuestImage
 from qmp_migrate.rig.state import Part, RigState, load
+from qmp_migrate.rig.vm_hosts import machines, power
 from tests.support.sshd import short_directory
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.vm.argv import build_argv
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import derive_destination
-from qmp_migrate.vm.options import FLAGS, WITH_VALUE
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.option_table import FLAGS, WITH_VALUE
+from qmp_migrate.vm.destination import derive_destination
+from qmp_migrate.vm.spec.argv import build_argv
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 
 BINARY = shutil.which("qemu-system-x86_64") or ""
 UUID = "6d5c2a0e-5d6c-4f0e-9a3b-0d0f6f0f2a11"

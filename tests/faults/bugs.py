@@ -26,7 +26,7 @@ from qmp_migrate.migration.precopy.runner import Copying
 from qmp_migrate.migration.preflight import planner
 from qmp_migrate.migration.transport import setup
 from qmp_migrate.settings import load
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 
 @dataclass(frozen=True, slots=True)

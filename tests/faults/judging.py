@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmp_migrate.rig.disk_journal import check_journal
-from qmp_migrate.rig.oracle import Verdict
-from qmp_migrate.rig.oracle import judge as judge_logs
+from qmp_migrate.rig.guest.disk_journal import check_journal
+from qmp_migrate.rig.guest.oracle import Verdict
+from qmp_migrate.rig.guest.oracle import judge as judge_logs
 from tests.faults.spy import Spy
 from tests.faults.stand import qemus
 from tests.faults.trial import HOSTS, Result, Trial

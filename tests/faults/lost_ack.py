@@ -24,7 +24,7 @@ from qmp_migrate.errors import MigrationFailed, QmpMigrateError
 from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.migration.lifecycle.engine import Engine
 from qmp_migrate.settings import MqttSettings, load
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 from tests.faults.spy import Spy, Watch
 from tests.faults.stand import Stand, qemus, remove, stand
 from tests.support.lab import Guest

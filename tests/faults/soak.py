@@ -23,8 +23,8 @@ import structlog
 from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.migration.lifecycle.engine import Engine
 from qmp_migrate.migration.precopy.runner import Copying
-from qmp_migrate.rig.disk_journal import check_journal
-from qmp_migrate.rig.oracle import judge
+from qmp_migrate.rig.guest.disk_journal import check_journal
+from qmp_migrate.rig.guest.oracle import judge
 from qmp_migrate.settings import load
 from tests.faults.spy import Spy, Watch
 from tests.faults.stand import Stand, stand

@@ -27,7 +27,7 @@ from qmp_migrate.hosts.process import launch
 from qmp_migrate.rig import state as rig_state
 from qmp_migrate.rig.sshd import known_hosts_line
 from qmp_migrate.settings import MqttSettings, load
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 from tests.support.cable import Cable
 from tests.support.lab import Guest, Lab, rig
 

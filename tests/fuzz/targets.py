@@ -49,16 +49,16 @@ from qmp_migrate.qemu import devices, features, images, migration
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.settings import parse as parse_settings
 from qmp_migrate.vm import units
-from qmp_migrate.vm.chardevs import chardevs, monitors
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import derive_destination
-from qmp_migrate.vm.disks import disks
-from qmp_migrate.vm.filenames import local_path
-from qmp_migrate.vm.hostbound import host_bound
-from qmp_migrate.vm.netdevs import netdevs
-from qmp_migrate.vm.spec import parse_spec
-from qmp_migrate.vm.visible import guest_visible
+from qmp_migrate.vm.commandline.chardevs import chardevs, monitors
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
+from qmp_migrate.vm.commandline.filenames import local_path
+from qmp_migrate.vm.commandline.netdevs import netdevs
+from qmp_migrate.vm.destination import derive_destination
+from qmp_migrate.vm.host_dependencies import host_bound
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 from tests.support import command_lines
+from tests.support.guest_visible import guest_visible
 from tests.support.messages import GOLDEN, presence_of_a
 
 SEEDS: Final = Path(__file__).parent / "seeds"

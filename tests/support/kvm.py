@@ -8,8 +8,8 @@ from typing import Final
 import pytest
 
 from qmp_migrate.errors import RigError
-from qmp_migrate.rig.accel import probe_accel
-from qmp_migrate.rig.images import find_images
+from qmp_migrate.rig.guest.accelerator_probe import probe_accel
+from qmp_migrate.rig.guest.images import find_images
 
 REQUIRED: Final = os.environ.get("KVM") == "require"
 

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 from qmp_migrate.errors import QmpMigrateError, UsageError
 from qmp_migrate.fleet.controller import Controller
-from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.rig.guest.oracle import Verdict, judge
 from qmp_migrate.settings import MqttSettings, load
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 from tests.support.commands import Command, CommandServer, command_server
 
 _T = TypeVar("_T")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from qemu.qmp import QMPClient
 
-from qmp_migrate.rig.accel import CPU, Accelerator
-from qmp_migrate.rig.firmware import QBOOT
-from qmp_migrate.rig.images import GuestImage
-from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.rig.guest.accelerator_probe import CPU, Accelerator
+from qmp_migrate.rig.guest.firmware import QBOOT
+from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.rig.guest.oracle import Verdict, judge
 
 PAGE = 4096
 MAGIC = b"QMGPPAGE"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.rig.images import find_images
-from qmp_migrate.rig.oracle import Verdict, judge
+from qmp_migrate.rig.guest.images import find_images
+from qmp_migrate.rig.guest.oracle import Verdict, judge
 from tests.support.lab import Lab, wait_for
 from tests.support.outside import qmp
 

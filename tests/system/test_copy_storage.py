@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.rig.disk_journal import check_journal
+from qmp_migrate.rig.guest.disk_journal import check_journal
 from tests.support.commands import Command
 from tests.support.lab import Guest, Lab, interrupt
 from tests.support.outside import qmp

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qmp_migrate.rig.disk_journal import check_journal
+from qmp_migrate.rig.guest.disk_journal import check_journal
 from tests.support.lab import Guest, Lab, wait_for
 from tests.support.outside import qmp
 from tests.support.qemus import program

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from qmp_migrate.rig.oracle import Computed, judge
+from qmp_migrate.rig.guest.oracle import Computed, judge
 from tests.support.cable import Cable
 from tests.support.commands import Command
 from tests.support.kvm import need_kvm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from qmp_migrate.rig.disk_journal import check_journal
+from qmp_migrate.rig.guest.disk_journal import check_journal
 from tests.support.interrupted import SLOW
 from tests.support.lab import Guest, Lab, interrupt, qemus
 from tests.support.outside import qmp

@@ -11,9 +11,9 @@ import pytest
 from bench.guest import Guest, Machine, loses_writes
 from bench.scenarios import ALL, BARE, BARE_MEMORY_KIB, CORE
 from bench.virsh import domain_xml, make_emulator
-from qmp_migrate.rig.images import GuestImage
-from qmp_migrate.vm.argv import build_argv
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.vm.spec.argv import build_argv
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 
 IMAGE = GuestImage(Path("/images/vm & linuz"), Path("/images/initrd.img"))
 MACHINE = Machine("/usr/bin/qemu-system-x86_64", "tcg", IMAGE, loses_writes=False)

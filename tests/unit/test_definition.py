@@ -20,9 +20,9 @@ from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.preflight.host_facts import BinaryFacts, HostFacts
 from qmp_migrate.migration.storage.disk_plan import Judgement
 from qmp_migrate.settings import HostSettings
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import Derived
-from qmp_migrate.vm.paths import PathUse
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.paths import PathUse
+from qmp_migrate.vm.destination import Derived
 
 WORDS = [
     "/usr/bin/qemu-system-x86_64",

@@ -11,7 +11,7 @@ from qmp_migrate.migration.devices.diff import Present
 from qmp_migrate.migration.preflight import device_rules
 from qmp_migrate.qemu import devices
 from qmp_migrate.qemu.devices import Device, Devices, Drive, NetBackend
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 from tests.support.fake_qmp import Fails, FakeQemu
 from tests.support.monitors import connected
 

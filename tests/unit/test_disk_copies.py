@@ -10,8 +10,8 @@ from qmp_migrate.migration.storage import disk_plan
 from qmp_migrate.migration.storage.disk_plan import DiskCopy, Judgement, Seen
 from qmp_migrate.migration.storage.image_stat import FileFacts
 from qmp_migrate.qemu.images import Device, Image
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.disks import disks
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
 
 MIB = 1 << 20
 GIB = 1 << 30

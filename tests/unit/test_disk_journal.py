@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmp_migrate.rig.disk_journal import check_journal
+from qmp_migrate.rig.guest.disk_journal import check_journal
 
 SLOTS = 8
 

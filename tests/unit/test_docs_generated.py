@@ -17,7 +17,7 @@ from qmp_migrate import QmpMigrateError, settings
 from qmp_migrate.migration.model import phases
 from qmp_migrate.migration.model.phases import Phase
 from qmp_migrate.migration.model.request import MigrationResult
-from qmp_migrate.vm.spec import DiskSpec, GuestSpec, NicSpec, parse_spec
+from qmp_migrate.vm.spec.guest_spec import DiskSpec, GuestSpec, NicSpec, parse_spec
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

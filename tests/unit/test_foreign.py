@@ -9,8 +9,8 @@ import pytest
 from hostagent.qmp_state.exit_reason import ending
 from qmp_migrate.errors import AdoptionRefused, UsageError
 from qmp_migrate.fleet.adoption.unmanaged import choose, parse
-from qmp_migrate.vm.absolute import starting_directory, with_absolute_paths
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.absolute_paths import starting_directory, with_absolute_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 BY_HAND = "qemu-system-x86_64 -name web1 -hda disk.img -cdrom /iso/a.iso -serial file:log/serial -monitor stdio"
 

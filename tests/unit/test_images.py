@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmp_migrate.errors import RigError
-from qmp_migrate.rig.images import find_images
+from qmp_migrate.rig.guest.images import find_images
 
 
 @pytest.fixture

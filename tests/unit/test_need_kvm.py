@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.rig.images import GuestImage
+from qmp_migrate.rig.guest.images import GuestImage
 from tests.support import kvm
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qmp_migrate.rig.oracle import Computed, TickFault, Verdict, judge
+from qmp_migrate.rig.guest.oracle import Computed, TickFault, Verdict, judge
 
 SECOND = 1_000_000_000
 

@@ -17,9 +17,9 @@ from qmp_migrate.migration.preflight.rules import Check, Situation, failures, ju
 from qmp_migrate.migration.transport.negotiation import Objection, Profile
 from qmp_migrate.qemu.migration import MigrationInfo
 from qmp_migrate.settings import HostSettings
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import derive_destination
-from qmp_migrate.vm.paths import required_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.paths import required_paths
+from qmp_migrate.vm.destination import derive_destination
 
 MIB = 1 << 20
 

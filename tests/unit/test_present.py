@@ -11,8 +11,8 @@ import pytest
 
 from qmp_migrate.migration.devices.diff import Present, as_it_is, given_devices
 from qmp_migrate.qemu.devices import ANONYMOUS, PERIPHERAL, Device, Devices, Drive, NetBackend, Node, Property
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.disks import disks
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
 from tests.support.command_lines import ALL
 
 ARGV = [

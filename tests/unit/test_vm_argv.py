@@ -7,14 +7,14 @@ from typing import Literal
 import pytest
 
 from qmp_migrate.errors import ConfigError
-from qmp_migrate.vm.argv import build_argv, mac_of
-from qmp_migrate.vm.chardevs import monitors
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import derive_destination
-from qmp_migrate.vm.disks import disks
-from qmp_migrate.vm.netdevs import netdevs
-from qmp_migrate.vm.paths import required_paths
-from qmp_migrate.vm.spec import parse_spec
+from qmp_migrate.vm.commandline.chardevs import monitors
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
+from qmp_migrate.vm.commandline.netdevs import netdevs
+from qmp_migrate.vm.commandline.paths import required_paths
+from qmp_migrate.vm.destination import derive_destination
+from qmp_migrate.vm.spec.argv import build_argv, mac_of
+from qmp_migrate.vm.spec.guest_spec import parse_spec
 from tests.unit.test_vm_spec import FULL
 
 UUID = "6d5c2a0e-5d6c-4f0e-9a3b-0d0f6f0f2a11"

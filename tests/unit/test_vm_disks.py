@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qmp_migrate.errors import UsageError
-from qmp_migrate.vm.chardevs import OldNotation, chardevs, monitors
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.disks import disks
-from qmp_migrate.vm.filenames import local_path, rewrite_filename
+from qmp_migrate.vm.commandline.chardevs import OldNotation, chardevs, monitors
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
+from qmp_migrate.vm.commandline.filenames import local_path, rewrite_filename
 from tests.support.command_lines import BY_HAND, LIBVIRT, PROXMOX
 
 

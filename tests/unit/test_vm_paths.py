@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qmp_migrate.vm.addresses import rewrite_listeners
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.paths import PathKind, PathUse, required_paths, rewrite_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.listen_addresses import rewrite_listeners
+from qmp_migrate.vm.commandline.paths import PathKind, PathUse, required_paths, rewrite_paths
 from tests.support.command_lines import ALL, LIBVIRT, PROXMOX
 
 PLACES = [

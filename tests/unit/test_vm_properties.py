@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmp_migrate.errors import UsageError
-from qmp_migrate.vm.properties import added, canonical, escape, read, rewrite, without
+from qmp_migrate.vm.commandline.properties import added, canonical, escape, read, rewrite, without
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

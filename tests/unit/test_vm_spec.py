@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmp_migrate.errors import SpecError
-from qmp_migrate.vm.spec import GuestSpec, parse_spec
-from qmp_migrate.vm.toml_lines import line_of
+from qmp_migrate.vm.spec.guest_spec import GuestSpec, parse_spec
+from qmp_migrate.vm.spec.toml_lines import line_of
 
 FULL = """\
 name = "web1"

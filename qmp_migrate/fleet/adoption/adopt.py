@@ -32,8 +32,8 @@ from qmp_migrate.migration.model.check import Check
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
 from qmp_migrate.qemu.monitor import Monitor
-from qmp_migrate.vm.absolute import relative_paths
-from qmp_migrate.vm.hostbound import host_bound
+from qmp_migrate.vm.commandline.absolute_paths import relative_paths
+from qmp_migrate.vm.host_dependencies import host_bound
 from qmp_migrate.vm.names import validate_name
 
 GREETING_S: Final = 3.0

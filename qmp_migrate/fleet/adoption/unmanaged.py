@@ -11,9 +11,9 @@ from typing import Final
 from qmp_migrate.errors import AdoptionRefused, QmpMigrateError, UsageError
 from qmp_migrate.hosts import Host
 from qmp_migrate.hosts.process import ProcessId
-from qmp_migrate.vm.absolute import starting_directory, with_absolute_paths
-from qmp_migrate.vm.chardevs import monitors
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.absolute_paths import starting_directory, with_absolute_paths
+from qmp_migrate.vm.commandline.chardevs import monitors
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 # One line per QEMU: PID START_TICKS UID CWD PWD OPEN UNIT RESTART CMDLINE, the words in base64 where anything may be in them.
 # What belongs to another user shows no working directory: then "-" stands there.

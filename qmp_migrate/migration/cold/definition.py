@@ -7,7 +7,7 @@ from typing import Final
 
 from qmp_migrate.errors import FileFailed, GuestUnknown
 from qmp_migrate.migration.endpoint.endpoint import Side
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 _ONLY_FOR_THE_WAY: Final = frozenset({"S", "incoming", "loadvm"})
 

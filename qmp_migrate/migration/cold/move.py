@@ -26,7 +26,7 @@ from qmp_migrate.migration.storage.disk_plan import DiskCopy
 from qmp_migrate.migration.storage.mirror import DiskProgress, DiskStopped, Mirroring
 from qmp_migrate.migration.transport import setup
 from qmp_migrate.migration.transport.setup import Wires
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 MODE: Final = "shut-down"
 """What the result says of its mode."""

@@ -22,9 +22,9 @@ from qmp_migrate.migration.preflight.host_facts import (
 from qmp_migrate.migration.preflight.planner import Plan, join_path_maps
 from qmp_migrate.migration.storage.disk_plan import Judgement
 from qmp_migrate.migration.storage.inspection import survey_disks
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import Derived, derive_destination, path_mapper
-from qmp_migrate.vm.paths import PathUse, required_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.paths import PathUse, required_paths
+from qmp_migrate.vm.destination import Derived, derive_destination, path_mapper
 
 
 async def look(request: MigrationRequest, source: Side, destination: Side, journal: Journal) -> Plan:

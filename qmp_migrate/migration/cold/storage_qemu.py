@@ -14,8 +14,8 @@ from qmp_migrate.migration.endpoint.cleanup import remove_guest_directory
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.endpoint.launch import launch_over
 from qmp_migrate.migration.storage.images import maker_argv
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.disks import Disk, disks
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import Disk, disks
 
 QUIT_S = 10.0
 

@@ -20,9 +20,9 @@ from typing import Final
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.devices import hotplug_args, removable_media
 from qmp_migrate.qemu.devices import ANONYMOUS, PERIPHERAL, Device, Devices
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.options import TAKES_JSON
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.option_table import TAKES_JSON
 
 _BACKED: Final = ("drive", "netdev", "memdev", "iothread", "rng")
 """Properties of a device that name what stands behind it."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qmp_migrate.qemu.devices import Device, Devices, NetBackend, Node
-from qmp_migrate.vm.cmdline import Option
+from qmp_migrate.vm.commandline.command_line import Option
 
 _VIRTIO: Final = "(blk|net|scsi|rng|balloon|keyboard|mouse|tablet)"
 _TAKEN: Final = re.compile(

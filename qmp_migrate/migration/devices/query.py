@@ -8,7 +8,7 @@ from qmp_migrate.migration.devices.diff import Present
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.qemu import devices
 from qmp_migrate.qemu.devices import Devices
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 
 async def devices_now(side: Side, command: CommandLine) -> tuple[Devices, Present]:

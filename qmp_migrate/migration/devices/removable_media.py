@@ -14,10 +14,10 @@ from typing import Final
 
 from qmp_migrate.migration.devices import hotplug_args
 from qmp_migrate.qemu.devices import ANONYMOUS, PERIPHERAL, Devices, Drive
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.disks import Disk, disks
-from qmp_migrate.vm.filenames import local_path
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.disks import Disk, disks
+from qmp_migrate.vm.commandline.filenames import local_path
 
 CD_DRIVERS: Final = frozenset({"ide-cd", "scsi-cd"})
 _FILE_KEYS: Final = frozenset({"file", "file.filename", "file.driver", "filename", "format", "driver"})

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from qmp_migrate.migration.devices.diff import Present
 from qmp_migrate.qemu.devices import Devices
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 _DEVICE: Final = re.compile(r"non-migratable device: (?P<path>.*?)/?(?P<driver>[^/ ]+)$")
 _ADVICE: Final = (

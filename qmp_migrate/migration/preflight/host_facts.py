@@ -21,8 +21,8 @@ from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.transport.negotiation import Abilities
 from qmp_migrate.qemu import features
 from qmp_migrate.settings import HostSettings
-from qmp_migrate.vm.absolute import with_absolute_paths
-from qmp_migrate.vm.cmdline import CommandLine
+from qmp_migrate.vm.commandline.absolute_paths import with_absolute_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
 
 PROBE_S: Final = 20.0
 

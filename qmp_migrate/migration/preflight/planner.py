@@ -31,10 +31,10 @@ from qmp_migrate.qemu import dirty_limit, features
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu.migration import MigrationInfo, RunStatus
 from qmp_migrate.settings import HostSettings
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import Derived, derive_destination, path_mapper
-from qmp_migrate.vm.disks import disks
-from qmp_migrate.vm.paths import required_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
+from qmp_migrate.vm.commandline.paths import required_paths
+from qmp_migrate.vm.destination import Derived, derive_destination, path_mapper
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from qmp_migrate.qemu import states
 from qmp_migrate.qemu.devices import Devices
 from qmp_migrate.qemu.migration import MigrationInfo
 from qmp_migrate.settings import HostSettings
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import Derived
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.paths import PathUse
+from qmp_migrate.vm.destination import Derived
 from qmp_migrate.vm.names import check_socket_path
-from qmp_migrate.vm.paths import PathUse
 from qmp_migrate.vm.units import about_size
 
 MEMORY_RESERVE: Final = 64 << 20

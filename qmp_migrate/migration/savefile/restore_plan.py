@@ -23,9 +23,9 @@ from qmp_migrate.migration.savefile import scripts
 from qmp_migrate.migration.savefile.file_format import FOOTER_BYTES, Document, document_length, opened
 from qmp_migrate.migration.savefile.image_stamps import Change, Stamp, changes, take_stamps
 from qmp_migrate.settings import HostSettings
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import Derived, derive_destination, map_path
-from qmp_migrate.vm.paths import PathUse, required_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.paths import PathUse, required_paths
+from qmp_migrate.vm.destination import Derived, derive_destination, map_path
 from qmp_migrate.vm.units import about_size
 
 MEMORY_RESERVE: Final = 64 << 20

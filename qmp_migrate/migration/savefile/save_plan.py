@@ -25,8 +25,8 @@ from qmp_migrate.migration.savefile.save import SavePlan
 from qmp_migrate.migration.savefile.save_request import SaveRequest, chosen_format
 from qmp_migrate.qemu import features, states
 from qmp_migrate.qemu import migration as qmp
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.derive import derive_destination
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.destination import derive_destination
 from qmp_migrate.vm.units import about_size
 
 SAVED_STATES: Final = frozenset({"running", "paused", "suspended"})

@@ -21,8 +21,8 @@ from qmp_migrate.migration.model.check import Check
 from qmp_migrate.migration.model.request import StorageCopy
 from qmp_migrate.migration.storage.image_stat import SHARED_FILE_SYSTEMS, FileFacts
 from qmp_migrate.qemu.images import PROTOCOLS, Device, Image
-from qmp_migrate.vm.disks import Disk
-from qmp_migrate.vm.filenames import local_path
+from qmp_migrate.vm.commandline.disks import Disk
+from qmp_migrate.vm.commandline.filenames import local_path
 from qmp_migrate.vm.units import about_size
 
 COPIED_FORMATS: Final = ("raw", "qcow2")

@@ -11,8 +11,8 @@ from qmp_migrate.migration.model.request import StorageCopy
 from qmp_migrate.migration.storage import disk_plan, image_stat
 from qmp_migrate.migration.storage.disk_plan import Judgement, Seen
 from qmp_migrate.qemu import images, storage
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.disks import disks
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.disks import disks
 
 
 async def survey_disks(

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qmp_migrate.errors import ConfigError
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.addresses import rewrite_listeners
-from qmp_migrate.vm.cmdline import CommandLine, Option, is_versioned
-from qmp_migrate.vm.hostbound import host_bound
-from qmp_migrate.vm.options import IMPLIED_KEY
-from qmp_migrate.vm.paths import PathKind, rewrite_paths
-from qmp_migrate.vm.sockets import with_monitors
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option, is_versioned
+from qmp_migrate.vm.commandline.listen_addresses import rewrite_listeners
+from qmp_migrate.vm.commandline.monitor_sockets import with_monitors
+from qmp_migrate.vm.commandline.option_table import IMPLIED_KEY
+from qmp_migrate.vm.commandline.paths import PathKind, rewrite_paths
+from qmp_migrate.vm.host_dependencies import host_bound
 
 _DROPPED: Final = {
     "daemonize": "the launcher watches over the process itself",

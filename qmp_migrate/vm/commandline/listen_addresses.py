@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.chardevs import OldNotation
-from qmp_migrate.vm.cmdline import Option
-from qmp_migrate.vm.options import CHARACTER_DEVICES, IMPLIED_KEY, TAKES_JSON
-from qmp_migrate.vm.properties import Properties
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.chardevs import OldNotation
+from qmp_migrate.vm.commandline.command_line import Option
+from qmp_migrate.vm.commandline.option_table import CHARACTER_DEVICES, IMPLIED_KEY, TAKES_JSON
+from qmp_migrate.vm.commandline.properties import Properties
 
 _NETWORK: Final = frozenset({"tcp", "telnet", "tn3270", "websocket"})
 _HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*):(?P<port>[^:]*)")

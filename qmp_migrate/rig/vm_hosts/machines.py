@@ -36,13 +36,14 @@ from qmp_migrate.errors import CommandFailed, RigError
 from qmp_migrate.hosts import process
 from qmp_migrate.hosts.base import UNIX_PATH_LIMIT
 from qmp_migrate.rig import directory as directories
-from qmp_migrate.rig import lab, power, sshd
-from qmp_migrate.rig.accel import Accelerator, probe_accel
+from qmp_migrate.rig import lab, sshd
+from qmp_migrate.rig.addresses import RigHost, address_of, host_names
 from qmp_migrate.rig.configuration import guest_text, settings_text
 from qmp_migrate.rig.down import take_down
-from qmp_migrate.rig.images import GUEST_KINDS, GuestImage, GuestKind, cache_directory, find_images
-from qmp_migrate.rig.layout import RigHost, address_of, host_names
+from qmp_migrate.rig.guest.accelerator_probe import Accelerator, probe_accel
+from qmp_migrate.rig.guest.images import GUEST_KINDS, GuestImage, GuestKind, cache_directory, find_images
 from qmp_migrate.rig.state import Part, RigState, load
+from qmp_migrate.rig.vm_hosts import power
 
 _DATA_BYTES: Final = 4 << 30
 _MEMORY: Final = "1G"
@@ -185,7 +186,7 @@ class _Raising(lab.Raising):
 
     async def _hub(self) -> None:
         directory = self.state.part_directory("hub")
-        argv = [*lab.python("qmp_migrate.rig.hub"), str(directory / "hub.sock")]
+        argv = [*lab.python("qmp_migrate.rig.vm_hosts.hub"), str(directory / "hub.sock")]
         identity = await process.launch(
             self.machine, directory=str(directory), argv=argv, timeout=lab.START_S, ready="hub.sock", log="log"
         )

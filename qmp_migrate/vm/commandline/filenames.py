@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote, unquote
 
-from qmp_migrate.vm import properties
+from qmp_migrate.vm.commandline import properties
 
 _PROTOCOL: Final = re.compile(r"(?P<protocol>[^/:]*):(?P<rest>.*)", re.DOTALL)
 _URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")

@@ -9,10 +9,10 @@ import posixpath
 from dataclasses import replace
 from typing import Final
 
-from qmp_migrate.vm.chardevs import monitors
-from qmp_migrate.vm.cmdline import CommandLine, Option
+from qmp_migrate.vm.commandline.chardevs import monitors
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.properties import escape
 from qmp_migrate.vm.names import check_socket_path
-from qmp_migrate.vm.properties import escape
 
 CONTROLLER_SOCKET: Final = "qmp.sock"
 AGENT_SOCKET: Final = "agent.sock"

@@ -6,8 +6,8 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qmp_migrate.vm.cmdline import CommandLine
-from qmp_migrate.vm.paths import PathKind, rewrite_paths
+from qmp_migrate.vm.commandline.command_line import CommandLine
+from qmp_migrate.vm.commandline.paths import PathKind, rewrite_paths
 
 
 def relative_paths(command: CommandLine) -> list[str]:

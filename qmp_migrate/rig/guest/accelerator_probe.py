@@ -20,8 +20,8 @@ from typing import Final, Literal
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.session import end_session, start_session
-from qmp_migrate.rig.firmware import find_qboot
-from qmp_migrate.rig.images import GuestImage, cache_directory
+from qmp_migrate.rig.guest.firmware import find_qboot
+from qmp_migrate.rig.guest.images import GuestImage, cache_directory
 
 Accelerator = Literal["kvm", "tcg"]
 

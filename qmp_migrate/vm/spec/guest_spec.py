@@ -16,7 +16,7 @@
     bridge = "br0"
 
 An unknown key is an error that names the nearest known one and the line; a typo must not be a setting that is silently
-not made. `qmp_migrate.vm.argv.build_argv` turns a spec into a command line.
+not made. `qmp_migrate.vm.spec.argv.build_argv` turns a spec into a command line.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any, ClassVar, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qmp_migrate.errors import SpecError, UsageError
-from qmp_migrate.vm.cmdline import CommandLine, is_versioned
-from qmp_migrate.vm.fields import (
+from qmp_migrate.vm.commandline.command_line import CommandLine, is_versioned
+from qmp_migrate.vm.spec.field_types import (
     CpuModel,
     Endpoint,
     GuestName,
@@ -43,7 +43,7 @@ from qmp_migrate.vm.fields import (
     SerialNumber,
     Word,
 )
-from qmp_migrate.vm.toml_lines import line_of
+from qmp_migrate.vm.spec.toml_lines import line_of
 from qmp_migrate.vm.units import ByteSize, format_size
 
 FINDINGS: Final = 8

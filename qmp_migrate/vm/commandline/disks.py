@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.filenames import local_path
-from qmp_migrate.vm.properties import Properties
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.filenames import local_path
+from qmp_migrate.vm.commandline.properties import Properties
 
 _SHORT: Final = {
     "": "disk",

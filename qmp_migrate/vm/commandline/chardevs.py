@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.options import CHARACTER_DEVICES
-from qmp_migrate.vm.properties import Properties, escape
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.option_table import CHARACTER_DEVICES
+from qmp_migrate.vm.commandline.properties import Properties, escape
 
 _NETWORK: Final = frozenset({"tcp", "telnet", "tn3270", "websocket"})
 _HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:,]*):(?P<port>[^,@]*)")

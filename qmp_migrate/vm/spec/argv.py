@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from typing import Final, Literal
 
-from qmp_migrate.vm.cmdline import MIB, CommandLine, Option
-from qmp_migrate.vm.properties import escape
-from qmp_migrate.vm.sockets import with_monitors
-from qmp_migrate.vm.spec import DiskSpec, GuestSpec, NicSpec
+from qmp_migrate.vm.commandline.command_line import MIB, CommandLine, Option
+from qmp_migrate.vm.commandline.monitor_sockets import with_monitors
+from qmp_migrate.vm.commandline.properties import escape
+from qmp_migrate.vm.spec.guest_spec import DiskSpec, GuestSpec, NicSpec
 
 SERIAL_LOG: Final = "serial.log"
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.chardevs import OldNotation
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.disks import disks
-from qmp_migrate.vm.filenames import rewrite_filename
-from qmp_migrate.vm.options import CHARACTER_DEVICES, IMPLIED_KEY, TAKES_JSON
-from qmp_migrate.vm.properties import Properties
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.chardevs import OldNotation
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.disks import disks
+from qmp_migrate.vm.commandline.filenames import rewrite_filename
+from qmp_migrate.vm.commandline.option_table import CHARACTER_DEVICES, IMPLIED_KEY, TAKES_JSON
+from qmp_migrate.vm.commandline.properties import Properties
 
 PathKind: TypeAlias = Literal["disk", "kernel", "initrd", "firmware", "other", "optional"]
 """What a path is for; ``optional``: QEMU makes it itself (listening sockets, logs, memory files) or can do without."""

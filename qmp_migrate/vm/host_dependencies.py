@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmp_migrate.errors import UsageError
-from qmp_migrate.vm.chardevs import chardevs
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.disks import disks
-from qmp_migrate.vm.netdevs import netdevs
-from qmp_migrate.vm.paths import rewrite_paths
-from qmp_migrate.vm.properties import Properties
+from qmp_migrate.vm.commandline.chardevs import chardevs
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.disks import disks
+from qmp_migrate.vm.commandline.netdevs import netdevs
+from qmp_migrate.vm.commandline.paths import rewrite_paths
+from qmp_migrate.vm.commandline.properties import Properties
 
 _REFUSED_DRIVERS: Final = (
     (re.compile(r"vfio-.*"), "a PCI or mediated device of this host cannot follow the guest; unplug it first"),

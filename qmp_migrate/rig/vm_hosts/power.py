@@ -22,7 +22,7 @@ from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.qemu.monitor import Monitor
 from qmp_migrate.rig import directory as directories
-from qmp_migrate.rig.layout import RigHost
+from qmp_migrate.rig.addresses import RigHost
 from qmp_migrate.rig.state import Part, RigState, load
 
 #: Seconds for a machine's QEMU to have its monitor, and for the machine to answer on SSH: a few on an idle computer.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.addresses import rewrite_listeners
-from qmp_migrate.vm.chardevs import chardevs, is_monitor
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.options import TAKES_JSON
-from qmp_migrate.vm.paths import rewrite_paths
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.chardevs import chardevs, is_monitor
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.listen_addresses import rewrite_listeners
+from qmp_migrate.vm.commandline.option_table import TAKES_JSON
+from qmp_migrate.vm.commandline.paths import rewrite_paths
 
 # fmt: off
 _HOST_SIDE: Final = frozenset(

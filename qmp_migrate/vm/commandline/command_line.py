@@ -1,11 +1,11 @@
 """A guest is its QEMU command line: read without loss, asked what the guest is.
 
 `CommandLine.parse` takes any argv, also one that somebody else started (``/proc/PID/cmdline``), and gives back exactly
-the same words. It knows which options take an argument (`qmp_migrate.vm.options`), that ``-opt`` and ``--opt`` are one,
+the same words. It knows which options take an argument (`option_table`), that ``-opt`` and ``--opt`` are one,
 that a word without a dash is an IDE disk image, and that an argument may itself start with a dash (``-append -x``).
 
-What the disks, character devices and network backends are is in `qmp_migrate.vm.disks`, `qmp_migrate.vm.chardevs` and
-`qmp_migrate.vm.netdevs`; options without a grammar of their own (``-pidfile``, ``-L``, ``-snapshot``) are asked for by
+What the disks, character devices and network backends are is in `disks`, `chardevs` and
+`netdevs`; options without a grammar of their own (``-pidfile``, ``-L``, ``-snapshot``) are asked for by
 name: `CommandLine.value`, `CommandLine.values`, `CommandLine.has`.
 """
 
@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from qmp_migrate.errors import InvalidQuantity, UsageError
-from qmp_migrate.vm import properties
-from qmp_migrate.vm.options import FLAGS, IMPLIED_KEY, TAKES_JSON, WITH_VALUE
-from qmp_migrate.vm.properties import Properties
+from qmp_migrate.vm.commandline import properties
+from qmp_migrate.vm.commandline.option_table import FLAGS, IMPLIED_KEY, TAKES_JSON, WITH_VALUE
+from qmp_migrate.vm.commandline.properties import Properties
 from qmp_migrate.vm.units import parse_qemu_size
 
 MIB: Final = 1 << 20

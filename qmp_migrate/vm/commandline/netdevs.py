@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qmp_migrate.vm.cmdline import CommandLine, Option
-from qmp_migrate.vm.properties import Properties
+from qmp_migrate.vm.commandline.command_line import CommandLine, Option
+from qmp_migrate.vm.commandline.properties import Properties
 
 
 @dataclass(frozen=True, slots=True)

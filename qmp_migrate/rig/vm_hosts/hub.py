@@ -4,7 +4,7 @@ Every machine's QEMU connects with ``-netdev stream,server=off,addr.type=unix``.
 by its length, 4 bytes, big-endian. Like a switch of metal it learns which address is behind which port, sends what is for
 everybody or for nobody known to all others, and drops frames for a port that does not take them fast enough.
 
-As a process of its own: ``python -m qmp_migrate.rig.hub SOCKET``. The socket is there once it listens.
+As a process of its own: ``python -m qmp_migrate.rig.vm_hosts.hub SOCKET``. The socket is there once it listens.
 """
 
 from __future__ import annotations

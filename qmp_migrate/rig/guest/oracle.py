@@ -2,7 +2,7 @@
 
 The test guest counts ticks, rewrites and verifies its memory, and keeps a journal on its disk; it tells all of that
 on its serial line. :func:`judge` reads the serial logs of the hosts in the order in which they owned the guest and
-returns a :class:`Verdict`. Its disk is compared with that by :func:`qmp_migrate.rig.disk_journal.check_journal`.
+returns a :class:`Verdict`. Its disk is compared with that by :func:`qmp_migrate.rig.guest.disk_journal.check_journal`.
 
 The logs are taken as one stream of bytes: a line may be cut anywhere by the switchover, its first half in one log and
 the rest in the next. Lines carry a check code, so half a line is never taken for a whole one, and kernel messages are

@@ -1,0 +1,1 @@
+"""Hosts of the rig that are virtual machines: their start, their network, their power."""
