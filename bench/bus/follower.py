@@ -19,7 +19,7 @@ from qmp_migrate.bus.consume.ordered import follow
 from qmp_migrate.bus.consume.staleness import Silence, with_pauses
 from qmp_migrate.bus.messages.registry import HostLoad, HostStatus, HostVm, MigrationProgress
 from qmp_migrate.bus.messages.topics import Kind, Topics
-from qmp_migrate.cli.bus import LOOK_S, document
+from qmp_migrate.cli.commands.events import LOOK_S, document
 
 TOPICS = Topics()
 

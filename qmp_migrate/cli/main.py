@@ -9,22 +9,22 @@ from typing import Annotated
 
 import typer
 
-from qmp_migrate.cli import (
-    adopting,
+from qmp_migrate.cli.commands import (
+    adopt,
     broker,
-    bus,
     doctor,
-    forecasting,
+    events,
+    forecast,
+    history,
     home_assistant,
-    hosts,
+    host,
     metrics,
-    migrations,
-    moving,
+    migrate,
     notify,
     rig,
-    saving,
-    tuning,
-    vms,
+    save,
+    tune,
+    vm,
 )
 from qmp_migrate.cli.context import Context, fail, set_up_logging
 from qmp_migrate.errors import QmpMigrateError
@@ -40,16 +40,16 @@ app = typer.Typer(
     "6 cancelled, 69 unreachable, 75 busy, 78 settings, 130 interrupted.",
 )
 app.add_typer(rig.app, name="rig")
-app.add_typer(vms.app, name="vm")
-app.add_typer(hosts.app, name="host")
+app.add_typer(vm.app, name="vm")
+app.add_typer(host.app, name="host")
 app.add_typer(broker.app, name="broker")
-moving.register(app)
-tuning.register(app)
-forecasting.register(app)
-migrations.register(app)
-saving.register(app)
-adopting.register(app)
-bus.register(app)
+migrate.register(app)
+tune.register(app)
+forecast.register(app)
+history.register(app)
+save.register(app)
+adopt.register(app)
+events.register(app)
 metrics.register(app)
 notify.register(app)
 home_assistant.register(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmp_migrate.cli.bare import written_out
+from qmp_migrate.cli.optional_value import written_out
 
 
 @pytest.mark.parametrize(

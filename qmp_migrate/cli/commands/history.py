@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmp_migrate.cli.commands.recover import recover
 from qmp_migrate.cli.context import Context, data, put, run, say
-from qmp_migrate.cli.recovering import recover
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +138,7 @@ def report(context: typer.Context, migration: Id, json: Json = False) -> None:
     from qmp_migrate.migration.journal.operations import Operation
 
     if isinstance(found, Operation):
-        from qmp_migrate.cli.past import operation_story
+        from qmp_migrate.cli.history_view import operation_story
 
         if json:
             put(_operation_document(found))
@@ -150,7 +150,7 @@ def report(context: typer.Context, migration: Id, json: Json = False) -> None:
 
         put({**_record_document(found), "entries": [asdict(entry) for entry in entries]})
         return
-    from qmp_migrate.cli.past import story
+    from qmp_migrate.cli.history_view import story
 
     data().print(story(found, entries))
 
@@ -176,7 +176,7 @@ def _record_document(record: MigrationRecord) -> dict[str, Any]:
 
 
 def _operation_document(operation: Operation) -> dict[str, Any]:
-    from qmp_migrate.cli.past import owner
+    from qmp_migrate.cli.history_view import owner
 
     names = ("id", "kind", "vm", "host", "step", "outcome", "started_at", "updated_at")
     return {
@@ -191,7 +191,7 @@ def _operation_document(operation: Operation) -> dict[str, Any]:
 
 
 def _table(records: list[MigrationRecord], operations: Sequence[Operation] = ()) -> None:
-    from qmp_migrate.cli.past import left_behind, past_table
+    from qmp_migrate.cli.history_view import left_behind, past_table
 
     data().print(past_table(records, operations))
     for record in left_behind(records):

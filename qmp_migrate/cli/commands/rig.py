@@ -203,7 +203,7 @@ def demo(
     """Show one live migration from end to end in a lab of its own, and leave nothing behind."""
 
     async def work() -> bool:
-        from qmp_migrate.cli.demo import show
+        from qmp_migrate.cli.commands.demo import show
 
         return await show(directory, encrypt=not no_encrypt)
 

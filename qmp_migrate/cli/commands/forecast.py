@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qmp_migrate.cli import tuning, wish
-from qmp_migrate.cli.bare import Moving
+from qmp_migrate.cli import migrate_options
+from qmp_migrate.cli.commands import tune
 from qmp_migrate.cli.context import Context, data, put, run, say
+from qmp_migrate.cli.optional_value import Moving
 
 if TYPE_CHECKING:
     from qmp_migrate.migration.forecast.measurement import ForecastReport
@@ -22,26 +23,26 @@ def register(app: typer.Typer) -> None:
 
 def forecast(
     context: typer.Context,
-    vm: wish.Vm,
-    to: wish.To,
-    source: wish.From = None,
-    mode: wish.Mode = "live",
-    downtime_limit: wish.DowntimeLimit = None,
-    bandwidth: wish.Bandwidth = None,
-    policy: tuning.Policy = None,
-    allow_postcopy: tuning.AllowPostcopy = None,
-    allow_stop: tuning.AllowStop = None,
-    max_throttle: tuning.MaxThrottle = None,
-    max_bandwidth: tuning.MaxBandwidth = None,
-    switchover_bandwidth: tuning.SwitchoverBandwidth = None,
-    timeout: tuning.Timeout = None,
-    channels: wish.Channels = 1,
-    compress: wish.Compress = None,
-    copy_storage: wish.CopyStorage = None,
-    source_images: wish.SourceImages = "keep",
-    no_encrypt: wish.NoEncrypt = False,
-    guarded: wish.Guarded = None,
-    json: wish.Json = False,
+    vm: migrate_options.Vm,
+    to: migrate_options.To,
+    source: migrate_options.From = None,
+    mode: migrate_options.Mode = "live",
+    downtime_limit: migrate_options.DowntimeLimit = None,
+    bandwidth: migrate_options.Bandwidth = None,
+    policy: tune.Policy = None,
+    allow_postcopy: tune.AllowPostcopy = None,
+    allow_stop: tune.AllowStop = None,
+    max_throttle: tune.MaxThrottle = None,
+    max_bandwidth: tune.MaxBandwidth = None,
+    switchover_bandwidth: tune.SwitchoverBandwidth = None,
+    timeout: tune.Timeout = None,
+    channels: migrate_options.Channels = 1,
+    compress: migrate_options.Compress = None,
+    copy_storage: migrate_options.CopyStorage = None,
+    source_images: migrate_options.SourceImages = "keep",
+    no_encrypt: migrate_options.NoEncrypt = False,
+    guarded: migrate_options.Guarded = None,
+    json: migrate_options.Json = False,
 ) -> None:
     """Tell how a migration would go: time, blackout, end, and why.
 
@@ -53,7 +54,7 @@ def forecast(
 
         options: Context = context.obj
         settings = options.settings()
-        request = wish.request_of(settings, context.params)
+        request = migrate_options.request_of(settings, context.params)
         async with Controller.open(settings) as controller:
             return await controller.forecast(request)
 
@@ -61,7 +62,7 @@ def forecast(
     if json:
         put({**report.to_dict(), "refused": list(plan.refused)})
         return
-    from qmp_migrate.cli.forecast_lines import forecast_panel
+    from qmp_migrate.cli.forecast_view import forecast_panel
 
     data().print(forecast_panel(report))
     for line in plan.refused:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from qmp_migrate.cli import tuning
+from qmp_migrate.cli.commands import tune
 
 if TYPE_CHECKING:
     from qmp_migrate.migration.model.request import MigrationRequest
@@ -105,7 +105,7 @@ def request_of(settings: Settings, given: Mapping[str, Any]) -> MigrationRequest
         limits=settings.watchdog.limits,
         announce=settings.migration.announce,
         **{name: _one_of(name, given[name], known) for name, known in _CHOICES.items()},
-        **tuning.wanted(settings, **{name: given[name] for name in _STEERING}),
+        **tune.wanted(settings, **{name: given[name] for name in _STEERING}),
     )
 
 

@@ -22,7 +22,7 @@ from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.consume.ordered import follow
 from qmp_migrate.bus.messages.registry import MigrationProgress
 from qmp_migrate.bus.messages.topics import Topics
-from qmp_migrate.cli.bus import line
+from qmp_migrate.cli.commands.events import line
 from qmp_migrate.cli.render import ProgressView, summary
 from qmp_migrate.errors import RigError
 from qmp_migrate.fleet.controller import Controller

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from qmp_migrate.cli import tuning, wish
-from qmp_migrate.cli.bare import Moving
+from qmp_migrate.cli import migrate_options
+from qmp_migrate.cli.commands import tune
 from qmp_migrate.cli.context import Context, data, put, run, say, tell
+from qmp_migrate.cli.optional_value import Moving
 from qmp_migrate.cli.signals import go_on_without_terminal
 from qmp_migrate.errors import PreflightRefused, QmpMigrateError
 
@@ -35,26 +36,26 @@ def register(app: typer.Typer) -> None:
 
 def check(
     context: typer.Context,
-    vm: wish.Vm,
-    to: wish.To,
-    source: wish.From = None,
-    mode: wish.Mode = "live",
-    downtime_limit: wish.DowntimeLimit = None,
-    bandwidth: wish.Bandwidth = None,
-    policy: tuning.Policy = None,
-    allow_postcopy: tuning.AllowPostcopy = None,
-    allow_stop: tuning.AllowStop = None,
-    max_throttle: tuning.MaxThrottle = None,
-    max_bandwidth: tuning.MaxBandwidth = None,
-    switchover_bandwidth: tuning.SwitchoverBandwidth = None,
-    timeout: tuning.Timeout = None,
-    channels: wish.Channels = 1,
-    compress: wish.Compress = None,
-    copy_storage: wish.CopyStorage = None,
-    source_images: wish.SourceImages = "keep",
-    no_encrypt: wish.NoEncrypt = False,
-    guarded: wish.Guarded = None,
-    json: wish.Json = False,
+    vm: migrate_options.Vm,
+    to: migrate_options.To,
+    source: migrate_options.From = None,
+    mode: migrate_options.Mode = "live",
+    downtime_limit: migrate_options.DowntimeLimit = None,
+    bandwidth: migrate_options.Bandwidth = None,
+    policy: tune.Policy = None,
+    allow_postcopy: tune.AllowPostcopy = None,
+    allow_stop: tune.AllowStop = None,
+    max_throttle: tune.MaxThrottle = None,
+    max_bandwidth: tune.MaxBandwidth = None,
+    switchover_bandwidth: tune.SwitchoverBandwidth = None,
+    timeout: tune.Timeout = None,
+    channels: migrate_options.Channels = 1,
+    compress: migrate_options.Compress = None,
+    copy_storage: migrate_options.CopyStorage = None,
+    source_images: migrate_options.SourceImages = "keep",
+    no_encrypt: migrate_options.NoEncrypt = False,
+    guarded: migrate_options.Guarded = None,
+    json: migrate_options.Json = False,
 ) -> None:
     """Tell whether a guest can be moved to a host. Changes nothing.
 
@@ -66,7 +67,7 @@ def check(
 
         options: Context = context.obj
         settings = options.settings()
-        request = wish.request_of(settings, context.params)
+        request = migrate_options.request_of(settings, context.params)
         async with Controller.open(settings) as controller:
             return await controller.check(request)
 
@@ -81,30 +82,30 @@ def check(
 
 def migrate(
     context: typer.Context,
-    vm: wish.Vm,
-    to: wish.To,
-    source: wish.From = None,
-    mode: wish.Mode = "live",
-    downtime_limit: wish.DowntimeLimit = None,
-    bandwidth: wish.Bandwidth = None,
-    policy: tuning.Policy = None,
-    allow_postcopy: tuning.AllowPostcopy = None,
-    allow_stop: tuning.AllowStop = None,
-    max_throttle: tuning.MaxThrottle = None,
-    max_bandwidth: tuning.MaxBandwidth = None,
-    switchover_bandwidth: tuning.SwitchoverBandwidth = None,
-    timeout: tuning.Timeout = None,
-    channels: wish.Channels = 1,
-    compress: wish.Compress = None,
-    copy_storage: wish.CopyStorage = None,
-    source_images: wish.SourceImages = "keep",
-    no_encrypt: wish.NoEncrypt = False,
-    guarded: wish.Guarded = None,
+    vm: migrate_options.Vm,
+    to: migrate_options.To,
+    source: migrate_options.From = None,
+    mode: migrate_options.Mode = "live",
+    downtime_limit: migrate_options.DowntimeLimit = None,
+    bandwidth: migrate_options.Bandwidth = None,
+    policy: tune.Policy = None,
+    allow_postcopy: tune.AllowPostcopy = None,
+    allow_stop: tune.AllowStop = None,
+    max_throttle: tune.MaxThrottle = None,
+    max_bandwidth: tune.MaxBandwidth = None,
+    switchover_bandwidth: tune.SwitchoverBandwidth = None,
+    timeout: tune.Timeout = None,
+    channels: migrate_options.Channels = 1,
+    compress: migrate_options.Compress = None,
+    copy_storage: migrate_options.CopyStorage = None,
+    source_images: migrate_options.SourceImages = "keep",
+    no_encrypt: migrate_options.NoEncrypt = False,
+    guarded: migrate_options.Guarded = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")] = False,
     forecast: Annotated[
         bool, typer.Option("--forecast", help="Measure first, and tell how it will go; see the command forecast.")
     ] = False,
-    json: wish.Json = False,
+    json: migrate_options.Json = False,
 ) -> None:
     """Move a guest to another host: while it runs, or shut down.
 
@@ -113,7 +114,7 @@ def migrate(
     options: Context = context.obj
     try:
         settings = options.settings()
-        request = wish.request_of(settings, context.params)
+        request = migrate_options.request_of(settings, context.params)
     except QmpMigrateError as error:
         _fail(error, None, json)
     if dry_run:
@@ -146,7 +147,7 @@ async def _migrate(settings: Settings, request: MigrationRequest, view: Any, *, 
 
 
 def _foretell(view: Any, report: Any) -> None:
-    from qmp_migrate.cli.forecast_lines import sentence
+    from qmp_migrate.cli.forecast_view import sentence
 
     view.note(f"forecast: {sentence(report)}")
 
