@@ -75,7 +75,7 @@ test-ids: venv ## List all tests; with BEFORE=FILE, an older list, show which of
 bench: venv images ## Measure against raw QEMU and virsh: table, build/bench.json (SET=policies: the shoot-out; SET=bus: 1,000 agents)
 	@$(if $(filter-out policies bus,$(SET)),echo "no such SET: $(SET); there are: policies and bus" >&2; exit 2,:)
 	@$(if $(filter policies,$(SET)),contrib/qemus.sh --try,:)
-	@$(BIN)/python -m bench$(if $(filter policies,$(SET)),.shootout)$(if $(filter bus,$(SET)),.bus) $(ARGS)
+	@$(BIN)/python -m bench$(if $(filter policies,$(SET)),.policies)$(if $(filter bus,$(SET)),.bus) $(ARGS)
 
 .PHONY: faults
 faults: venv images ## Bring each fault in each phase: table, build/faults.json and .html (CASE=…, ARGS=…)

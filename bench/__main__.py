@@ -16,18 +16,20 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import environment, libvirt_lab, report, sampling
-from bench.command import Command, time_help
-from bench.contender import Contender, MoveFailed
+from bench.contenders import libvirt_lab
+from bench.contenders.base import Contender, MoveFailed
+from bench.contenders.command import Command, time_help
+from bench.contenders.library import Library
+from bench.contenders.raw import Raw
+from bench.contenders.virsh import Virsh, make_emulator
 from bench.fleet import ROOT, Fleet
 from bench.guest import Guest, Machine, loses_writes
-from bench.library import Library
-from bench.raw import Raw
-from bench.samples import Sample
+from bench.measure import environment, sampling
+from bench.measure.samples import Sample
+from bench.report import report
+from bench.report.summary import Spread, Summary
+from bench.report.targets import judge
 from bench.scenarios import ALL, BARE, BARE_MEMORY_KIB, EVERYBODY, MEMORY_KIB, Scenario
-from bench.summary import Spread, Summary
-from bench.targets import judge
-from bench.virsh import Virsh, make_emulator
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.rig.guest.accelerator_probe import probe_accel
 from qmp_migrate.rig.guest.firmware import find_qboot

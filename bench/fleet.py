@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.contender import MoveFailed
+from bench.contenders.base import MoveFailed
 from bench.guest import Guest
-from bench.stages import stages
+from bench.measure.stages import stages
 from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.rig import RigState, down, up
 from qmp_migrate.settings import load
@@ -31,7 +31,7 @@ class Fleet:
 
     Attributes:
         state: The rig.
-        worker: The process of `bench.library_worker`.
+        worker: The process of `bench.contenders.library_worker`.
         journal: The journal that all of them write.
     """
 
@@ -50,7 +50,7 @@ class Fleet:
             worker = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "bench.library_worker",
+                "bench.contenders.library_worker",
                 str(state.settings_file),
                 cwd=ROOT,
                 stdin=asyncio.subprocess.PIPE,

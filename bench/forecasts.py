@@ -21,9 +21,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import environment
 from bench.fleet import ROOT
 from bench.guest import Guest, Machine, loses_writes, settled
+from bench.measure import environment
 from bench.scenarios import MIB, Scenario
 from qmp_migrate import Controller, MigrationRequest, QmpMigrateError, load_settings, parse_spec
 from qmp_migrate.rig import down, up

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from bench.qmp import Qmp
+from bench.measure.qmp import Qmp
 from qmp_migrate.rig.configuration import CPU
 from qmp_migrate.rig.guest.images import find_images
 from qmp_migrate.rig.guest.oracle import Verdict, judge

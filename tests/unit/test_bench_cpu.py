@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.cpu import cpu_seconds, parse_stat
+from bench.measure.cpu import cpu_seconds, parse_stat
 
 
 def test_a_name_with_spaces_and_parentheses_does_not_shift_the_fields() -> None:

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.contenders.virsh import domain_xml, make_emulator
 from bench.guest import Guest, Machine, loses_writes
 from bench.scenarios import ALL, BARE, BARE_MEMORY_KIB, CORE
-from bench.virsh import domain_xml, make_emulator
 from qmp_migrate.rig.guest.images import GuestImage
 from qmp_migrate.vm.spec.argv import build_argv
 from qmp_migrate.vm.spec.guest_spec import parse_spec

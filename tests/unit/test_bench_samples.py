@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench.samples import Numbers, Sample
+from bench.measure.samples import Numbers, Sample
 from qmp_migrate.migration.model.request import MigrationResult
 
 MIB = 1 << 20

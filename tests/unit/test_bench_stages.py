@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.stages import stages
+from bench.measure.stages import stages
 from qmp_migrate.migration.model.phases import Phase
 
 
@@ -23,7 +23,7 @@ def test_the_stages_add_up_to_the_whole_whatever_phases_are_unknown_to_it() -> N
 
 
 def test_it_knows_the_phases_that_the_journal_writes() -> None:
-    from bench.stages import UNTIL
+    from bench.measure.stages import UNTIL
 
     assert set(UNTIL) <= {phase.value for phase in Phase}
 

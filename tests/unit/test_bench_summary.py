@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.samples import Numbers, Sample
-from bench.summary import Spread, Summary
+from bench.measure.samples import Numbers, Sample
+from bench.report.summary import Spread, Summary
 
 
 def sample(wall_ms: float, *, contender: str = "raw", number: int = 1, total_ms: int = 100, **more: object) -> Sample:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from bench.samples import Numbers, Sample
+from bench.measure.samples import Numbers, Sample
+from bench.report.summary import Spread, Summary
+from bench.report.targets import Target, judge
 from bench.scenarios import ALL, BULK, CORE, PACED
-from bench.summary import Spread, Summary
-from bench.targets import Target, judge
 
 MIB = 1 << 20
 

@@ -12,15 +12,15 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from bench.contender import MoveFailed
-from bench.shootout import drawing, goals, link, page, report
-from bench.shootout.__main__ import Run
-from bench.shootout.field import AGAIN, ALL, CONTENDERS, MODES, OTHERS, OURS, POLICIES, RAW, Contender
-from bench.shootout.inside import Inside
-from bench.shootout.markdown import markdown
-from bench.shootout.samples import Outcome, Point, Sample
-from bench.shootout.summary import Summary
-from bench.shootout.watch import Seen, course
+from bench.contenders.base import MoveFailed
+from bench.policies import html_report, link, report, svg, targets
+from bench.policies.__main__ import Run
+from bench.policies.event_recorder import Seen, course
+from bench.policies.guest_log import Inside
+from bench.policies.markdown import markdown
+from bench.policies.samples import Outcome, Point, Sample
+from bench.policies.scenarios import AGAIN, ALL, CONTENDERS, MODES, OTHERS, OURS, POLICIES, RAW, Contender
+from bench.policies.summary import Summary
 from qmp_migrate import MigrationRequest
 
 INSIDE = Inside(41.0, 0.9, 41.0, 12.0, 43.0, 25.0, 24.0, 60.0, 1.5)
@@ -142,25 +142,25 @@ def field(scenario: str, ours_ms: float, others_ms: float, *, blackout: float = 
     ("ours", "verdict"), [(7900.0, "met"), (8000.0, "met"), (8300.0, "tie"), (8500.0, "NOT MET")], ids=str
 )
 def test_default_must_not_take_longer_than_the_best(ours: float, verdict: str) -> None:
-    found = goals.judge(Summary(field("0.5", ours, 8000.0)), {})
+    found = targets.judge(Summary(field("0.5", ours, 8000.0)), {})
     assert next(goal for goal in found if goal.name.startswith("0.5: default takes")).verdict == verdict
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(40.0, "met"), (52.0, "tie"), (60.0, "NOT MET")])
 def test_default_must_have_the_smallest_blackout(ours: float, verdict: str) -> None:
-    found = goals.judge(Summary(field("0.8", 1.0, 1.0, blackout=ours)), {})
+    found = targets.judge(Summary(field("0.8", 1.0, 1.0, blackout=ours)), {})
     assert next(goal for goal in found if goal.name.startswith("0.8: default has")).verdict == verdict
 
 
 def test_ranges_that_overlap_are_a_tie() -> None:
     some = [sample("0.1", "default", total_ms=t) for t in (4000.0, 5000.0, 6000.0)]
     some += [sample("0.1", "nova", total_ms=t) for t in (4100.0, 4200.0, 4300.0)]
-    assert next(g for g in goals.judge(Summary(some), {}) if g.name.startswith("0.1: default takes")).verdict == "tie"
+    assert next(g for g in targets.judge(Summary(some), {}) if g.name.startswith("0.1: default takes")).verdict == "tie"
 
 
 def test_a_default_that_does_not_complete_has_missed() -> None:
     some = [sample("0.8", "default", "gave up"), sample("0.8", "nova", total_ms=1.0, blackout_ms=1.0)]
-    found = {goal.name: goal.verdict for goal in goals.judge(Summary(some), {})}
+    found = {goal.name: goal.verdict for goal in targets.judge(Summary(some), {})}
     assert found["0.8: default takes no longer than the best of the five"] == "NOT MET"
     assert found["0.5: default takes no longer than the best of the five"] == "not measured"
 
@@ -168,13 +168,13 @@ def test_a_default_that_does_not_complete_has_missed() -> None:
 @pytest.mark.parametrize(("total", "verdict"), [(11_900.0, "met"), (12_100.0, "NOT MET")])
 def test_finish_ends_within_three_copies(total: float, verdict: str) -> None:
     some = [sample("1.2", "finish", total_ms=total, first_pass_ms=4000.0)]
-    assert next(g for g in goals.judge(Summary(some), {}) if "finish" in g.name).verdict == verdict
+    assert next(g for g in targets.judge(Summary(some), {}) if "finish" in g.name).verdict == verdict
 
 
 @pytest.mark.parametrize(("passes", "verdict"), [(3, "met"), (5, "met"), (6, "NOT MET")])
 def test_gentle_gives_up_soon(passes: int, verdict: str) -> None:
     some = [sample("1.2", "gentle", "gave up", passes=passes)]
-    assert next(g for g in goals.judge(Summary(some), {}) if "gentle" in g.name).verdict == verdict
+    assert next(g for g in targets.judge(Summary(some), {}) if "gentle" in g.name).verdict == verdict
 
 
 def test_rates_are_held_against_what_is_possible() -> None:
@@ -184,7 +184,9 @@ def test_rates_are_held_against_what_is_possible() -> None:
         sample("throughput", "multifd 4", total_ms=1000.0, bytes=410 << 20),
         sample("throughput", "TLS, multifd 4", total_ms=1000.0, bytes=270 << 20),
     ]
-    found = {goal.name[:9]: goal for goal in goals.judge(Summary(some), {"1": [280.0], "2": [310.0], "plain": [900.0]})}
+    found = {
+        goal.name[:9]: goal for goal in targets.judge(Summary(some), {"1": [280.0], "2": [310.0], "plain": [900.0]})
+    }
     assert found["multifd i"].verdict == "met"
     assert found["encrypted"].verdict == "NOT MET"
     assert "87%" in found["encrypted"].told
@@ -192,12 +194,12 @@ def test_rates_are_held_against_what_is_possible() -> None:
 
 def test_the_forecast_is_judged_over_all() -> None:
     some = [sample("0.1", "default", forecast_ms=ms) for ms in (900.0, 1200.0, 2000.0)]
-    assert goals.judge(Summary(some), {})[-1].verdict == "met"
-    assert goals.judge(Summary(some), {})[-1].told.startswith("20%")
+    assert targets.judge(Summary(some), {})[-1].verdict == "met"
+    assert targets.judge(Summary(some), {})[-1].told.startswith("20%")
 
 
 def test_nothing_measured_is_no_verdict() -> None:
-    assert {goal.verdict for goal in goals.judge(Summary([]), {})} == {"not measured"}
+    assert {goal.verdict for goal in targets.judge(Summary([]), {})} == {"not measured"}
 
 
 # -- what is worth measuring ----------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def test_a_document_is_read_back_as_it_was() -> None:
 
 
 def test_the_page_has_pictures_that_are_whole_and_nothing_unescaped() -> None:
-    made = page.html(document())
+    made = html_report.html(document())
     pictures = re.findall(r"<svg.*?</svg>", made, re.DOTALL)
     assert len(pictures) == 5  # two policies, courses, modes, rates
     for picture in pictures:
@@ -311,7 +313,7 @@ def test_a_page_of_nothing_is_a_page() -> None:
         "tls_mib_s": {},
         "goals": [],
     }
-    assert "<svg" not in page.html(empty)
+    assert "<svg" not in html_report.html(empty)
 
 
 def test_the_tables_name_everybody() -> None:
@@ -330,10 +332,10 @@ def test_the_documentation_s_tables_have_everybody_once() -> None:
 
 
 def test_scales_and_ticks() -> None:
-    scale = drawing.Scale(10, 1000, 0, 100, log=True)
+    scale = svg.Scale(10, 1000, 0, 100, log=True)
     assert scale(100) == pytest.approx(50)
     assert scale(1) == 0
-    assert drawing.ticks(62) == [0, 10, 20, 30, 40, 50, 60]
-    assert drawing.ticks(0.9, 4) == pytest.approx([0, 0.5])
+    assert svg.ticks(62) == [0, 10, 20, 30, 40, 50, 60]
+    assert svg.ticks(0.9, 4) == pytest.approx([0, 0.5])
     assert MODES.group == "modes"
     assert RAW.limited is False

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from bench.shootout import inside
+from bench.policies import guest_log
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -35,7 +35,7 @@ def log_of(seconds: float, *, since: float = 0.0, rate: float = 25.0, away_s: fl
 def test_a_guest_that_stayed_has_lost_nothing() -> None:
     log = log_of(8)
     begin, end = len(log_of(3)), len(log_of(6))
-    looked = inside.look(log, begin=begin, end=end, handover=None)
+    looked = guest_log.look(log, begin=begin, end=end, handover=None)
     assert looked is not None
     assert looked.rate_mib_s == pytest.approx(25, abs=0.1)
     assert looked.during_mib_s == pytest.approx(25, abs=0.1)
@@ -47,7 +47,7 @@ def test_a_guest_that_stayed_has_lost_nothing() -> None:
 def test_a_blackout_is_a_step_between_the_two_clocks() -> None:
     before, after = log_of(4), log_of(4, since=4, away_s=0.25)
     log = before + after
-    looked = inside.look(log, begin=len(log_of(3)), end=len(before) + 300, handover=len(before))
+    looked = guest_log.look(log, begin=len(log_of(3)), end=len(before) + 300, handover=len(before))
     assert looked is not None
     assert looked.blackout_ms == pytest.approx(250, abs=0.5)
     assert looked.exact_ms == 0.8
@@ -60,7 +60,7 @@ def test_a_blackout_is_a_step_between_the_two_clocks() -> None:
 def test_a_stall_while_it_runs_is_no_blackout_but_a_gap() -> None:
     before = log_of(4)
     log = before + log_of(1, since=4, gap_us=700_000) + log_of(3, since=5)
-    looked = inside.look(log, begin=len(log_of(3)), end=len(before) + 200, handover=None)
+    looked = guest_log.look(log, begin=len(log_of(3)), end=len(before) + 200, handover=None)
     assert looked is not None
     assert looked.blackout_ms == pytest.approx(0, abs=0.5)
     assert looked.stall_ms == looked.gap_ms == 700
@@ -72,27 +72,27 @@ def test_a_guest_that_is_slowed_down_has_lost_work() -> None:
     for n in range(40):
         mono, pages = 4.05 + 0.05 * n, int(4 * 25 * 256 + (n + 1) * 0.05 * 12.5 * 256)
         log += line(f"QM T {4001 + 50 * n}-{4050 + 50 * n} {int(mono * S)} {pages} 1200")
-    looked = inside.look(log, begin=len(before), end=len(log) - 10, handover=None)
+    looked = guest_log.look(log, begin=len(before), end=len(log) - 10, handover=None)
     assert looked is None, "no tick after the end"
-    looked = inside.look(log, begin=len(before), end=len(log) - 80, handover=None)
+    looked = guest_log.look(log, begin=len(before), end=len(log) - 80, handover=None)
     assert looked is not None
     assert looked.lost_percent == pytest.approx(50, abs=1)
 
 
 def test_midnight_is_no_blackout() -> None:
     log = line("QM W 86399 1000000000 300") + line("QM W 0 2000000000 300")
-    _, walls = inside.read(log)
-    assert list(inside._steps(walls, 0, 3 * S)) == [(0, 600_000)]
+    _, walls = guest_log.read(log)
+    assert list(guest_log._steps(walls, 0, 3 * S)) == [(0, 600_000)]
 
 
 def test_lines_that_are_damaged_do_not_count() -> None:
     good = line("QM W 5 1000 300")
-    ticks, walls = inside.read(good.replace(b"QM W 5", b"QM W 6") + good + b"QM T 1 2 3")
+    ticks, walls = guest_log.read(good.replace(b"QM W 5", b"QM W 6") + good + b"QM T 1 2 3")
     assert ticks == []
     assert len(walls) == 1
-    assert inside.walls_after(good + good, len(good)) == 1
+    assert guest_log.walls_after(good + good, len(good)) == 1
 
 
 @pytest.mark.parametrize("log", [b"", b"QM READY\n", log_of(0.05)])
 def test_a_log_that_is_too_short_tells_nothing(log: bytes) -> None:
-    assert inside.look(log, begin=len(log), end=len(log), handover=None) is None
+    assert guest_log.look(log, begin=len(log), end=len(log), handover=None) is None

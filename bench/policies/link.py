@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.contender import MoveFailed
+from bench.contenders.base import MoveFailed
 
 MARK: Final = "QMP_MIGRATE_BENCH_NETWORK"
 """Environment: the network in which the program was started before it moved."""
@@ -57,7 +57,7 @@ def enter(argv: Sequence[str]) -> None:
     """
     if MARK in os.environ:
         return
-    words = ["unshare", "--net", "--", sys.executable, "-m", "bench.shootout", *argv]
+    words = ["unshare", "--net", "--", sys.executable, "-m", "bench.policies", *argv]
     os.execvpe(words[0], words, {**os.environ, MARK: _network()})
 
 

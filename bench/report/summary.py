@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from bench.samples import Sample
+from bench.measure.samples import Sample
 
 METRICS: Final[dict[str, Callable[[Sample], float | None]]] = {
     "wall_ms": lambda sample: sample.wall_ms,

@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from bench.contender import Contender, MoveFailed
-from bench.cpu import cpu_seconds
+from bench.contenders.base import Contender, MoveFailed
 from bench.guest import SOCKET, Guest, settled, went_on
-from bench.observer import Observer
-from bench.qmp import QmpFailed
-from bench.samples import Sample
+from bench.measure.cpu import cpu_seconds
+from bench.measure.observer import Observer
+from bench.measure.qmp import QmpFailed
+from bench.measure.samples import Sample
 
 LIMIT_S: Final = 150.0
 DISCARD_S: Final = 60.0

@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from bench.shootout import plots
-from bench.shootout.field import MODES, POLICIES, RAW
-from bench.shootout.samples import Sample
-from bench.shootout.summary import Row, Summary
-from bench.summary import Spread
+from bench.policies import plots
+from bench.policies.samples import Sample
+from bench.policies.scenarios import MODES, POLICIES, RAW
+from bench.policies.summary import Row, Summary
+from bench.report.summary import Spread
 
 COLUMNS: Final = (
     ("total, s", "total_ms", 1000, 2),

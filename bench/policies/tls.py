@@ -14,8 +14,8 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from pathlib import Path
 from typing import Final
 
-from bench.contender import MoveFailed
-from bench.shootout.link import ADDRESS
+from bench.contenders.base import MoveFailed
+from bench.policies.link import ADDRESS
 from qmp_migrate.qemu import encryption
 
 SIZE_MIB: Final = 1024

@@ -11,14 +11,14 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import QUIET_LOAD
-from bench.shootout import page
-from bench.shootout.field import ALL, BOUND_S, LINK_MIB_S, Scenario
-from bench.shootout.goals import Goal, judge
-from bench.shootout.markdown import markdown
-from bench.shootout.samples import Sample
-from bench.shootout.summary import Row, Summary
-from bench.summary import Spread
+from bench.measure.environment import QUIET_LOAD
+from bench.policies import html_report
+from bench.policies.markdown import markdown
+from bench.policies.samples import Sample
+from bench.policies.scenarios import ALL, BOUND_S, LINK_MIB_S, Scenario
+from bench.policies.summary import Row, Summary
+from bench.policies.targets import Goal, judge
+from bench.report.summary import Spread
 
 COLOURS: Final = {
     "completed": "green",
@@ -93,7 +93,7 @@ def again(content: Mapping[str, Any], output: Path, console: Console, tables: Pa
     """Tell a document that was measured before; goals and page are made anew. Returns the exit code."""
     samples = [Sample.of(told) for told in content["samples"]]
     fresh = {**content, "goals": [asdict(goal) for goal in judge(Summary(samples), content["tls_mib_s"])]}
-    output.with_suffix(".html").write_text(page.html(fresh), "utf-8")
+    output.with_suffix(".html").write_text(html_report.html(fresh), "utf-8")
     if tables is not None:
         tables.write_text(markdown(fresh), "utf-8")
     show(console, fresh)

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Final
 
 from bench import scenarios
-from bench.contender import MoveFailed
+from bench.contenders.base import MoveFailed
 from bench.guest import SERIAL_LOGS, SOCKET, Guest, Machine, read_verdict
-from bench.qmp import QmpFailed
-from bench.samples import Numbers
-from bench.shootout import inside, watch
-from bench.shootout.arena import DESTINATION, SOURCE, Arena
-from bench.shootout.field import BOUND_S, Contender, Scenario
-from bench.shootout.samples import Sample
-from bench.shootout.watch import Watch
+from bench.measure.qmp import QmpFailed
+from bench.measure.samples import Numbers
+from bench.policies import event_recorder, guest_log
+from bench.policies.environment import DESTINATION, SOURCE, Arena
+from bench.policies.event_recorder import Watch
+from bench.policies.samples import Sample
+from bench.policies.scenarios import BOUND_S, Contender, Scenario
 from qmp_migrate import (
     MigrationCancelled,
     MigrationRequest,
@@ -109,7 +109,7 @@ class Take:
         try:
             async with asyncio.timeout(BOOT_S):
                 while True:
-                    ticks, walls = inside.read(source.read_bytes() if source.exists() else b"")
+                    ticks, walls = guest_log.read(source.read_bytes() if source.exists() else b"")
                     if ticks and (walls or not for_ns):  # the blackout is told from a look at the wall clock before it
                         since = ticks[-1].mono_ns if since is None else since
                         if ticks[-1].mono_ns - since >= for_ns:
@@ -205,7 +205,7 @@ class Take:
 
     def _take_in(self, seen: Watch) -> None:
         sample, recorder = self.sample, self.arena.recorder
-        course = watch.course(seen.events)
+        course = event_recorder.course(seen.events)
         sample.curve, sample.throttle_percent = recorder.curve, recorder.throttle_percent
         sample.blackout_ms, sample.first_pass_ms = course.blackout_ms, course.first_pass_ms
         sample.passes_at_ms = list(course.passes_at_ms)
@@ -219,13 +219,13 @@ class Take:
     async def _ask_guest(self) -> None:
         """Wait until the guest has looked at its wall clock once more, and take in what it says."""
         source, destination = self.directories
-        looked: inside.Inside | None = None
+        looked: guest_log.Inside | None = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(JUDGE_S):
                 while True:
                     log, handover = _logs(source, destination)
-                    if inside.walls_after(log, self.ended) >= 1:
-                        looked = inside.look(log, begin=self.began, end=self.ended, handover=handover)
+                    if guest_log.walls_after(log, self.ended) >= 1:
+                        looked = guest_log.look(log, begin=self.began, end=self.ended, handover=handover)
                         break
                     await asyncio.sleep(LOOK_EVERY_S)
         self.sample.inside = looked

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.shootout.samples import Outcome, Sample
-from bench.summary import Spread
+from bench.policies.samples import Outcome, Sample
+from bench.report.summary import Spread
 
 METRICS: Final[dict[str, Callable[[Sample], float | None]]] = {
     "total_ms": lambda sample: sample.total_ms,

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import QUIET_LOAD
-from bench.samples import Sample
+from bench.measure.environment import QUIET_LOAD
+from bench.measure.samples import Sample
+from bench.report.summary import Row, Spread, Summary
+from bench.report.targets import Target
 from bench.scenarios import ALL, DOWNTIME_LIMIT_MS, MEMORY_KIB
-from bench.summary import Row, Spread, Summary
-from bench.targets import Target
 
 
 def document(

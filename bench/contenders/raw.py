@@ -11,10 +11,10 @@ from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Any, Final
 
-from bench.contender import Moved, MoveFailed
+from bench.contenders.base import Moved, MoveFailed
 from bench.guest import Guest
-from bench.qmp import Qmp, QmpFailed
-from bench.samples import Numbers
+from bench.measure.qmp import Qmp, QmpFailed
+from bench.measure.samples import Numbers
 from bench.scenarios import DOWNTIME_LIMIT_MS, Scenario
 from qmp_migrate.qemu import encryption
 from qmp_migrate.vm.spec.argv import build_argv

@@ -1,4 +1,4 @@
-"""``python -m bench.shootout``: measures, prints tables, writes ``build/bench-policies.json`` and ``.html``."""
+"""``python -m bench.policies``: measures, prints tables, writes ``build/bench-policies.json`` and ``.html``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from bench import environment
-from bench.contender import MoveFailed
+from bench.contenders.base import MoveFailed
 from bench.fleet import ROOT
 from bench.guest import Machine, loses_writes
-from bench.shootout import link, page, report, tls
-from bench.shootout.arena import Arena
-from bench.shootout.field import AGAIN, ALL, CONTENDERS, FIRST, LINK_MIB_S, MIB, Contender, Scenario
-from bench.shootout.samples import Sample
-from bench.shootout.sampling import Take
+from bench.measure import environment
+from bench.policies import html_report, link, report, tls
+from bench.policies.environment import Arena
+from bench.policies.samples import Sample
+from bench.policies.sampling import Take
+from bench.policies.scenarios import AGAIN, ALL, CONTENDERS, FIRST, LINK_MIB_S, MIB, Contender, Scenario
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.rig.guest.accelerator_probe import probe_accel
 from qmp_migrate.rig.guest.images import find_images
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.shootout", description="Policies and modes, side by side.")
+    parser = argparse.ArgumentParser(prog="python -m bench.policies", description="Policies and modes, side by side.")
     names = list(dict.fromkeys(c.name for group in CONTENDERS.values() for c in group))
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds at most (default: 3)")
     parser.add_argument(
@@ -145,7 +145,7 @@ async def _main(options: argparse.Namespace) -> int:
     )
     report.write(options.output, content)
     html = options.output.with_suffix(".html")
-    html.write_text(page.html(content), "utf-8")
+    html.write_text(html_report.html(content), "utf-8")
     report.show(_console(), content)
     print(f"written: {options.output}, {html}", file=sys.stderr)
     return 130 if interrupted else 0

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
-from bench.contender import Moved, MoveFailed
+from bench.contenders.base import Moved, MoveFailed
+from bench.contenders.libvirt_lab import Daemon
 from bench.guest import SOCKET, Guest, Machine
-from bench.libvirt_lab import Daemon
 from bench.scenarios import DOWNTIME_LIMIT_MS, MEMORY_KIB, MIB
 
 _EMULATOR: Final = """\

@@ -12,10 +12,10 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 from typing import Any, Final
 
-from bench.contender import Moved, MoveFailed
+from bench.contenders.base import Moved, MoveFailed
 from bench.fleet import Fleet
 from bench.guest import Guest
-from bench.samples import Numbers
+from bench.measure.samples import Numbers
 from bench.scenarios import DOWNTIME_LIMIT_MS, MIB
 
 PROGRAM: Final = Path(sysconfig.get_path("scripts")) / "qmp-migrate"

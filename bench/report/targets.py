@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.report.summary import Spread, Summary
 from bench.scenarios import BULK, CORE, PACED, Scenario
-from bench.summary import Spread, Summary
 
 
 @dataclass(frozen=True, slots=True)

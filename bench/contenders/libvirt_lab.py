@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.contender import MoveFailed
+from bench.contenders.base import MoveFailed
 
 NEEDED: Final = (
     *("libvirtd", "virsh", "virt-ssh-helper"),

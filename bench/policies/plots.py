@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench.shootout import drawing
-from bench.shootout.drawing import INK, MUTED, Scale, cross, dot, line, path, rect, svg, text
-from bench.shootout.field import CONTENDERS, OURS, Scenario
-from bench.shootout.samples import Outcome, Sample
-from bench.shootout.summary import Row
-from bench.summary import Spread
+from bench.policies import svg as policies_svg
+from bench.policies.samples import Outcome, Sample
+from bench.policies.scenarios import CONTENDERS, OURS, Scenario
+from bench.policies.summary import Row
+from bench.policies.svg import INK, MUTED, Scale, cross, dot, line, path, rect, svg, text
+from bench.report.summary import Spread
 
 COLOURS: Final[dict[Outcome, str]] = {
     "completed": "#1f7a5c",
@@ -55,7 +55,7 @@ def endings(rows: Sequence[Row], *, most_s: float, lost_s: float) -> str:
         text(915, 14, "work lost, s", bold=True),
     ]
     bottom = TOP + ROW * len(rows)
-    for value in drawing.ticks(most_s):
+    for value in policies_svg.ticks(most_s):
         parts += [line(time(value), TOP - 8, time(value), bottom), text(time(value), TOP - 13, f"{value:g}", **_TICK)]
     for value in (10, 30, 100, 300, 1000, 3000, 10_000):
         parts += [
@@ -69,7 +69,7 @@ def endings(rows: Sequence[Row], *, most_s: float, lost_s: float) -> str:
             ),
             text(pause(value), TOP - 13, f"{value}", **_TICK),
         ]
-    for value in drawing.ticks(lost_s, 4):
+    for value in policies_svg.ticks(lost_s, 4):
         parts += [line(lost(value), TOP - 8, lost(value), bottom), text(lost(value), TOP - 13, f"{value:g}", **_TICK)]
     for number, row in enumerate(rows):
         parts += _ending(row, TOP + ROW * number + ROW / 2, time, pause, lost)
@@ -80,7 +80,7 @@ _TICK: Final = {"size": 10, "anchor": "middle", "fill": MUTED}
 
 
 def _grid(value: int) -> str:
-    return "#9aa4af" if value == LIMIT_MS else drawing.GRID
+    return "#9aa4af" if value == LIMIT_MS else policies_svg.GRID
 
 
 def _ending(row: Row, y: float, time: Scale, pause: Scale, lost: Scale) -> list[str]:
@@ -189,7 +189,7 @@ def courses(
 def _cell(row: Row | None, left: float, top: float, most_s: float, most_mib: float, *, axis: bool) -> list[str]:
     x, y = Scale(0, most_s, left, left + CELL_W), Scale(0, most_mib, top + CELL_H, top)
     parts = [rect(left, top, CELL_W, CELL_H, fill="#f6f8fa")]
-    for value in drawing.ticks(most_s, 4):
+    for value in policies_svg.ticks(most_s, 4):
         parts.append(line(x(value), top, x(value), top + CELL_H))
         if axis:
             parts.append(text(x(value), top + CELL_H + 12, f"{value:g}", **_TICK))
@@ -242,7 +242,7 @@ def rates(rows: Sequence[Row], allowed: Sequence[tuple[str, Spread]]) -> str:
     top = TOP + 14 * len(allowed)
     bottom = top + ROW * len(rows)
     parts = [text(LABELS + 20, 14, "MiB/s", bold=True)]
-    for value in drawing.ticks(most, 8):
+    for value in policies_svg.ticks(most, 8):
         parts += [
             line(scale(value), top - 8, scale(value), bottom),
             text(scale(value), top - 13, f"{value:g}", **_TICK),

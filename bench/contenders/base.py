@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.guest import Guest
-from bench.samples import Numbers
+from bench.measure.samples import Numbers
 
 
 class MoveFailed(Exception):

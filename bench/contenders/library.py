@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from bench.contender import Moved
+from bench.contenders.base import Moved
 from bench.fleet import Fleet
 from bench.guest import Guest
-from bench.samples import Numbers
+from bench.measure.samples import Numbers
 from bench.scenarios import DOWNTIME_LIMIT_MS
 
 
 class Library:
-    """`bench.library_worker` does it; see there."""
+    """`bench.contenders.library_worker` does it; see there."""
 
     name = "library"
 

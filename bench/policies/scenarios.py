@@ -28,7 +28,7 @@ class Contender:
         name: For tables and ``--contenders``.
         asked: Fields of `qmp_migrate.MigrationRequest`.
         ours: A policy of our own; False: one that does what another program does.
-        by_raw: Not the product moves it but plain QMP (`bench.raw`).
+        by_raw: Not the product moves it but plain QMP (`bench.contenders.raw`).
         forecast: Ask for a forecast before.
     """
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.qmp import Qmp, QmpFailed, event_time
-from bench.samples import Numbers
+from bench.measure.qmp import Qmp, QmpFailed, event_time
+from bench.measure.samples import Numbers
 
 SEEN_S: Final = 10.0
 ASK_AGAIN: Final = 40

@@ -1,0 +1,1 @@
+"""The report: medians, targets, and the table."""
