@@ -1,0 +1,9 @@
+"""Tests. Helpers are in `tests.support`; what is recorded, in ``tests/data``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+"""The repository."""

@@ -1,4 +1,4 @@
-"""A program that keeps a `Controller` open, as a long-running user of the library does: ``-m bench.contenders.library_worker``.
+"""A program that keeps a `Controller` open, as a long-running user of the library does.
 
 It reads one JSON object a line from standard input and answers each with one on standard output. It is a process of its
 own so that its CPU time is the library's, and so that nothing of the measuring disturbs it.

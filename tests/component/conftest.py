@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support.sshd import Sshd, running_sshd, short_directory
+from tests.support.real.sshd import Sshd, running_sshd, short_directory
 
 
 @pytest.fixture

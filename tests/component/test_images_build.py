@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 BUILT = ("vmlinuz", "initrd.img", "bare.elf", "manifest.json")
 MISSING_TOOLS = ("gcc", "ld")
 

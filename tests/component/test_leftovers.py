@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.support.real.sshd import running_sshd, short_directory, until
 
 from qmp_migrate.fleet.cleanup import leftovers, removal
 from qmp_migrate.fleet.cleanup.classification import Finding, Kind
@@ -22,7 +23,6 @@ from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.qemu import encryption
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.settings import parse
-from tests.support.sshd import running_sshd, short_directory, until
 
 UUID = "6d5c2a0e-5d6c-4f0e-9a3b-0d0f6f0f2a11"
 WAITS = ("-S", "-incoming", "defer")

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, until
 
 from qmp_migrate.errors import LockBusy
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, Timing, lock, make_host
 from qmp_migrate.hosts.lock import end_holder
-from tests.support.brokers import PATIENCE_S
-from tests.support.sshd import Sshd, until
+from tests import ROOT
 
 # Holds a lock and a socket with a short lease; says when the lock is lost, and how its next call ends.
 CONTROLLER = """
@@ -200,7 +201,7 @@ async def test_a_login_over_ssh_outlives_the_locks_of_a_controller_that_was_star
     login = SshHost(sshd.address)
     await login.connect()
     argv = ["", "0", "", "", str(directory / "vm.lock"), str(monitor.path), str(directory / "marker")]
-    here = Path(__file__).parents[2]
+    here = ROOT
     run = ["env", f"PYTHONPATH={here}", sys.executable, "-c", CONTROLLER, *argv]
     running = asyncio.create_task(login.run(run, timeout=30))
     await asyncio.to_thread(monitor.accept)

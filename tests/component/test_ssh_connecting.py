@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, connected, running_sshd, until
 
 from qmp_migrate.errors import (
     AuthenticationFailed,
@@ -20,8 +22,6 @@ from qmp_migrate.errors import (
     HostUnreachable,
 )
 from qmp_migrate.hosts import HostAddress, SshHost, Timing
-from tests.support.brokers import PATIENCE_S
-from tests.support.sshd import Sshd, connected, running_sshd, until
 
 
 def ssh_keygen(*words: str | Path) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tests.support.data.golden_messages import golden
+from tests.support.real.brokers import Mosquitto, until
+from tests.support.real.pre_switchover_pair import HeldPair, binaries
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
@@ -24,11 +27,9 @@ from qmp_migrate.bus.messages.registry import HostEvent, HostStatus, HostVm, Mig
 from qmp_migrate.bus.messages.schemas import json_schema
 from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.bus.publish.retention import forget_old
-from tests.support.brokers import Mosquitto, until
-from tests.support.held_pair import HeldPair, binaries
-from tests.support.messages import golden
+from tests import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLES = ROOT / "docs" / "examples"
 TOPICS = Topics()
 
 pytestmark = pytest.mark.skipif(not binaries(), reason="QEMU is not installed: apt-get install qemu-system-x86")

@@ -12,13 +12,12 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from tests import ROOT
 from tests.faults import report, worker
 from tests.faults.cases import CASES, QUICK
 from tests.faults.trial import Case, Result
-
-ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.faults.spy import OPEN_S
 from tests.faults.trial import HOSTS, Fault, Trial
-from tests.support.lab import wait_for
+from tests.support.real.lab import wait_for
 
 AWAY_S: Final = 4.0
 """How long something that comes back by itself is away. Longer than the guardian's limit."""

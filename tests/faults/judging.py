@@ -10,7 +10,7 @@ from qmp_migrate.rig.guest.oracle import judge as judge_logs
 from tests.faults.spy import Spy
 from tests.faults.stand import qemus
 from tests.faults.trial import HOSTS, Result, Trial
-from tests.support.lab import wait_for
+from tests.support.real.lab import wait_for
 
 GUARDED_S: Final = 4.0
 """The guardian's limit and one second: so long a guest may be paused once its controller is gone at pre-switchover."""

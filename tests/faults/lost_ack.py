@@ -27,7 +27,7 @@ from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec.guest_spec import parse_spec
 from tests.faults.spy import Spy, Watch
 from tests.faults.stand import Stand, qemus, remove, stand
-from tests.support.lab import Guest
+from tests.support.real.lab import Guest
 
 LOADED_S: Final = 20.0
 

@@ -18,7 +18,7 @@ from tests.faults import judging
 from tests.faults.spy import NoAnswer, Spy, Watch
 from tests.faults.stand import Stand
 from tests.faults.trial import COMMAND_S, HOSTS, PROVEN_S, Case, Result, Skipped, Trial, Unreached
-from tests.support.lab import wait_for
+from tests.support.real.lab import wait_for
 
 REACH_S: Final = 90.0
 

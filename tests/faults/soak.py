@@ -28,7 +28,7 @@ from qmp_migrate.rig.guest.oracle import judge
 from qmp_migrate.settings import load
 from tests.faults.spy import Spy, Watch
 from tests.faults.stand import Stand, stand
-from tests.support.lab import Guest
+from tests.support.real.lab import Guest
 
 MEMORY_BYTES: Final = (128 * 1024 + 8) * 1024
 WORKLOAD: Final = "qm.rate=8 qm.ws=16 qm.tick=10"

@@ -28,11 +28,11 @@ from qmp_migrate.rig import state as rig_state
 from qmp_migrate.rig.sshd import known_hosts_line
 from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec.guest_spec import parse_spec
-from tests.support.cable import Cable
-from tests.support.lab import Guest, Lab, rig
+from tests.support.real.lab import Guest, Lab, rig
+from tests.support.real.tcp_proxy import Cable
 
 MEMORY: Final = f"{128 * 1024 + 8}KiB"
-"""Small, and not a multiple of 256 KiB: see `tests.support.lab.MEMORY`."""
+"""Small, and not a multiple of 256 KiB: see `tests.support.real.lab.MEMORY`."""
 
 WATCHDOG: Final = {"connect": "8s", "stall": "6s", "switchover": "5s"}
 """Shorter than the defaults, so that a run of all cases takes less than a night; some cases use the defaults."""

@@ -13,7 +13,7 @@ import psutil
 from tests.faults.phases import Phase
 from tests.faults.spy import Watch
 from tests.faults.stand import ControllerProcess, Stand, qemus
-from tests.support.lab import Guest, wait_for
+from tests.support.real.lab import Guest, wait_for
 
 PROVEN_S: Final = 60.0
 """No case may take longer to a proven state."""

@@ -57,9 +57,9 @@ from qmp_migrate.vm.commandline.netdevs import netdevs
 from qmp_migrate.vm.destination import derive_destination
 from qmp_migrate.vm.host_dependencies import host_bound
 from qmp_migrate.vm.spec.guest_spec import parse_spec
-from tests.support import command_lines
+from tests.support.data import command_lines
+from tests.support.data.golden_messages import GOLDEN, presence_of_a
 from tests.support.guest_visible import guest_visible
-from tests.support.messages import GOLDEN, presence_of_a
 
 SEEDS: Final = Path(__file__).parent / "seeds"
 TOPICS: Final = Topics()

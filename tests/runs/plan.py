@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tests import ROOT as ROOT
 from tests.runs.steps import NOTHING_COLLECTED, Step
 
-ROOT: Final = Path(__file__).parents[2]
 BIN: Final = ".venv/bin"
 PYTHON: Final = f"{BIN}/python"
 MAKE: Final = (os.environ.get("MAKE", "make"), "--no-print-directory")

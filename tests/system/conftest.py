@@ -7,9 +7,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support import kvm
-from tests.support.lab import Guest, Lab, rig
+from tests.support.real import kvm
+from tests.support.real.lab import Guest, Lab, rig
 
 LOG_BYTES = 3000
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.support.real.lab import Lab, wait_for
+from tests.support.real.raw_qmp import qmp
 
 from qmp_migrate.rig.guest.images import find_images
 from qmp_migrate.rig.guest.oracle import Verdict, judge
-from tests.support.lab import Lab, wait_for
-from tests.support.outside import qmp
 
 QEMU = shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
-# Memory that is not a multiple of 256 KiB: see `tests.support.lab.MEMORY`.
+# Memory that is not a multiple of 256 KiB: see `tests.support.real.lab.MEMORY`.
 BASE = ["-machine", "pc-q35-7.2", "-cpu", "qemu64", "-accel", "tcg", "-m", "163848K", "-smp", "1", "-nodefaults"]
 OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")

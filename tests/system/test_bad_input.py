@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support.lab import Guest, Lab, qemus
-from tests.support.story import assert_untouched
+from tests.support.real.lab import Guest, Lab, qemus
+from tests.support.real.lab_journal import assert_untouched
 
 
 @pytest.fixture(scope="module")

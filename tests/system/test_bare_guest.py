@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
-from tests.support.kvm import need_kvm
-from tests.support.lab import Lab
+from tests.support.real.kvm import need_kvm
+from tests.support.real.lab import Lab
 
 APPEND = "qm.rate=20 qm.ws=16 qm.tick=10"
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.lab import Guest, Lab, wait_for
+from tests.support.real.lab import Guest, Lab, wait_for
 
 
 @contextlib.contextmanager

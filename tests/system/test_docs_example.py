@@ -9,10 +9,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tests.support.real.lab import Guest, Lab, wait_for
 
-from tests.support.lab import Guest, Lab, wait_for
+from tests import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "docs/examples"
+EXAMPLES = ROOT / "docs/examples"
 
 
 @pytest.mark.timeout(300)

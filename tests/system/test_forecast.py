@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.lab import Lab, qemus
+from tests.support.real.lab import Lab, qemus
 
 
 def test_a_forecast_touches_nothing_and_stands_beside_the_fact_later(lab: Lab) -> None:

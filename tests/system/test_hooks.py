@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.lab import Guest, Lab, qemus
+from tests.support.real.lab import Guest, Lab, qemus
 
 POINTS = ("before", "pre-switchover", "after-commit", "rolled-back", "done")
 

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from tests.support.real.commands import Command
+from tests.support.real.kvm import need_kvm
+from tests.support.real.lab import Guest, Lab, wait_for
+from tests.support.real.lab_journal import record
+from tests.support.real.qemu_versions import known, why_missing
+from tests.support.real.raw_qmp import qmp
+from tests.support.real.tcp_proxy import Cable
 
 from qmp_migrate.rig.guest.oracle import Computed, judge
-from tests.support.cable import Cable
-from tests.support.commands import Command
-from tests.support.kvm import need_kvm
-from tests.support.lab import Guest, Lab, wait_for
-from tests.support.outside import qmp
-from tests.support.qemus import known, why_missing
-from tests.support.story import record
+from tests import ROOT
 
 pytestmark = pytest.mark.kvm
 
@@ -36,7 +37,7 @@ GUEST: Final[dict[str, Any]] = {
     "memory": "128MiB",
     "append": "qm.ws=48 qm.rate=60 qm.tick=20",
 }
-TABLE: Final = Path(__file__).parents[2] / "build" / "kvm-moves.md"
+TABLE: Final = ROOT / "build" / "kvm-moves.md"
 
 Result = dict[str, Any]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+from tests.support.real.interrupted import SLOW
+from tests.support.real.lab import Guest, Lab, interrupt, qemus
+from tests.support.real.lab_journal import assert_untouched, wait_for_phase
+from tests.support.real.raw_qmp import qmp
+
 from qmp_migrate.rig.guest.disk_journal import check_journal
-from tests.support.interrupted import SLOW
-from tests.support.lab import Guest, Lab, interrupt, qemus
-from tests.support.outside import qmp
-from tests.support.story import assert_untouched, wait_for_phase
 
 
 def test_a_running_guest_moves_live_and_proves_that_it_went_on(lab: Lab, guest: Guest) -> None:

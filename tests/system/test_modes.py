@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.support.cable import Cable
-from tests.support.commands import Command
-from tests.support.interrupted import SLOW, quickened
-from tests.support.lab import Guest, Lab, interrupt, qemus, wait_for
-from tests.support.outside import qmp
-from tests.support.story import assert_untouched, record, wait_for_phase
+from tests.support.real.commands import Command
+from tests.support.real.interrupted import SLOW, quickened
+from tests.support.real.lab import Guest, Lab, interrupt, qemus, wait_for
+from tests.support.real.lab_journal import assert_untouched, record, wait_for_phase
+from tests.support.real.raw_qmp import qmp
+from tests.support.real.tcp_proxy import Cable
 
 BUSY = {"append": "qm.rate=40 qm.ws=48 qm.tick=10", "memory": f"{128 * 1024 + 8}KiB"}
 """Dirties more than a link of 8 MiB/s carries."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.support.lab import Lab
-from tests.support.story import wait_for_phase
+from tests.support.real.lab import Lab
+from tests.support.real.lab_journal import wait_for_phase
 
 
 def test_finish_ends_where_gentle_would_give_up(lab: Lab) -> None:

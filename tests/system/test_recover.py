@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from tests.support.interrupted import SLOW, ended, killed_while_copying, quickened
-from tests.support.lab import Guest, Lab
-from tests.support.story import wait_for_phase
+from tests.support.real.interrupted import SLOW, ended, killed_while_copying, quickened
+from tests.support.real.lab import Guest, Lab
+from tests.support.real.lab_journal import wait_for_phase
 
 
 def test_a_copy_that_still_runs_is_driven_on(lab: Lab, guest: Guest) -> None:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.real.lab import Lab
 
-from tests.support.lab import Lab
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests import ROOT
 
 
 @contextmanager

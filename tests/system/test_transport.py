@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from tests.support.cable import Cable
-from tests.support.interrupted import killed_while_copying, quickened
-from tests.support.lab import Guest, Lab, interrupt, wait_for
-from tests.support.outside import qmp
-from tests.support.story import wait_for_phase
+from tests.support.real.interrupted import killed_while_copying, quickened
+from tests.support.real.lab import Guest, Lab, interrupt, wait_for
+from tests.support.real.lab_journal import wait_for_phase
+from tests.support.real.raw_qmp import qmp
+from tests.support.real.tcp_proxy import Cable
 
 TLS_HANDSHAKE = b"\x16\x03"
 MAIN_MAGIC = b"QEVM"

@@ -13,8 +13,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.lab import Guest, Lab, wait_for
-from tests.support.story import POLL_S, acts
+from tests.support.real.lab import Guest, Lab, wait_for
+from tests.support.real.lab_journal import POLL_S, acts
 
 OF_THE_GUEST = b"QMGPPAGE"
 """At the beginning of each page that the guest writes."""

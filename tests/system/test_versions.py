@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-
-from tests.support.lab import Lab
-from tests.support.qemus import VERSIONS, every_pair, known, program
+from tests.support.real.lab import Lab
+from tests.support.real.qemu_versions import VERSIONS, every_pair, known, program
 
 MACHINE = "pc-q35-7.2"
 APPEND = "qm.rate=4 qm.ws=8 qm.tick=10"
 MEMORY = f"{128 * 1024 + 8}KiB"
-"""Small, and not a multiple of 256 KiB: see `tests.support.lab.MEMORY`."""
+"""Small, and not a multiple of 256 KiB: see `tests.support.real.lab.MEMORY`."""
 
 Result = dict[str, Any]
 

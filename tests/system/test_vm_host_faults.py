@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from tests.support.lab import wait_for
-from tests.support.machines import STEP_S, Machines, machines
+from tests.support.real.lab import wait_for
+from tests.support.real.vm_hosts import STEP_S, Machines, machines
 
 pytestmark = [pytest.mark.full, pytest.mark.alone, pytest.mark.timeout(1800)]
 

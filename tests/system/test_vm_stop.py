@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from tests.support.lab import Lab, qemus
-from tests.support.qemus import program
+from tests.support.real.lab import Lab, qemus
+from tests.support.real.qemu_versions import program
 
 AHEAD = 4
 """QEMU takes eight commands before it reads no more."""

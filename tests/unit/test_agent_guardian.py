@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.real.brokers import until
 
 from hostagent.discovery.guests import Guest
 from hostagent.guardian import heartbeat
 from hostagent.guardian.guardian import FIRST_RETRY_S, Guardian, Look, decide
 from hostagent.guardian.heartbeat import Beat
-from tests.support.brokers import until
-from tests.support.fake_qmp import Fails, FakeQemu, Silence
-from tests.support.monitors import connected
+from tests.support.fakes.fake_qemu import Fails, FakeQemu, Silence
+from tests.support.fakes.monitors import connected
 
 LIMIT_S = 3.0
 GONE = Beat(age_s=3.5, watched_s=3.25)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.real.brokers import until
 
 from hostagent.discovery.guests import Guest
 from hostagent.guardian.guardian import Guardian
@@ -18,7 +19,6 @@ from hostagent.watch import guest_watcher as watch_module
 from hostagent.watch.guest_watcher import GuestWatch
 from hostagent.watch.holdoff import QUIET_S
 from qmp_migrate.bus.messages.registry import HostVm
-from tests.support.brokers import until
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
 

@@ -15,8 +15,9 @@ from qmp_migrate.bus.broker.pki import Authority, identity_name, role_of
 from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.cli.main import app
 from qmp_migrate.errors import ConfigError, InvalidName, UsageError
+from tests import ROOT
 
-CONTRIB = Path(__file__).parents[2] / "contrib" / "mosquitto"
+CONTRIB = ROOT / "contrib" / "mosquitto"
 
 
 def run(*words: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.data.golden_messages import message
 
 from qmp_migrate.bus.client.subscription import Received
 from qmp_migrate.bus.consume import name_conflicts
@@ -14,7 +15,6 @@ from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.fleet.guests import Guest
 from qmp_migrate.fleet.guests import conflicts as listed
 from qmp_migrate.fleet.notifications import rules
-from tests.support.messages import message
 
 TOPICS = Topics()
 LATER = name_conflicts.SETTLED_S + 0.1

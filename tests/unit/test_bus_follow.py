@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.data.golden_messages import message
 
 from qmp_migrate.bus.client.subscription import Received
 from qmp_migrate.bus.consume.ordered import AboutGuest, Order
 from qmp_migrate.bus.messages.topics import Address, Kind
-from tests.support.messages import message
 
 BOOT = "0b0e4f0e-6a55-4a55-9d5b-1f6f0b1f7a10"
 

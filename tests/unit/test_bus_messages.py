@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.data.golden_messages import GOLDEN, golden, golden_of
 
 from qmp_migrate.bus.messages.codec import MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode
 from qmp_migrate.bus.messages.field_types import rfc3339
 from qmp_migrate.bus.messages.registry import MODELS, HostStatus, HostVm, MigrationEvent, MigrationProgress
 from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.errors import BusError
-from tests.support.messages import GOLDEN, golden, golden_of
 
 PAYLOADS = sorted(GOLDEN.glob("*.json"))
 TOPICS = Topics()

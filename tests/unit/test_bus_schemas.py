@@ -9,13 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tests.support.data.golden_messages import GOLDEN
 
 from qmp_migrate.bus.messages.registry import MODELS
 from qmp_migrate.bus.messages.schemas import ADDRESSES, asyncapi, breaking, file_name, json_schema, schema_id
 from qmp_migrate.bus.messages.topics import DEFAULT_ROOT, Kind, Topics
-from tests.support.messages import GOLDEN
+from tests import ROOT
 
-SCHEMAS = Path(__file__).parents[2] / "docs" / "generated" / "schemas"
+SCHEMAS = ROOT / "docs" / "generated" / "schemas"
 PAYLOADS = sorted(GOLDEN.glob("*-*.json"))
 
 
@@ -122,7 +123,7 @@ def test_asyncapi_hangs_together() -> None:
 
 
 def test_asyncapi_is_what_its_authors_call_one() -> None:
-    official = json.loads((Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json").read_text())
+    official = json.loads((ROOT / "tests" / "data" / "asyncapi-3.0.0.json").read_text())
     validator = jsonschema.Draft7Validator(official)
     document = asyncapi("1")
     validator.validate(document)

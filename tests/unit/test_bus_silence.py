@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+from tests.support.data.golden_messages import golden_of
+
 from qmp_migrate.bus.client.subscription import Received
 from qmp_migrate.bus.consume.staleness import Silence, with_pauses
 from qmp_migrate.bus.messages.registry import MODELS
 from qmp_migrate.bus.messages.topics import Kind, Topics
-from tests.support.messages import golden_of
 
 TOPICS = Topics()
 

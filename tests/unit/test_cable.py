@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-
-from tests.support.cable import Cable
+from tests.support.real.tcp_proxy import Cable
 
 
 @pytest.fixture

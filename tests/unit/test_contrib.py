@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-CONTRIB = Path(__file__).parents[2] / "contrib"
+from tests import ROOT
+
+CONTRIB = ROOT / "contrib"
 
 
 def run(*argv: str | Path, path: Path) -> subprocess.CompletedProcess[str]:

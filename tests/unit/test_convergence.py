@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.models.precopy_simulator import MIB, Guest, migrate
 
 from qmp_migrate.migration.convergence import policies
 from qmp_migrate.migration.convergence.ladder import (
@@ -22,7 +23,6 @@ from qmp_migrate.migration.convergence.ladder import (
 )
 from qmp_migrate.migration.convergence.vcpu_dirty_limit import stall_ms
 from qmp_migrate.migration.model.request import MAX_DOWNTIME_MS
-from tests.support.simulated import MIB, Guest, migrate
 
 GBIT = 125_000_000
 LINK = 32 * MIB

@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from tests.support.data.recorded_replies import ACTIVE_7_2, COMPLETED_10_0
 
 from qmp_migrate.errors import JournalError, MigrationFailed, MonitorLost, NotConverging, QmpCommandFailed
 from qmp_migrate.migration.precopy.runner import CancelRequested
-from tests.support.copying_rig import Rig
-from tests.support.fake_qmp import Fails, FakeQemu, Silence
-from tests.support.qemu_words import ACTIVE_7_2, COMPLETED_10_0
+from tests.support.fakes.fake_qemu import Fails, FakeQemu, Silence
+from tests.support.fakes.precopy_harness import Rig
 
 MIB = 1 << 20
 

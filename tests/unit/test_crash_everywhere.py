@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from tests.support.data.recorded_replies import V7_2
 
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.journal.store import Journal
@@ -23,11 +24,10 @@ from qmp_migrate.migration.lifecycle.recovery import BEFORE_LAUNCH, Wish, recove
 from qmp_migrate.migration.model.phases import ENDS, Phase
 from qmp_migrate.migration.model.reporter import Reporters
 from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult, Mode
-from tests.support.disk_pair import COPIES
-from tests.support.mortal import Died, Life, MortalJournal, MortalPair
-from tests.support.qemu_pair import ARGV, SOURCE
-from tests.support.qemu_words import V7_2
-from tests.support.transports import agreed
+from tests.support.fakes.crashing_controller import Died, Life, MortalJournal, MortalPair
+from tests.support.fakes.fake_qemu_pair import ARGV, SOURCE
+from tests.support.fakes.fake_qemu_pair_with_disks import COPIES
+from tests.support.fakes.transport_profiles import agreed
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 AT_ONCE = 32

@@ -12,8 +12,8 @@ from qmp_migrate.migration.preflight import device_rules
 from qmp_migrate.qemu import devices
 from qmp_migrate.qemu.devices import Device, Devices, Drive, NetBackend
 from qmp_migrate.vm.commandline.command_line import CommandLine
-from tests.support.fake_qmp import Fails, FakeQemu
-from tests.support.monitors import connected
+from tests.support.fakes.fake_qemu import Fails, FakeQemu
+from tests.support.fakes.monitors import connected
 
 TREE = {
     "/machine/peripheral": [("type", "string"), ("vd1", "child<virtio-blk-pci>"), ("scsi0", "child<virtio-scsi-pci>")],

@@ -11,9 +11,9 @@ from qmp_migrate.migration.transport import setup
 from qmp_migrate.migration.transport.negotiation import Profile
 from qmp_migrate.migration.transport.setup import Wires
 from qmp_migrate.qemu import dirty_limit, features
-from tests.support.fake_qmp import Fails, FakeQemu
-from tests.support.monitors import connected
-from tests.support.sides import side_of
+from tests.support.fakes.fake_endpoints import side_of
+from tests.support.fakes.fake_qemu import Fails, FakeQemu
+from tests.support.fakes.monitors import connected
 
 MIB = 1 << 20
 

@@ -8,8 +8,8 @@ import pytest
 
 from qmp_migrate.errors import MonitorError, MonitorTimeout, QmpCommandFailed
 from qmp_migrate.qemu import dirty_rate
-from tests.support.fake_qmp import Fails, FakeQemu
-from tests.support.monitors import connected
+from tests.support.fakes.fake_qemu import Fails, FakeQemu
+from tests.support.fakes.monitors import connected
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -18,8 +18,8 @@ from qmp_migrate.migration.model import phases
 from qmp_migrate.migration.model.phases import Phase
 from qmp_migrate.migration.model.request import MigrationResult
 from qmp_migrate.vm.spec.guest_spec import DiskSpec, GuestSpec, NicSpec, parse_spec
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("[!_]*/*.md")])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 REFERENCE = ROOT / "docs" / "reference"
 NAMED = re.compile(r"`(tests/[^`:]+\.py)::([^`]*)`")
 LISTS = {

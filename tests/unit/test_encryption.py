@@ -10,8 +10,8 @@ import pytest
 from qmp_migrate.errors import MonitorError, QmpCommandFailed
 from qmp_migrate.qemu import encryption
 from qmp_migrate.qemu.monitor import Monitor
-from tests.support.fake_qmp import Fails, FakeQemu
-from tests.support.monitors import connected
+from tests.support.fakes.fake_qemu import Fails, FakeQemu
+from tests.support.fakes.monitors import connected
 
 
 @pytest.fixture

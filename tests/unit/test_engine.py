@@ -8,71 +8,17 @@ from typing import Any, get_args
 
 import pytest
 from blockbuster import BlockBuster
+from tests.support.fakes.bounded_gather import by_turns
+from tests.support.fakes.engine_run import lies, migrate
 
-from qmp_migrate.errors import JournalError, MigrationFailed, OutcomeUnknown
+from qmp_migrate.errors import JournalError, OutcomeUnknown
 from qmp_migrate.migration.endpoint import launch
 from qmp_migrate.migration.journal.store import Journal
-from qmp_migrate.migration.lifecycle.context import Course
-from qmp_migrate.migration.lifecycle.engine import Engine
-from qmp_migrate.migration.lifecycle.recorder import Chronicle
 from qmp_migrate.migration.model.phases import Phase
-from qmp_migrate.migration.model.reporter import Reporters
-from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult, Mode
+from qmp_migrate.migration.model.request import Mode
 from qmp_migrate.migration.precopy.runner import Copying
-from tests.support.by_turns import by_turns
-from tests.support.qemu_pair import ARGV, Fault, QemuPair
-from tests.support.transports import agreed
+from tests.support.fakes.fake_qemu_pair import Fault, QemuPair
 from tests.support.virtual_time import VirtualJournal
-
-
-async def migrate(
-    pair: QemuPair, journal: Journal, *, cancel: asyncio.Event | None = None, mode: Mode = "live"
-) -> Engine:
-    """Move the pair's guest; return the engine once it has ended."""
-    request = MigrationRequest("web1", "b", "a", mode=mode)
-    await journal.begin(id=request.id, vm="web1", source="a", destination="b", mode=mode, request={})
-    await journal.enter(request.id, Phase.PREFLIGHT)
-    chronicle = Chronicle(request, journal, Reporters(), MigrationResult(request.id, "web1", "a", "b", mode))
-    profile = agreed(request)
-    course = Course(request, pair.side("a"), pair.side("b"), chronicle, running=pair.running, profile=profile)
-    engine = Engine(course, ARGV, cancel or asyncio.Event())
-    try:
-        async with asyncio.timeout(600):
-            await engine.run()
-    finally:
-        await course.source.detach()
-        await course.destination.detach()
-    return engine
-
-
-def lies(pair: QemuPair, engine: Engine) -> list[str]:
-    """Return where what the engine says is not the case, and what must not have happened."""
-    result = engine.course.chronicle.result
-    here, there = pair.source, pair.destination
-    found = list(pair.wrong)
-
-    def claim(what: str, holds: bool) -> None:
-        if not holds:
-            found.append(what)
-
-    claim("no copy runs", here.running or there.running or not pair.running)
-    claim("its user had paused it, and it runs", pair.running or not (here.running or there.running))
-    claim("the error and the outcome differ", (engine.error is None) == (result.outcome == "completed"))
-    claim("the document and the error differ", (engine.error is None) == (result.error is None))
-    match result.owner:
-        case "destination":
-            claim("it says destination, and the guest does not run there", there.running or not pair.running)
-            claim("the source is left", not here.alive)
-        case "source":
-            claim("it says source, and the guest does not run there", here.running or not pair.running)
-            claim("the destination is left", not there.alive)
-            claim("the key is left in force", not here.parameters["tls-creds"])
-            claim("capabilities are left", not any(here.capabilities.values()))
-            if isinstance(engine.error, MigrationFailed):
-                claim("it is safe, and the error says it is not", engine.error.safe_at_source)
-        case owner:
-            claim(f"it says {owner}", False)
-    return found
 
 
 async def test_where_nothing_goes_wrong_it_runs_at_the_destination(journal: Journal) -> None:

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any, get_args
 
 import pytest
+from tests.support.fakes.bounded_gather import by_turns
+from tests.support.fakes.engine_run import lies
 
 from qmp_migrate.errors import JournalError
 from qmp_migrate.migration.journal.store import Journal
@@ -16,11 +18,9 @@ from qmp_migrate.migration.lifecycle.recorder import Chronicle
 from qmp_migrate.migration.model.phases import Phase
 from qmp_migrate.migration.model.reporter import Progress, Reporters
 from qmp_migrate.migration.model.request import MigrationRequest, MigrationResult, Mode
-from tests.support.by_turns import by_turns
-from tests.support.disk_pair import COPIES, DiskPair
-from tests.support.qemu_pair import ARGV, Fault
-from tests.support.transports import agreed
-from tests.unit.test_engine import lies
+from tests.support.fakes.fake_qemu_pair import ARGV, Fault
+from tests.support.fakes.fake_qemu_pair_with_disks import COPIES, DiskPair
+from tests.support.fakes.transport_profiles import agreed
 
 
 class Listener:

@@ -6,15 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.support.fakes.bounded_gather import by_turns
+from tests.support.fakes.engine_run import migrate
 
 from qmp_migrate.errors import MigrationFailed
 from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.model.request import Mode
 from qmp_migrate.migration.precopy import failures
 from qmp_migrate.qemu.monitor import Event
-from tests.support.by_turns import by_turns
-from tests.support.qemu_pair import QemuPair
-from tests.unit.test_engine import migrate
+from tests.support.fakes.fake_qemu_pair import QemuPair
 
 BY_GUEST = {"guest": True, "reason": "guest-shutdown"}
 BY_SIGNAL = {"guest": False, "reason": "host-signal"}

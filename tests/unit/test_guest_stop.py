@@ -8,8 +8,8 @@ import pytest
 
 from qmp_migrate.errors import MonitorLost
 from qmp_migrate.fleet import guests
-from tests.support.fake_qmp import FakeQemu, HangUp
-from tests.support.sides import side_of
+from tests.support.fakes.fake_endpoints import side_of
+from tests.support.fakes.fake_qemu import FakeQemu, HangUp
 
 
 @pytest.fixture

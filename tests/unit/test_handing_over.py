@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from tests.support.data.golden_messages import golden
 
 from hostagent.failover.decision import (
     Act,
@@ -24,7 +25,6 @@ from hostagent.failover.decision import (
 from qmp_migrate.bus.messages.handover_token import HostToken
 from qmp_migrate.migration.ownership import decision
 from qmp_migrate.migration.ownership.states import Action, Destination, Facts, Goal, Source
-from tests.support.messages import golden
 
 BOTH = (False, True)
 SOURCES = [

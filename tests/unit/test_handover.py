@@ -5,13 +5,13 @@ How the decisions play out one after the other is in `test_handover_histories`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.models.decision_cells import ALL, WAKES_THE_SOURCE, Cell
 
 from qmp_migrate.migration.ownership.decision import (
     Action,
@@ -27,31 +27,6 @@ from qmp_migrate.migration.ownership.decision_postcopy import AT_DESTINATION, AT
 
 A, S, D = Action, Source, Destination
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the table and what it says."""
-
-    source: Source
-    destination: Destination
-    facts: Facts
-    goal: Goal
-    action: Action
-    reason: str
-
-
-def all_cells() -> list[Cell]:
-    cells = []
-    values = [(None, "source", "destination") if field.name == "told" else (False, True) for field in fields(Facts)]
-    known_all = itertools.product(*values)
-    for source, destination, known, goal in itertools.product(Source, Destination, known_all, Goal):
-        facts = Facts(*known)
-        decision = decide(source, destination, facts, goal)
-        cells.append(Cell(source, destination, facts, goal, decision.action, decision.reason))
-    return cells
-
-
-ALL = all_cells()
 CELLS = [
     cell
     for cell in ALL
@@ -67,7 +42,6 @@ def check(what: str, broken: Callable[[Cell], bool], cells: list[Cell] = UNTOLD)
     assert not bad, f"{what}:\n" + "\n".join(map(str, bad[:5]))
 
 
-WAKES_THE_SOURCE = {A.CANCEL_SOURCE, A.YANK_SOURCE, A.RESUME_SOURCE}
 HARMLESS = {A.WAIT, A.PARK}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.support.models.exhaustive_model import FROM_AFAR, IN_POSTCOPY, World, explore, history, settle
 
 from qmp_migrate.migration.ownership.decision import Action, Goal, Source
-from tests.support.two_qemus import FROM_AFAR, IN_POSTCOPY, World, explore, history, settle
 
 REACHED = explore() | explore(World(stopped=True)) | explore(World(may_turn=True))
 SETTLED = [world for world in REACHED if world.move is None]

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from tests.support.models.multi_controller_model import Bug, Variant, World
+from tests.support.models.random_histories import COARSE, REASONS, RULES, TAKING_OVER, Broken, History, Rule, walk
 
 from qmp_migrate.migration.ownership.decision import Goal
-from tests.support.contested import Bug, Variant, World
-from tests.support.histories import COARSE, REASONS, RULES, TAKING_OVER, Broken, History, Rule, walk
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 VARIANTS = [

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+from tests.support.models.decision_cells import ALL, WAKES_THE_SOURCE, Cell
 
 from qmp_migrate.migration.ownership.decision import (
     Action,
@@ -19,7 +20,6 @@ from qmp_migrate.migration.ownership.decision import (
     proves_never_ran,
 )
 from qmp_migrate.migration.ownership.decision_postcopy import AT_DESTINATION, AT_SOURCE
-from tests.unit.test_handover import ALL, WAKES_THE_SOURCE, Cell
 
 A, S, D = Action, Source, Destination
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.data.golden_messages import message
 
 from qmp_migrate.bus.client.subscription import Received
 from qmp_migrate.bus.messages.registry import HostStatus, HostVm, MigrationProgress, MigrationState
@@ -17,7 +18,6 @@ from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.bus.publish import home_assistant
 from qmp_migrate.bus.publish.home_assistant import HomeAssistant, node_of, object_of
 from qmp_migrate.errors import UsageError
-from tests.support.messages import message
 
 TOPICS = Topics()
 DISCOVERY = re.compile(r"homeassistant/(sensor|binary_sensor)/[a-zA-Z0-9_-]+/[a-zA-Z0-9_-]+/config")

@@ -18,6 +18,7 @@ import pytest
 from qmp_migrate.errors import JournalError, MigrationUnknown
 from qmp_migrate.migration.journal.store import Journal, controller_lives, this_controller
 from qmp_migrate.migration.model.phases import Phase
+from tests import ROOT
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ async def test_what_was_confirmed_survives_its_writer_and_others_write_beside_it
         *(sys.executable, "-c", WRITER, url),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert process.stdout is not None
     confirmed = [await process.stdout.readline()]

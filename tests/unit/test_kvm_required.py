@@ -6,8 +6,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-
-from tests.support import kvm
+from tests.support.real import kvm
 
 
 def judged(outcome: Literal["passed", "failed", "skipped"], *, marked: bool) -> pytest.TestReport:

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
+from tests.support.real.sshd import short_directory
+
 from qmp_migrate.hosts.ssh.socket_pump import Pump
-from tests.support.sshd import short_directory
+from tests import ROOT
 
 WORDS = b'{"event": "SHUTDOWN"}\r\n'
 QUERY = b'{"execute": "query-migrate"}'
@@ -74,7 +75,7 @@ def test_the_relay_passes_on_what_a_monitor_said_before_it_closed() -> None:
             stdin=subprocess.PIPE,
             stdout=ours,
             stderr=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
         os.close(ours)
         assert relay.stdin is not None

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support.data.golden_messages import golden
+from tests.support.real.brokers import free_port
 
 from hostagent.telemetry.prometheus import AgentCollector
 from qmp_migrate.bus.messages.registry import HostLoad, HostVm
@@ -20,11 +22,10 @@ from qmp_migrate.exposition import parse_listen, serving, text_of, write_textfil
 from qmp_migrate.fleet.integrations.prometheus import MigrationCollector
 from qmp_migrate.migration.journal.store import MigrationRecord
 from qmp_migrate.migration.model.phases import Phase
-from tests.support.brokers import free_port
-from tests.support.messages import golden
+from tests import ROOT
 
-DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "qmp-migrate.json"
-RULES = Path(__file__).parents[2] / "docs" / "grafana" / "alerts.yml"
+DASHBOARD = ROOT / "docs" / "grafana" / "qmp-migrate.json"
+RULES = ROOT / "docs" / "grafana" / "alerts.yml"
 
 
 def agent_page(guests: int = 1) -> str:

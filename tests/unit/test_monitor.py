@@ -18,7 +18,7 @@ from qmp_migrate.errors import MonitorBusy, MonitorError, MonitorLost, MonitorTi
 from qmp_migrate.qemu import timeouts
 from qmp_migrate.qemu.monitor import IN_FLIGHT, STREAM_LIMIT, Monitor
 from qmp_migrate.qemu.timeouts import ENDING_S
-from tests.support.fake_qmp import CRLF, Fails, FakeQemu, HangUp, Raw, Silence
+from tests.support.fakes.fake_qemu import CRLF, Fails, FakeQemu, HangUp, Raw, Silence
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support.real import kvm
 
 from qmp_migrate.rig.guest.images import GuestImage
-from tests.support import kvm
 
 
 @pytest.mark.parametrize(("required", "ends"), [(False, "skip"), (True, "fail")])

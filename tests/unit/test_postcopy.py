@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.support.fakes.engine_run import lies, migrate
 
 from qmp_migrate.errors import MigrationFailed, OutcomeUnknown
 from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.model.phases import Phase
-from tests.support.fake_qmp import Fails, Silence
-from tests.support.qemu_pair import QemuPair
-from tests.unit.test_engine import lies, migrate
+from tests.support.fakes.fake_qemu import Fails, Silence
+from tests.support.fakes.fake_qemu_pair import QemuPair
 
 
 async def test_after_one_pass_the_guest_runs_there_and_its_memory_follows(journal: Journal) -> None:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support.data.command_lines import ALL
 
 from qmp_migrate.migration.devices.diff import Present, as_it_is, given_devices
 from qmp_migrate.qemu.devices import ANONYMOUS, PERIPHERAL, Device, Devices, Drive, NetBackend, Node, Property
 from qmp_migrate.vm.commandline.command_line import CommandLine
 from qmp_migrate.vm.commandline.disks import disks
-from tests.support.command_lines import ALL
 
 ARGV = [
     *("/usr/bin/qemu-system-x86_64", "-nodefaults", "-machine", "pc-i440fx-7.2", "-smp", "1,maxcpus=4"),

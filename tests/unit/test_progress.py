@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.data.recorded_replies import ACTIVE_7_2, COMPLETED_10_0
 
 from qmp_migrate.migration.model.progress import ProgressMeter
 from qmp_migrate.migration.model.reporter import Progress
 from qmp_migrate.qemu.migration import MigrationInfo, RamInfo
-from tests.support.qemu_words import ACTIVE_7_2, COMPLETED_10_0
 
 GIB = 1 << 30
 

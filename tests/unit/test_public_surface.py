@@ -14,13 +14,12 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import qmp_migrate
 from qmp_migrate.settings import Settings
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "public_surface.json"
 PACKAGES = ("qmp_migrate", "hostagent")
 

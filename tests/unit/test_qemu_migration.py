@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.data.recorded_replies import ACTIVE_7_2, COMPLETED_10_0, LISTENING, V7_2, V10_0, Release
 
 from qmp_migrate.errors import MonitorError, QmpCommandFailed
 from qmp_migrate.qemu import features, migration, states
 from qmp_migrate.qemu.monitor import Monitor
-from tests.support.fake_qmp import Fails, FakeQemu
-from tests.support.monitors import connected
-from tests.support.qemu_words import ACTIVE_7_2, COMPLETED_10_0, LISTENING, V7_2, V10_0, Release
+from tests.support.fakes.fake_qemu import Fails, FakeQemu
+from tests.support.fakes.monitors import connected
 
 NONSENSE: list[Any] = [None, 17, "yes", [], [1], {"status": None}, {"status": {"is": "active"}}]
 

@@ -13,7 +13,7 @@ from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.lifecycle.recovery import Wish, recover
 from qmp_migrate.migration.model.phases import Phase
 from qmp_migrate.migration.model.reporter import Reporters
-from tests.support.qemu_pair import Held, QemuPair
+from tests.support.fakes.fake_qemu_pair import Held, QemuPair
 
 
 async def test_a_journal_that_fails_under_the_locks_gives_them_back(journal: Journal) -> None:

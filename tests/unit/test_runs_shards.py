@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.runs import full, ids, plan, results, shards, steady
 from tests.runs.steps import Ended, Interrupted, Step
 
-ROOT = Path(__file__).parents[2]
 TESTS = """
 import os, signal, pytest
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.runs.steps import Interrupted, Run, Step, duration
 
 
@@ -104,7 +105,7 @@ except Interrupted:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_commands_in_order(number: signal.Signals) -> None:
     argv = [sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
         while process.stdout.readline() != "begun\n":
             assert process.poll() is None
@@ -117,7 +118,7 @@ def test_a_signal_ends_the_commands_in_order(number: signal.Signals) -> None:
 
 def test_no_command_outlives_a_run_that_was_killed() -> None:
     argv = [sys.executable, "-c", PROGRAM.replace("echo begun", "echo $$")]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
         while not (pid := process.stdout.readline().strip()).isdigit():
             assert process.poll() is None

@@ -18,8 +18,8 @@ from qmp_migrate.migration.endpoint.endpoint import Observation, Side
 from qmp_migrate.migration.ownership import decision
 from qmp_migrate.migration.ownership.decision import Source
 from qmp_migrate.qemu.timeouts import HUNG_END_S
-from tests.support.fake_qmp import Fails, FakeQemu, HangUp
-from tests.support.sides import FakeHost, side_of
+from tests.support.fakes.fake_endpoints import FakeHost, side_of
+from tests.support.fakes.fake_qemu import Fails, FakeQemu, HangUp
 
 
 @dataclass

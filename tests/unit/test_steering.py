@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.data.recorded_replies import ACTIVE_7_2
 
 from qmp_migrate.errors import InvalidQuantity, MigrationUnknown, MonitorError, NotConverging, UsageError
 from qmp_migrate.migration.convergence.policies import ARMED_THROTTLE, QEMU_THROTTLE, parameters
@@ -21,10 +22,9 @@ from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.precopy import policy_runner
 from qmp_migrate.migration.precopy.runner import Copying
 from qmp_migrate.qemu import dirty_rate
-from tests.support.copying_rig import Rig
-from tests.support.fake_qmp import Fails, FakeQemu
-from tests.support.monitors import connected
-from tests.support.qemu_words import ACTIVE_7_2
+from tests.support.fakes.fake_qemu import Fails, FakeQemu
+from tests.support.fakes.monitors import connected
+from tests.support.fakes.precopy_harness import Rig
 
 MIB = 1 << 20
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from hostagent.app.sd_notify import ServiceManager
+from tests import ROOT
 
-UNITS = Path(__file__).resolve().parent.parent.parent / "contrib" / "systemd"
+UNITS = ROOT / "contrib" / "systemd"
 LIMIT = 20
 """`systemd-analyze security` at most 2.0."""
 

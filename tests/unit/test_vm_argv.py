@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
+from tests.support.data.guest_specs import FULL
 
 from qmp_migrate.errors import ConfigError
 from qmp_migrate.vm.commandline.chardevs import monitors
@@ -15,7 +16,6 @@ from qmp_migrate.vm.commandline.paths import required_paths
 from qmp_migrate.vm.destination import derive_destination
 from qmp_migrate.vm.spec.argv import build_argv, mac_of
 from qmp_migrate.vm.spec.guest_spec import parse_spec
-from tests.unit.test_vm_spec import FULL
 
 UUID = "6d5c2a0e-5d6c-4f0e-9a3b-0d0f6f0f2a11"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.data.command_lines import ALL, BY_HAND, LIBVIRT, PROXMOX
 
 from qmp_migrate.errors import InvalidQuantity, UsageError
 from qmp_migrate.vm.commandline.command_line import CommandLine, Option, is_versioned
 from qmp_migrate.vm.commandline.netdevs import netdevs
 from qmp_migrate.vm.commandline.option_table import FLAGS, IMPLIED_KEY, WITH_VALUE
-from tests.support.command_lines import ALL, BY_HAND, LIBVIRT, PROXMOX
 
 _text = st.text(st.characters(exclude_characters="\0", exclude_categories=()), max_size=12)
 _dashes = st.sampled_from(["-", "--"])

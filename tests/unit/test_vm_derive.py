@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.data.command_lines import ALL, BY_HAND, LIBVIRT, PROXMOX
+from tests.support.data.path_places import PLACES
 
 from qmp_migrate.errors import ConfigError
 from qmp_migrate.vm.commandline.command_line import CommandLine, Option
 from qmp_migrate.vm.destination import Derived, derive_destination
 from qmp_migrate.vm.host_dependencies import host_bound
-from tests.support.command_lines import ALL, BY_HAND, LIBVIRT, PROXMOX
 from tests.support.guest_visible import guest_visible
-from tests.unit.test_vm_paths import PLACES
 
 A, B = "/run/a/web", "/run/b/web"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.data.command_lines import BY_HAND, LIBVIRT, PROXMOX
 
 from qmp_migrate.errors import UsageError
 from qmp_migrate.vm.commandline.chardevs import OldNotation, chardevs, monitors
 from qmp_migrate.vm.commandline.command_line import CommandLine
 from qmp_migrate.vm.commandline.disks import disks
 from qmp_migrate.vm.commandline.filenames import local_path, rewrite_filename
-from tests.support.command_lines import BY_HAND, LIBVIRT, PROXMOX
 
 
 def _disks(*words: str) -> list[tuple[str | None, str | None, bool, str]]:

@@ -3,78 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.data.command_lines import ALL, LIBVIRT, PROXMOX
+from tests.support.data.path_places import PLACES
 
 from qmp_migrate.vm.commandline.command_line import CommandLine, Option
 from qmp_migrate.vm.commandline.listen_addresses import rewrite_listeners
 from qmp_migrate.vm.commandline.paths import PathKind, PathUse, required_paths, rewrite_paths
-from tests.support.command_lines import ALL, LIBVIRT, PROXMOX
-
-PLACES = [
-    # option, argument with each path as {}, kind of the paths
-    ("", "{}", "disk"),
-    ("-hda", "{}", "disk"),
-    ("-pflash", "{}", "firmware"),
-    ("-kernel", "{}", "kernel"),
-    ("--kernel", "{}", "kernel"),
-    ("-initrd", "{}", "initrd"),
-    ("-bios", "{}", "firmware"),
-    ("-dtb", "{}", "other"),
-    ("-mem-path", "{}", "optional"),
-    ("-pidfile", "{}", "optional"),
-    ("-D", "{}", "optional"),
-    ("-L", "{}", "optional"),
-    ("-drive", "file={},if=none", "disk"),
-    ("-drive", "file.driver=file,file.filename={}", "disk"),
-    ("-drive", "file=nbd:unix:{}:exportname=x", "disk"),
-    ("-drive", "driver=qcow2,file.filename={},backing.file.filename={}", "disk"),
-    ("-drive", 'file=json:{{"driver":"qcow2",,"file":{{"filename":"{}"}}}}', "disk"),
-    ("-blockdev", "driver=file,filename={},node-name=a", "disk"),
-    ("-blockdev", "driver=qcow2,file.driver=file,file.filename={},node-name=a", "disk"),
-    ("-blockdev", '{{"driver":"qcow2","file":{{"driver":"file","filename":"{}"}}}}', "disk"),
-    ("-blockdev", '{{"driver":"nbd","server":{{"type":"unix","path":"{}"}}}}', "other"),
-    ("-chardev", "socket,id=a,path={},server=on,wait=off,logfile={}", "optional"),
-    ("-chardev", "socket,id=a,path={}", "other"),
-    ("-chardev", "socket,id=a,path={},reconnect=5", "optional"),
-    ("-chardev", "socket,id=a,path={},reconnect=0", "other"),
-    ("-chardev", "file,id=a,path={}", "optional"),
-    ("-chardev", "pipe,id=a,path={}", "other"),
-    ("-serial", "file:{}", "optional"),
-    ("-serial", "unix:{},server,nowait", "optional"),
-    ("-serial", "unix:{}", "other"),
-    ("-serial", "{}", "other"),
-    ("-qmp", "unix:{},server=on,wait=off", "optional"),
-    ("-monitor", "mon:unix:{},server", "optional"),
-    ("-gdb", "unix:{},server", "optional"),
-    ("-object", "memory-backend-file,id=m,mem-path={},size=1G", "optional"),
-    ("-object", "tls-creds-x509,id=t,dir={}", "other"),
-    ("-object", "secret,id=s,file={}", "other"),
-    ("-object", '{{"qom-type":"secret","id":"s","file":"{}"}}', "other"),
-    ("-object", "rng-random,id=r,filename={}", "other"),
-    ("-object", "filter-dump,id=f,netdev=n,file={}", "optional"),
-    ("-netdev", "tap,id=n,script={},downscript={}", "other"),
-    ("-netdev", "user,id=n,tftp={},smb={}", "other"),
-    ("-netdev", "stream,id=n,server=on,addr.type=unix,addr.path={}", "optional"),
-    ("-netdev", '{{"type":"stream","id":"n","addr":{{"type":"unix","path":"{}"}}}}', "other"),
-    ("-tpmdev", "passthrough,id=t,path={},cancel-path={}", "other"),
-    ("-fsdev", "local,id=f,path={},security_model=none", "other"),
-    ("-device", "loader,file={}", "other"),
-    ("-device", "virtio-net-pci,romfile={}", "firmware"),
-    ("-option-rom", "{}", "firmware"),
-    ("-machine", "pc-q35-7.2,kernel={}", "kernel"),
-    ("-fw_cfg", "name=opt/x,file={}", "other"),
-    ("-smbios", "file={}", "other"),
-    ("-smbios", "type=11,path={}", "other"),
-    ("-acpitable", "sig=ABCD,file={}:{}", "other"),
-    ("-vnc", "unix:{}", "optional"),
-    ("-display", "egl-headless,rendernode={}", "other"),
-    ("-spice", "addr={},unix=on", "optional"),
-    ("-spice", "port=1,x509-dir={}", "other"),
-    ("-trace", "events={}", "other"),
-    ("-boot", "splash={}", "other"),
-    ("-set", "drive.d0.file={}", "other"),
-    ("-plugin", "{},arg=1", "other"),
-    ("-run-with", "chroot={}", "other"),
-]
 
 
 @pytest.mark.parametrize(("flag", "argument", "kind"), PLACES)

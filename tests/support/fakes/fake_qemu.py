@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from tests.support.qemu_words import V7_2, Release
+from tests.support.data.recorded_replies import V7_2, Release
 
 CRLF = b"\r\n"
 

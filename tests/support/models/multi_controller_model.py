@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 
 from qmp_migrate.migration.ownership import decision
 from qmp_migrate.migration.ownership.decision import Action, Destination, Goal, Source
-from tests.support import two_qemus
+from tests.support.models import exhaustive_model
 
 A, B = 0, 1  # the source's host and the destination's
 
@@ -30,13 +30,13 @@ Dst = Literal["incoming", "loaded", "running", "halted", "waiting", "postcopy", 
 Stream = Literal["flows", "answers lost", "silent", "broken"]
 
 SOURCE_WORDS: Final[dict[str, tuple[str, str]]] = {
-    **two_qemus.SOURCE_WORDS,
+    **exhaustive_model.SOURCE_WORDS,
     "postcopy": ("finish-migrate", "postcopy-active"),
     "interrupted": ("finish-migrate", "postcopy-paused"),
 }  # what ``query-status`` and ``query-migrate`` say
 
 DESTINATION_WORDS: Final[dict[str, tuple[str, str]]] = {
-    **two_qemus.DESTINATION_WORDS,
+    **exhaustive_model.DESTINATION_WORDS,
     "waiting": ("paused", "postcopy-active"),  # its device state is there; it waits for `cont`
     "postcopy": ("running", "postcopy-active"),
     "stuck": ("running", "postcopy-paused"),  # says that it runs; its vCPU waits for a page that does not come

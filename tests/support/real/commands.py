@@ -152,7 +152,7 @@ def command_server() -> Iterator[CommandServer]:
     """Start the process that commands are forked from; it ends with the block, commands under way do not."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        argv = [sys.executable, "-m", "tests.support.command_server", str(theirs.fileno())]
+        argv = [sys.executable, "-m", "tests.support.real.command_server", str(theirs.fileno())]
         process = subprocess.Popen(
             argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )

@@ -8,7 +8,7 @@ from qmp_migrate.errors import TransportError
 from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
-from tests.support.fake_qmp import FakeQemu
+from tests.support.fakes.fake_qemu import FakeQemu
 
 
 class FakeHost:

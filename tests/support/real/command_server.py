@@ -1,6 +1,6 @@
-"""The program behind `tests.support.commands`: it has imported the command line once, and forks for each command.
+"""The program behind `tests.support.real.commands`: it has imported the command line once, and forks for each command.
 
-Started as ``python -m tests.support.command_server FD``. ``FD`` is a socket of sequenced packets; each packet is one
+Started as ``python -m tests.support.real.command_server FD``. ``FD`` is a socket of sequenced packets; each packet is one
 command as JSON (``words``, ``env``) with three descriptors: a stream that hears of its process, its standard output, its
 standard error. It ends when the other end of ``FD`` is closed.
 """

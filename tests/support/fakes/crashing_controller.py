@@ -22,8 +22,8 @@ from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.transport import setup
 from qmp_migrate.settings import HostSettings
-from tests.support.disk_pair import IMAGE_SCRIPTS, Disks
-from tests.support.qemu_pair import ARGV, SOURCE, Held, PairHost, QemuPair, _Qemu
+from tests.support.fakes.fake_qemu_pair import ARGV, SOURCE, Held, PairHost, QemuPair, _Qemu
+from tests.support.fakes.fake_qemu_pair_with_disks import IMAGE_SCRIPTS, Disks
 from tests.support.virtual_time import VirtualJournal
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from qmp_migrate.bus.client.presence import Presence
 from qmp_migrate.bus.messages.registry import MODELS, BusMessage, HostStatus, HostVm, MigrationEvent
 from qmp_migrate.bus.messages.session import Session
 from qmp_migrate.bus.messages.topics import Kind, Topics
+from tests import ROOT
 
-GOLDEN = Path(__file__).parent.parent / "unit" / "golden"
+GOLDEN = ROOT / "tests" / "unit" / "golden"
 
 
 def golden(name: str) -> dict[str, Any]:

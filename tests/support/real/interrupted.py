@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.support.commands import Command
-from tests.support.lab import Guest, Lab, Ran
-from tests.support.story import wait_for_phase
+from tests.support.real.commands import Command
+from tests.support.real.lab import Guest, Lab, Ran
+from tests.support.real.lab_journal import wait_for_phase
 
 SLOW = ("--bandwidth", "512KiB")
 """One pass takes a minute and more: time enough to kill who drives it, and for another to take it up and quicken it."""

@@ -26,7 +26,7 @@ from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.rig.guest.oracle import Verdict, judge
 from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec.guest_spec import parse_spec
-from tests.support.commands import Command, CommandServer, command_server
+from tests.support.real.commands import Command, CommandServer, command_server
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.lab import Guest, Lab, qemus, wait_for
+from tests.support.real.lab import Guest, Lab, qemus, wait_for
 
 POLL_S: Final = 0.05
 PATIENCE_S: Final = 60.0

@@ -14,7 +14,7 @@ from typing import Final
 
 from qmp_migrate.migration.ownership import decision as ownership_decision
 from qmp_migrate.migration.ownership.decision import Action, Decision, Destination, Facts, Goal, Source
-from tests.support.contested import SOURCE_WORDS, A, B, Bug, Command, Controller, Move, World
+from tests.support.models.multi_controller_model import SOURCE_WORDS, A, B, Bug, Command, Controller, Move, World
 
 FINAL: Final = {
     Action.FINISHED_AT_SOURCE,

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from qmp_migrate.qemu.monitor import Monitor
-from tests.support.fake_qmp import FakeQemu
+from tests.support.fakes.fake_qemu import FakeQemu
 
 
 @contextlib.asynccontextmanager

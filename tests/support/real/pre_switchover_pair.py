@@ -23,7 +23,7 @@ import pytest
 
 from qmp_migrate.bus.messages.session import boot_id
 from qmp_migrate.qemu.monitor import Monitor
-from tests.support.brokers import until
+from tests.support.real.brokers import until
 
 OTHER_QEMU: Final = os.environ.get("QMP_MIGRATE_TEST_QEMU", "")
 """A second QEMU binary to test with; without it there is the installed one only."""

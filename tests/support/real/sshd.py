@@ -22,7 +22,7 @@ from qmp_migrate.hosts import HostAddress, SshHost
 from qmp_migrate.hosts.local import LocalHost
 from qmp_migrate.hosts.process import ProcessId, kill, launch
 from qmp_migrate.rig import sshd as rig_sshd
-from tests.support.brokers import PATIENCE_S
+from tests.support.real.brokers import PATIENCE_S
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from qmp_migrate.hosts.process import ProcessId
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
-from tests.support.fake_qmp import Fails, FakeQemu, HangUp, Reply, Silence
-from tests.support.qemu_words import COMPLETED_10_0, LISTENING
-from tests.support.sides import FakeHost
+from tests.support.data.recorded_replies import COMPLETED_10_0, LISTENING
+from tests.support.fakes.fake_endpoints import FakeHost
+from tests.support.fakes.fake_qemu import Fails, FakeQemu, HangUp, Reply, Silence
 
 ARGV: Final = ("/usr/bin/qemu-system-x86_64", "-name", "web1", "-S", "-incoming", "defer")
 """The destination's command line."""

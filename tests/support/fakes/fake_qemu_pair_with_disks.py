@@ -14,8 +14,8 @@ from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.storage import images
 from qmp_migrate.migration.storage.disk_plan import DiskCopy
 from qmp_migrate.settings import HostSettings
-from tests.support.fake_qmp import Fails, Reply
-from tests.support.qemu_pair import SOURCE, PairHost, QemuPair
+from tests.support.fakes.fake_qemu import Fails, Reply
+from tests.support.fakes.fake_qemu_pair import SOURCE, PairHost, QemuPair
 
 COPIES = (
     DiskCopy(0, "d0", "/a/one.raw", "/b/one.raw", "1:11", virtual_bytes=1 << 20, expected_bytes=1 << 19),

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from qmp_migrate.migration.ownership.decision import Action, Goal
-from tests.support import contenders
-from tests.support.contested import World
+from tests.support.models import controller_model
+from tests.support.models.multi_controller_model import World
 
 
 class Broken(AssertionError):
@@ -38,7 +38,7 @@ class History:
         if possible:
             name, self.world = possible[pick % len(possible)]
             self.told.append(name)
-            if wrong := [*self.world.wrong, *contenders.wrong_beliefs(self.world)]:
+            if wrong := [*self.world.wrong, *controller_model.wrong_beliefs(self.world)]:
                 self.broken = True
                 raise Broken("\n".join([*self.told, f"=> {'; '.join(wrong)}", str(self.world)]))
 
@@ -68,47 +68,47 @@ class History:
 
     def comes_and_goes(self, number: int, pick: int) -> None:
         """A controller is started, dies, is cut off, takes a lock, comes back."""
-        self.happens(contenders.comes_and_goes(self.world, number), pick)
+        self.happens(controller_model.comes_and_goes(self.world, number), pick)
 
     def goes_on(self, number: int, pick: int) -> None:
         """A controller does its next step: a question, a decision, an act."""
-        self.happens(contenders.goes_on(self.world, number), pick)
+        self.happens(controller_model.goes_on(self.world, number), pick)
 
     def plans(self, number: int, pick: int) -> None:
         """A controller writes the commit or takes it back, turns back, starts post-copy."""
         if self.world.controllers[number].move is None:
-            self.happens(contenders.by_its_own_plan(self.world, number), pick)
+            self.happens(controller_model.by_its_own_plan(self.world, number), pick)
 
     def starts(self, number: int, pick: int) -> None:
         """A controller is started."""
-        self._first(contenders.comes_and_goes(self.world, number), " is started", pick=pick)
+        self._first(controller_model.comes_and_goes(self.world, number), " is started", pick=pick)
 
     def dies(self, number: int, pick: int) -> None:
         """A controller dies, and mostly the hosts notice."""
-        self._first(contenders.comes_and_goes(self.world, number), " dies")
+        self._first(controller_model.comes_and_goes(self.world, number), " dies")
         for _ in range(pick % 3):
             self._first(self.world.leases(), f"of controller {number} ")
 
     def takes_over(self, number: int, pick: int) -> None:
         """A controller, started anew if need be, takes all locks that it can reach."""
         if not self.world.controllers[number].alive:
-            self.happens(contenders.comes_and_goes(self.world, number), pick)
+            self.happens(controller_model.comes_and_goes(self.world, number), pick)
         for what in (" takes the lock on a", " takes the lock on b", " raises the epoch", " claims "):
-            self._first(contenders.comes_and_goes(self.world, number), what)
+            self._first(controller_model.comes_and_goes(self.world, number), what)
 
     def comes_back(self, number: int, _pick: int) -> None:
         """A controller connects again where it may."""
-        self._first(contenders.comes_and_goes(self.world, number), " is back on a")
-        self._first(contenders.comes_and_goes(self.world, number), " is back on b")
+        self._first(controller_model.comes_and_goes(self.world, number), " is back on a")
+        self._first(controller_model.comes_and_goes(self.world, number), " is back on b")
 
     def looks(self, number: int, pick: int) -> None:
         """A controller looks at both QEMUs, which answer, and decides; it has not acted yet."""
         for _ in range(4):
-            self._first(contenders.goes_on(self.world, number), " looks at ", " sees ", pick=pick)
+            self._first(controller_model.goes_on(self.world, number), " looks at ", " sees ", pick=pick)
 
     def acts(self, number: int, _pick: int) -> None:
         """A controller does what it has decided; it has not arrived yet."""
-        self._first(contenders.goes_on(self.world, number), " does ")
+        self._first(controller_model.goes_on(self.world, number), " does ")
 
     def works(self, number: int, pick: int) -> None:
         """A controller looks, decides and acts, and what it sends mostly arrives; the QEMUs go on meanwhile."""
@@ -125,7 +125,7 @@ class History:
 
     def ends(self, number: int, goal: Goal, *, delivers: bool, flows: bool) -> None:
         """Let everything heal; see that there is one owner then, or a reason why a person is asked."""
-        end, decision = contenders.settle(self.world, number, goal, delivers=delivers, flows=flows)
+        end, decision = controller_model.settle(self.world, number, goal, delivers=delivers, flows=flows)
         if not ends_well(end, decision.action):
             raise Broken("\n".join([*self.told, f"=> {decision} in {end}"]))
 
@@ -227,7 +227,7 @@ def destination_lost_after_it_may_have_run(end: World) -> bool:
 
 def source_stuck_and_destination_may_have_run(end: World) -> bool:
     """What answers nobody cannot say that it was not completed before it hung."""
-    return contenders.hangs(end) and may_have_run(end)
+    return controller_model.hangs(end) and may_have_run(end)
 
 
 def source_gave_up_in_post_copy_and_destination_may_have_run(end: World) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-UNPACKED: Final = Path(__file__).parents[2] / "build" / "qemus"
+from tests import ROOT
+
+UNPACKED: Final = ROOT / "build" / "qemus"
 VERSIONS: Final = ("7.2", "10.0", "11.1")
 """Those between which guests are moved; on Debian 12 the first is the machine's own, on Debian 13 the second."""
 

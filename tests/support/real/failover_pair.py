@@ -15,8 +15,8 @@ from typing import Any, Final
 from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.handover_token import HostToken
 from qmp_migrate.bus.messages.session import boot_id
-from tests.support.brokers import until
-from tests.support.held_pair import HeldPair
+from tests.support.real.brokers import until
+from tests.support.real.pre_switchover_pair import HeldPair
 
 MIGRATION: Final = "m261126-test"
 EPOCH: Final = 7

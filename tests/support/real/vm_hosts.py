@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import command_server
-from tests.support.lab import CLI, Lab, Ran
+from tests.support.real.commands import command_server
+from tests.support.real.lab import CLI, Lab, Ran
 
 IMAGES = Path(os.environ.get("QMP_MIGRATE_IMAGES", "build/images"))
 STEP_S = 300.0

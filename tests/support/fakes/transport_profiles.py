@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.transport.negotiation import Abilities, Profile, negotiate
-from tests.support.qemu_words import V7_2, Release
+from tests.support.data.recorded_replies import V7_2, Release
 
 
 def agreed(request: MigrationRequest, source: Release = V7_2, destination: Release = V7_2) -> Profile:

@@ -12,8 +12,8 @@ from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.model.reporter import Progress
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.precopy.runner import Copying
-from tests.support.fake_qmp import FakeQemu
-from tests.support.sides import side_of
+from tests.support.fakes.fake_endpoints import side_of
+from tests.support.fakes.fake_qemu import FakeQemu
 
 
 @dataclass

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from qmp_migrate.qemu.monitor import Monitor
+from tests import ROOT
 
 PATIENCE_S = 30.0
-_BUILT = Path(__file__).resolve().parents[2] / "build/qemus"
+_BUILT = ROOT / "build/qemus"
 
 
 def binaries() -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What was recorded or written down: command lines, messages, replies, specs."""

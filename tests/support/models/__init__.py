@@ -1,0 +1,1 @@
+"""Models: every cell, every history, every order of two controllers."""

@@ -1,0 +1,1 @@
+"""Real QEMUs, sshds, brokers, hosts and guests, started for tests."""
