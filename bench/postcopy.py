@@ -25,12 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tests.support.real.qemu_versions import known
-
 from bench.measure.qmp import Qmp
 from qmp_migrate.rig.configuration import CPU
 from qmp_migrate.rig.guest.images import find_images
 from qmp_migrate.rig.guest.oracle import Verdict, judge
+from tests.support.real.qemu_versions import known
 
 BOOT_S: Final = 120.0
 GOES_ON_S: Final = 40.0

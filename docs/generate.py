@@ -6,7 +6,7 @@
     python docs/generate.py --check    change nothing; exit 1 and name the files that are out of date
 
 The files are committed: a reader of the repository sees them, and a review shows when a decision has changed.
-``tests/unit/test_docs_generated.py`` runs the check.
+``tests/unit/project/test_docs_generated.py`` runs the check.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 import structlog
-from tests.support.data.golden_messages import golden_of
 
 from hostagent.publisher import Publisher
 from qmp_migrate.bus.client.address import BrokerAddress
@@ -23,6 +22,7 @@ from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.messages.field_types import now
 from qmp_migrate.bus.messages.registry import HostInfo, HostLoad, HostVm, MigrationProgress
 from qmp_migrate.bus.messages.topics import Kind, Topics
+from tests.support.data.golden_messages import golden_of
 
 TOPICS = Topics()
 CHANGE_S = 20.0

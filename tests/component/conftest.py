@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.real.sshd import Sshd, running_sshd, short_directory
 
 

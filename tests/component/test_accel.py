@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.real.brokers import until
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.session import end_session, start_session
@@ -18,6 +17,7 @@ from qmp_migrate.rig.guest import accelerator_probe
 from qmp_migrate.rig.guest.accelerator_probe import probe_accel
 from qmp_migrate.rig.guest.firmware import find_qboot
 from qmp_migrate.rig.guest.images import GuestImage
+from tests.support.real.brokers import until
 
 READY = "printf '[ 0.1] noise\\r\\n\\nQM READY v=1\\nQM T 1 5 6 7\\n'; exec sleep 1000"
 READY_ALONE = "printf 'QM READY v=1\\n'; exec sleep 1000"

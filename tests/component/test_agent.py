@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
@@ -25,6 +24,7 @@ from qmp_migrate.bus.consume.ordered import Followed, follow
 from qmp_migrate.bus.messages.registry import HostEvent, HostInfo, HostLoad, HostStatus, HostVm
 from qmp_migrate.bus.messages.session import boot_id
 from qmp_migrate.bus.messages.topics import Topics
+from tests.support.real.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 
 SOON_S = 5.0
 """Within a second, on a machine that is not five times too slow."""

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S, Mosquitto, until
-from tests.support.real.lab import wait_for
-from tests.support.real.pre_switchover_pair import binaries
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.client.subscription import Received
 from qmp_migrate.bus.messages.registry import HostEvent, HostVm
 from qmp_migrate.bus.messages.topics import Topics
+from tests.support.real.brokers import PATIENCE_S, Mosquitto, until
+from tests.support.real.lab import wait_for
+from tests.support.real.pre_switchover_pair import binaries
 
 SOON_S = 5.0
 """Within a second, on a machine that is not five times too slow."""

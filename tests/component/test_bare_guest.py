@@ -6,14 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.support.real.kvm import need_kvm
-from tests.support.real.qemu_versions import VERSIONS, program
-from tests.support.real.running_guest import eventually, generation, memory_of, pages_in, running
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.rig.guest.accelerator_probe import Accelerator
 from qmp_migrate.rig.guest.images import GuestImage, find_images
 from qmp_migrate.rig.guest.oracle import judge
+from tests.support.real.kvm import need_kvm
+from tests.support.real.qemu_versions import VERSIONS, program
+from tests.support.real.running_guest import eventually, generation, memory_of, pages_in, running
 
 WS_PAGES = 8 * 256
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.support.real.brokers import find_mosquitto
 
 pytestmark = pytest.mark.skipif(

@@ -14,7 +14,6 @@ from pathlib import Path
 import aiomqtt
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from tests.support.real.brokers import PATIENCE_S, START_S, find_mosquitto, free_port, listens, until
 from typer.testing import CliRunner
 
 from qmp_migrate.bus.broker.acl_check import probe
@@ -24,6 +23,7 @@ from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.client.connection import Connection
 from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.cli.main import app
+from tests.support.real.brokers import PATIENCE_S, START_S, find_mosquitto, free_port, listens, until
 
 pytestmark = pytest.mark.skipif(
     find_mosquitto() is None, reason="mosquitto is not installed: apt-get install mosquitto"

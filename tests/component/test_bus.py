@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.support.data.golden_messages import event, presence_of_a, vm
-from tests.support.real.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 
 from qmp_migrate.bus.broker.embedded import EmbeddedBroker
 from qmp_migrate.bus.client.address import BrokerAddress
@@ -23,6 +21,8 @@ from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.bus.publish.mqtt_reporter import MqttReporter, controller_client
 from qmp_migrate.errors import BusError
 from qmp_migrate.migration.model.reporter import MigrationView
+from tests.support.data.golden_messages import event, presence_of_a, vm
+from tests.support.real.brokers import PATIENCE_S, AnyBroker, Embedded, Mosquitto, free_port, until
 
 TOPICS = Topics()
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 import trustme
-from tests.support.data.golden_messages import vm
-from tests.support.real.brokers import PATIENCE_S, Mosquitto, free_port, listens, until
 
 from qmp_migrate.bus.broker.embedded import EmbeddedBroker
 from qmp_migrate.bus.client.address import BrokerAddress
@@ -25,6 +23,8 @@ from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.messages.registry import HostVm
 from qmp_migrate.bus.messages.topics import Topics
 from qmp_migrate.errors import BusError
+from tests.support.data.golden_messages import vm
+from tests.support.real.brokers import PATIENCE_S, Mosquitto, free_port, listens, until
 
 TOPICS = Topics()
 

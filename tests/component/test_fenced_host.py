@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.real.sshd import running_sshd
 
 from qmp_migrate.errors import CommandFailed, Fenced, FileFailed, LockBusy
 from qmp_migrate.hosts import Host, HostAddress, SshHost, make_host
 from qmp_migrate.hosts.fenced import FencedHost
 from qmp_migrate.hosts.process import identify, is_alive, kill, launch
+from tests.support.real.sshd import running_sshd
 
 
 @pytest.fixture(params=["ssh", "local"])

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S, Mosquitto, free_port, until
-from tests.support.real.pre_switchover_pair import HeldPair, binaries
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.consume.ordered import follow
 from qmp_migrate.bus.messages.registry import HostEvent
 from qmp_migrate.bus.messages.topics import Topics
+from tests.support.real.brokers import PATIENCE_S, Mosquitto, free_port, until
+from tests.support.real.pre_switchover_pair import HeldPair, binaries
 from tests.support.side_by_side import side_by_side
 
 LIMIT_S = 2.0

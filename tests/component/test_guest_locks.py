@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import Sshd, running_sshd
 
 from qmp_migrate.errors import Fenced, FileFailed, HostUnreachable, LockBusy, TransportError
 from qmp_migrate.hosts import SshHost
@@ -23,6 +21,8 @@ from qmp_migrate.hosts.fenced import FencedHost
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, running_sshd
 
 # One controller: on "take" it tries to take the guest, and says "won EPOCH" or "busy MESSAGE".
 CONTROLLER = """

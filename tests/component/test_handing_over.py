@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S, Mosquitto, until
-from tests.support.real.failover_pair import EPOCH, MIGRATION, HandingPair, HeldLock
-from tests.support.real.pre_switchover_pair import binaries
 
 from hostagent.failover.guest_lock import read_epoch
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
 from qmp_migrate.bus.messages.registry import HostToken
 from qmp_migrate.bus.messages.topics import Topics
+from tests.support.real.brokers import PATIENCE_S, Mosquitto, until
+from tests.support.real.failover_pair import EPOCH, MIGRATION, HandingPair, HeldLock
+from tests.support.real.pre_switchover_pair import binaries
 from tests.support.side_by_side import side_by_side
 
 LIMIT_S = 2.0

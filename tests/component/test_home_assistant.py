@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.data.golden_messages import message, vm
-from tests.support.real.brokers import Mosquitto, until
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
@@ -23,6 +21,8 @@ from qmp_migrate.bus.messages.registry import HostStatus
 from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.bus.publish.home_assistant import HomeAssistant
 from qmp_migrate.fleet.integrations.home_assistant import Announcer
+from tests.support.data.golden_messages import message, vm
+from tests.support.real.brokers import Mosquitto, until
 
 TOPICS = Topics()
 NODE = "homeassistant/qmp-migrate_v1"

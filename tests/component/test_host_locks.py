@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import Sshd, running_sshd, until
 
 from qmp_migrate.errors import FileFailed, LockBusy, TransportError
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, Timing, lock, make_host
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, running_sshd, until
 
 CONTROLLER = """
 import asyncio, sys

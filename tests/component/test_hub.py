@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.support.real.sshd import short_directory
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.rig.vm_hosts.hub import PENDING_BYTES, Hub
+from tests.support.real.sshd import short_directory
 
 EVERYBODY = b"\xff" * 6
 A, B, C = (bytes((0x52, 0x54, 0, 0x78, 0, number)) for number in (1, 2, 3))

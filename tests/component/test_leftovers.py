@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.support.real.sshd import running_sshd, short_directory, until
 
 from qmp_migrate.fleet.cleanup import leftovers, removal
 from qmp_migrate.fleet.cleanup.classification import Finding, Kind
@@ -23,6 +22,7 @@ from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.qemu import encryption
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.settings import parse
+from tests.support.real.sshd import running_sshd, short_directory, until
 
 UUID = "6d5c2a0e-5d6c-4f0e-9a3b-0d0f6f0f2a11"
 WAITS = ("-S", "-incoming", "defer")

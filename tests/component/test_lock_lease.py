@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import Sshd, until
 
 from qmp_migrate.errors import LockBusy
 from qmp_migrate.hosts import HeldLock, Host, HostAddress, SshHost, Timing, lock, make_host
 from qmp_migrate.hosts.lock import end_holder
 from tests import ROOT
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, until
 
 # Holds a lock and a socket with a short lease; says when the lock is lost, and how its next call ends.
 CONTROLLER = """

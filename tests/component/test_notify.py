@@ -19,8 +19,6 @@ from typing import Any
 
 import pytest
 import trustme
-from tests.support.data.golden_messages import golden
-from tests.support.real.brokers import PATIENCE_S, Mosquitto, until
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
@@ -31,6 +29,8 @@ from qmp_migrate.fleet.notifications import delivery
 from qmp_migrate.fleet.notifications.delivery import Command, Webhook, deliver, read_secret, signature
 from qmp_migrate.fleet.notifications.rules import Notice
 from qmp_migrate.settings import load
+from tests.support.data.golden_messages import golden
+from tests.support.real.brokers import PATIENCE_S, Mosquitto, until
 
 NOTICE = Notice("m-1.completed.3", "migration.completed", "web1", "b", "web1 a -> b", {"migration": "m-1"})
 TOPICS = Topics()

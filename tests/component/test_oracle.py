@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.support.real.running_guest import PAGE, eventually, generation, memory_of, pages_in, running
 
 from qmp_migrate.errors import RigError
 from qmp_migrate.rig.guest.disk_journal import check_journal
 from qmp_migrate.rig.guest.images import GuestImage, find_images
 from qmp_migrate.rig.guest.oracle import judge
+from tests.support.real.running_guest import PAGE, eventually, generation, memory_of, pages_in, running
 
 
 @pytest.fixture

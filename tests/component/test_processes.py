@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import running_sshd, short_directory, until
 
 from qmp_migrate.errors import ChannelRefused, CommandFailed, GuestExists, LaunchFailed, LockBusy, UsageError
 from qmp_migrate.hosts import Host, HostAddress, SshHost, make_host
@@ -33,6 +31,8 @@ from qmp_migrate.hosts.process import (
     terminate,
     wait_gone,
 )
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import running_sshd, short_directory, until
 
 # Stands in for a QEMU: says something, makes its socket, then waits.
 GUEST = 'echo "to stdout"; echo "to stderr" >&2; : >qmp.sock; exec sleep 600'

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from tests.support.real.pre_switchover_pair import binaries
-from tests.support.real.sshd import Sshd, running_sshd, short_directory
 
 from hostagent.relay.entry import main as entry
 from qmp_migrate.errors import ChannelRefused, ConnectionLost, FileFailed, QmpCommandFailed, RelayRefused
 from qmp_migrate.hosts import SshHost
 from qmp_migrate.hosts.process import identify, kill, launch, list_all
 from qmp_migrate.qemu.monitor import Monitor
+from tests.support.real.pre_switchover_pair import binaries
+from tests.support.real.sshd import Sshd, running_sshd, short_directory
 
 BINARY = binaries()[0]
 

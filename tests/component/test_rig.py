@@ -14,8 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import short_directory, until
 
 from qmp_migrate.errors import RigError, UsageError
 from qmp_migrate.hosts import HostAddress, SshHost, process
@@ -25,6 +23,8 @@ from qmp_migrate.rig.addresses import host_names, run_dir
 from qmp_migrate.rig.directory import exclusive
 from qmp_migrate.rig.guest.images import GuestImage
 from qmp_migrate.vm.spec.guest_spec import GuestSpec, parse_spec
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import short_directory, until
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.real.sshd import short_directory
 
 from qmp_migrate.errors import HostUnknown, RigError, UsageError
 from qmp_migrate.rig import lab
@@ -19,6 +18,7 @@ from qmp_migrate.rig.addresses import RigHost
 from qmp_migrate.rig.guest.images import GuestImage
 from qmp_migrate.rig.state import Part, RigState, load
 from qmp_migrate.rig.vm_hosts import machines, power
+from tests.support.real.sshd import short_directory
 
 
 @pytest.fixture

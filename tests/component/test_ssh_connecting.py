@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import Sshd, connected, running_sshd, until
 
 from qmp_migrate.errors import (
     AuthenticationFailed,
@@ -22,6 +20,8 @@ from qmp_migrate.errors import (
     HostUnreachable,
 )
 from qmp_migrate.hosts import HostAddress, SshHost, Timing
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, connected, running_sshd, until
 
 
 def ssh_keygen(*words: str | Path) -> None:

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
-from tests.support.real.brokers import PATIENCE_S
-from tests.support.real.sshd import Sshd, connected, open_descriptors, running_sshd, until
 
 from qmp_migrate.errors import (
     ChannelRefused,
@@ -29,6 +27,8 @@ from qmp_migrate.errors import (
 from qmp_migrate.hosts import Host, HostAddress, SshHost, files, make_host
 from qmp_migrate.hosts.ssh.paramiko_import import paramiko
 from qmp_migrate.hosts.ssh.transport import SshTransport
+from tests.support.real.brokers import PATIENCE_S
+from tests.support.real.sshd import Sshd, connected, open_descriptors, running_sshd, until
 
 HOSTILE = [
     "",

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.real.bare_qemu import bare_qemu, binaries
 
 from qmp_migrate.errors import MonitorError, QmpCommandFailed
 from qmp_migrate.qemu import encryption, images, storage
 from qmp_migrate.qemu.images import Device, Target
 from qmp_migrate.qemu.monitor import Monitor
+from tests.support.real.bare_qemu import bare_qemu, binaries
 
 HOST = "127.0.0.1"
 MIB = 1 << 20

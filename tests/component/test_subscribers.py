@@ -16,9 +16,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.support.data.golden_messages import golden
-from tests.support.real.brokers import Mosquitto, until
-from tests.support.real.pre_switchover_pair import HeldPair, binaries
 
 from qmp_migrate.bus.client.address import BrokerAddress
 from qmp_migrate.bus.client.client import BusClient
@@ -28,6 +25,9 @@ from qmp_migrate.bus.messages.schemas import json_schema
 from qmp_migrate.bus.messages.topics import Kind, Topics
 from qmp_migrate.bus.publish.retention import forget_old
 from tests import ROOT
+from tests.support.data.golden_messages import golden
+from tests.support.real.brokers import Mosquitto, until
+from tests.support.real.pre_switchover_pair import HeldPair, binaries
 
 EXAMPLES = ROOT / "docs" / "examples"
 TOPICS = Topics()

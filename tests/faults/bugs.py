@@ -200,7 +200,7 @@ BUGS: Final = {
             "cancel-in-postcopy",
             "a guest whose memory is on both hosts is cancelled",
             _cancel_in_postcopy,
-            test="tests/unit/test_handover.py",
+            test="tests/unit/migration/ownership/test_decision.py",
         ),
         Bug(
             "believe-retained",

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.real import kvm
 from tests.support.real.lab import Guest, Lab, rig
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.support.real.lab import Lab, wait_for
-from tests.support.real.raw_qmp import qmp
 
 from qmp_migrate.rig.guest.images import find_images
 from qmp_migrate.rig.guest.oracle import Verdict, judge
+from tests.support.real.lab import Lab, wait_for
+from tests.support.real.raw_qmp import qmp
 
 QEMU = shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
 # Memory that is not a multiple of 256 KiB: see `tests.support.real.lab.MEMORY`.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.real.lab import Guest, Lab, qemus
 from tests.support.real.lab_journal import assert_untouched
 

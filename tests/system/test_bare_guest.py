@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from tests.support.real.kvm import need_kvm
 from tests.support.real.lab import Lab
 

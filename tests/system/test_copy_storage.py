@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qmp_migrate.rig.guest.disk_journal import check_journal
 from tests.support.real.commands import Command
 from tests.support.real.lab import Guest, Lab, interrupt
 from tests.support.real.lab_journal import assert_untouched, record, wait_for_phase
 from tests.support.real.raw_qmp import qmp
-
-from qmp_migrate.rig.guest.disk_journal import check_journal
 
 BUSY = "qm.rate=4 qm.ws=8 qm.tick=10 qm.disk=/dev/vda"
 MIB = 1 << 20

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qmp_migrate.rig.guest.disk_journal import check_journal
 from tests.support.real.lab import Guest, Lab, wait_for
 from tests.support.real.qemu_versions import program
 from tests.support.real.raw_qmp import qmp
-
-from qmp_migrate.rig.guest.disk_journal import check_journal
 
 PORTS = [word for n in range(1, 5) for word in ("-device", f"pcie-root-port,id=rp{n},chassis={n}")]
 

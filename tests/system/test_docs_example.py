@@ -9,9 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.support.real.lab import Guest, Lab, wait_for
 
 from tests import ROOT
+from tests.support.real.lab import Guest, Lab, wait_for
 
 EXAMPLES = ROOT / "docs/examples"
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import ROOT
 from tests.support.real import systemd_machine as machines
 from tests.support.real.brokers import find_mosquitto, free_port, listens
 from tests.support.real.lab import CLI, COMMAND_S, Ran, wait_for
 from tests.support.real.systemd_machine import Machine
-
-from tests import ROOT
 
 AGENT = "qmp-hostagent.app.service"
 WAIT_S = 30.0

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+
+from qmp_migrate.rig.guest.oracle import Computed, judge
+from tests import ROOT
 from tests.support.real.commands import Command
 from tests.support.real.kvm import need_kvm
 from tests.support.real.lab import Guest, Lab, wait_for
@@ -22,9 +25,6 @@ from tests.support.real.lab_journal import record
 from tests.support.real.qemu_versions import known, why_missing
 from tests.support.real.raw_qmp import qmp
 from tests.support.real.tcp_proxy import Cable
-
-from qmp_migrate.rig.guest.oracle import Computed, judge
-from tests import ROOT
 
 pytestmark = pytest.mark.kvm
 

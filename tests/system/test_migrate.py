@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 
+from qmp_migrate.rig.guest.disk_journal import check_journal
 from tests.support.real.interrupted import SLOW
 from tests.support.real.lab import Guest, Lab, interrupt, qemus
 from tests.support.real.lab_journal import assert_untouched, wait_for_phase
 from tests.support.real.raw_qmp import qmp
-
-from qmp_migrate.rig.guest.disk_journal import check_journal
 
 
 def test_a_running_guest_moves_live_and_proves_that_it_went_on(lab: Lab, guest: Guest) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.real.commands import Command
 from tests.support.real.interrupted import SLOW, quickened
 from tests.support.real.lab import Guest, Lab, interrupt, qemus, wait_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.support.real.interrupted import SLOW, ended, killed_while_copying, quickened
 from tests.support.real.lab import Guest, Lab
 from tests.support.real.lab_journal import wait_for_phase

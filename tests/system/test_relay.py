@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.real.lab import Lab
 
 from tests import ROOT
+from tests.support.real.lab import Lab
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.real.lab import Guest, Lab, qemus, wait_for
-from tests.support.real.qemu_versions import program
 
 from qmp_migrate import Controller, load_settings
+from tests.support.real.lab import Guest, Lab, qemus, wait_for
+from tests.support.real.qemu_versions import program
 
 
 @contextmanager

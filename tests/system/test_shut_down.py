@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.real.lab import Guest, Lab, qemus, wait_for
-
 from hostagent.discovery.guests import start_ticks
 from qmp_migrate import Controller, load_settings
+from tests.support.real.lab import Guest, Lab, qemus, wait_for
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.support.real.interrupted import killed_while_copying, quickened
 from tests.support.real.lab import Guest, Lab, interrupt, wait_for
 from tests.support.real.lab_journal import wait_for_phase

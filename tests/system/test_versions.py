@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
 from tests.support.real.lab import Lab
 from tests.support.real.qemu_versions import VERSIONS, every_pair, known, program
 

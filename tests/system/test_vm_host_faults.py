@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from tests.support.real.lab import wait_for
 from tests.support.real.vm_hosts import STEP_S, Machines, machines
 

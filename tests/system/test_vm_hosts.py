@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from tests.support.real.vm_hosts import Machines, machines
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]

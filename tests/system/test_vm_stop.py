@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.support.real.lab import Lab, qemus
 from tests.support.real.qemu_versions import program
 

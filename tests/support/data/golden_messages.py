@@ -11,7 +11,7 @@ from qmp_migrate.bus.messages.session import Session
 from qmp_migrate.bus.messages.topics import Kind, Topics
 from tests import ROOT
 
-GOLDEN = ROOT / "tests" / "unit" / "golden"
+GOLDEN = ROOT / "tests" / "data" / "bus_messages"
 
 
 def golden(name: str) -> dict[str, Any]:
