@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import qmp_migrate
 from qmp_migrate.errors import LaunchFailed, QmpMigrateError, RigError, UsageError
 from qmp_migrate.hosts import process
 from qmp_migrate.hosts.local import LocalHost
@@ -308,7 +307,7 @@ def find_qemu() -> str:
 
 def python(module: str) -> list[str]:
     """Return the argv that runs a module of ours with this Python, installed or from a checkout."""
-    root = Path(qmp_migrate.__file__).parent.parent
+    root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     return ["env", f"PYTHONPATH={path}", sys.executable, "-m", module]
 

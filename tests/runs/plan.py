@@ -23,6 +23,7 @@ SETUP: Final = (
 LINT: Final = (
     Step("lint", (f"{BIN}/ruff", "check", ".")),
     Step("format", (f"{BIN}/ruff", "format", "--check", ".")),
+    Step("imports", (f"{BIN}/lint-imports", "--no-cache")),
     Step("types", (f"{BIN}/mypy",)),
 )
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import compileall
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -30,8 +31,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import hostagent
-import qmp_migrate
 from qmp_migrate.errors import CommandFailed, RigError
 from qmp_migrate.hosts import process
 from qmp_migrate.hosts.base import UNIX_PATH_LIMIT
@@ -222,9 +221,11 @@ class _Raising(lab.Raising):
             self.state = replace(self.state, warnings=(warning,))
             self._agents = False
             return
-        for package in (qmp_migrate, hostagent):
-            source = Path(str(package.__file__)).parent
-            shutil.copytree(source, tree / "lib" / source.name)
+        for package in ("qmp_migrate", "hostagent"):
+            found = importlib.util.find_spec(package)
+            assert found is not None
+            assert found.origin is not None
+            shutil.copytree(Path(found.origin).parent, tree / "lib" / package)
         # Byte code that is there has come along; compiling the rest here is quicker than on an emulated processor.
         compileall.compile_dir(tree / "lib", quiet=2)
 

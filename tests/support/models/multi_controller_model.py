@@ -1,9 +1,9 @@
 """A model of one guest that more than one controller wants: the QEMUs, the stream, the hosts' locks, the guardian.
 
-Where `two_qemus` has one controller and is walked through whole, this one has what lies around it as well, and is walked
-through at random by `tests/unit/migration/ownership/test_decision_model.py`. Two things are kept apart on purpose: what a controller *sends*
-is put in flight and has its effect when it *arrives*, which may be much later or never; and a host knows only which
-connections are open, not who is right. What `contenders` decides comes from `decision.decide`, always from a look that may
+Where `exhaustive_model` has one controller and is walked through whole, this one has what lies around it as well, and is
+walked through at random by `test_decision_model.py`. Two things are kept apart on purpose: what a controller *sends* is put
+in flight and has its effect when it *arrives*, which may be much later or never; and a host knows only which connections are
+open, not who is right. What `controller_model` decides comes from `decision.decide`, always from a look that may
 be out of date by then.
 
 Everything may happen between any two steps: a lease may end at any time (its holder was frozen, cut off, or believed to be),
