@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from decision_table import decision_table
+from package_map import package_list, package_picture
 from phase_graph import phase_graph
 from policy_table import policy_table
 
@@ -132,6 +133,8 @@ def pages() -> dict[str, str]:
     """Return the content of every generated file, by name."""
     return {
         "phases.svg": phase_graph(MADE),
+        "packages.svg": package_picture(MADE),
+        "packages.md": package_list(MADE),
         "decisions.md": decision_table(MADE),
         "errors.md": error_table(),
         "commands.md": command_table(),

@@ -1,1 +1,1 @@
-"""The MQTT contract, shared by the controller and the agents: topics, messages, client, embedded broker (DESIGN §7)."""
+"""The MQTT contract, shared by the controller and the agents: topics, messages, client, embedded broker."""

@@ -1,4 +1,4 @@
-"""How a host is reached: over SSH, or because it is this machine. No QMP in here (DESIGN §4)."""
+"""How a host is reached: over SSH, or because it is this machine. No QMP in here."""
 
 from __future__ import annotations
 
