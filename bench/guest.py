@@ -13,7 +13,7 @@ from typing import Final
 from bench.scenarios import MEMORY_KIB, ODD_KIB, Scenario
 from qmp_migrate.rig.configuration import CPU
 from qmp_migrate.rig.guest.accelerator_probe import Accelerator
-from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.rig.guest.images import KERNEL_WORDS, GuestImage
 from qmp_migrate.rig.guest.oracle import Verdict, judge
 
 SOCKET: Final = "bench.sock"
@@ -89,7 +89,7 @@ class Guest:
         """Its kernel command line. Mostly memory is not verified: that costs CPU, and the tests prove that it survives."""
         scenario = self.scenario
         return (
-            f"console=ttyS0 quiet qm.ws={scenario.ws_mib} qm.rate={scenario.rate_mib_s} "
+            f"{KERNEL_WORDS} qm.ws={scenario.ws_mib} qm.rate={scenario.rate_mib_s} "
             f"qm.tick={self.tick_ms} qm.verify={self.verify:d}"
         )
 

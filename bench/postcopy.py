@@ -27,14 +27,14 @@ from typing import Any, Final, Literal
 
 from bench.measure.qmp import Qmp
 from qmp_migrate.rig.configuration import CPU
-from qmp_migrate.rig.guest.images import find_images
+from qmp_migrate.rig.guest.images import KERNEL_WORDS, find_images
 from qmp_migrate.rig.guest.oracle import Verdict, judge
 from tests.support.real.qemu_versions import known
 
 BOOT_S: Final = 120.0
 GOES_ON_S: Final = 40.0
 MOVE_S: Final = 60.0
-APPEND: Final = {"linux": "console=ttyS0 quiet qm.ws=8 qm.tick=10", "bare": "console=ttyS0 quiet qm.ws=48 qm.tick=20"}
+APPEND: Final = {"linux": f"{KERNEL_WORDS} qm.ws=8 qm.tick=10", "bare": f"{KERNEL_WORDS} qm.ws=48 qm.tick=20"}
 RATE: Final = {"linux": 4, "bare": 40}
 """MiB/s that the guest rewrites, as far as the machine gives it that."""
 CAPABILITIES: Final = ("return-path", "events", "late-block-activate", "postcopy-ram")

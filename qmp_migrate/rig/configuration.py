@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from qmp_migrate.rig.guest.accelerator_probe import CPU, Accelerator
-from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.rig.guest.images import KERNEL_WORDS, GuestImage
 from qmp_migrate.rig.state import RigState
 
 
@@ -70,7 +70,7 @@ def guest_text(*, name: str, accel: Accelerator, image: GuestImage, firmware: st
         _line("kernel", str(image.kernel)),
         *([] if image.initrd is None else [_line("initrd", str(image.initrd))]),
         *([] if firmware is None else [_line("firmware", firmware)]),
-        _line("append", "console=ttyS0 quiet qm.ws=64 qm.rate=8 qm.tick=20"),
+        _line("append", f"{KERNEL_WORDS} qm.ws=64 qm.rate=8 qm.tick=20"),
     ]
     return "\n".join(lines) + "\n"
 

@@ -110,7 +110,8 @@ static void take(char *word)
 		/* What the Linux guest is given beside the settings may stand here, too. */
 		if (text_equal(word, "panic=-1"))
 			settings.reset_on_panic = true;
-		else if (!text_begins(word, "console=") && !text_begins(word, "panic=") && !text_equal(word, "quiet"))
+		else if (!text_begins(word, "console=") && !text_begins(word, "panic=") && !text_equal(word, "quiet") &&
+			 !text_equal(word, "no_timer_check"))
 			die("unknown word %s", word);
 		return;
 	}

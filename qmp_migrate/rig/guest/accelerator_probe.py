@@ -21,7 +21,7 @@ from typing import Final, Literal
 from qmp_migrate.errors import RigError
 from qmp_migrate.hosts.session import end_session, start_session
 from qmp_migrate.rig.guest.firmware import find_qboot
-from qmp_migrate.rig.guest.images import GuestImage, cache_directory
+from qmp_migrate.rig.guest.images import KERNEL_WORDS, GuestImage, cache_directory
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -91,7 +91,7 @@ async def _ticks_under_kvm(path: str, image: GuestImage, timeout_s: float) -> bo
         path,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35", "-accel", "kvm", "-cpu", CPU[image.kind], "-m", "256"),
-        *(*files, "-append", "console=ttyS0 quiet qm.ws=1 qm.tick=1"),
+        *(*files, "-append", f"{KERNEL_WORDS} qm.ws=1 qm.tick=1"),
         *("-serial", "stdio"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from qmp_migrate.errors import QmpMigrateError, UsageError
 from qmp_migrate.fleet.controller import Controller
+from qmp_migrate.rig.guest.images import KERNEL_WORDS
 from qmp_migrate.rig.guest.oracle import Verdict, judge
 from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec.guest_spec import parse_spec
@@ -247,7 +248,7 @@ class Lab:
             bare = bool(self.bare_template) and not firmware_only and "qm.disk=" not in append
         template = self.bare_template if bare else self.template
         assert template, "no bare.elf: make images"
-        wanted = {"name": name, "memory": MEMORY, "append": f"console=ttyS0 quiet {append}"}
+        wanted = {"name": name, "memory": MEMORY, "append": f"{KERNEL_WORDS} {append}"}
         wanted |= {"accel": "tcg"} if bare else {}
         wanted |= keys
         lines = [line for line in template.splitlines() if line.partition(" =")[0] not in wanted]

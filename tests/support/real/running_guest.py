@@ -15,7 +15,7 @@ from qemu.qmp import QMPClient
 
 from qmp_migrate.rig.guest.accelerator_probe import CPU, Accelerator
 from qmp_migrate.rig.guest.firmware import QBOOT
-from qmp_migrate.rig.guest.images import GuestImage
+from qmp_migrate.rig.guest.images import KERNEL_WORDS, GuestImage
 from qmp_migrate.rig.guest.oracle import Verdict, judge
 
 PAGE = 4096
@@ -86,7 +86,7 @@ async def running(
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-machine", f"{machine},memory-backend=ram", "-accel", accel, "-cpu", CPU[image.kind]),
         *("-object", f"memory-backend-file,id=ram,size={memory_mib}M,mem-path={directory}/ram,share=on"),
-        *("-m", f"{memory_mib}M", *files, "-append", f"console=ttyS0 quiet {append}"),
+        *("-m", f"{memory_mib}M", *files, "-append", f"{KERNEL_WORDS} {append}"),
         *("-chardev", f"socket,id=serial,path={directory}/serial,server=on,wait=off"),
         *("-serial", "chardev:serial", "-qmp", f"unix:{directory}/qmp,server=on,wait=off"),
         *arguments,
