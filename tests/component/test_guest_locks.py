@@ -30,7 +30,7 @@ import asyncio, sys
 from pathlib import Path
 from qmp_migrate.errors import LockBusy
 from qmp_migrate.hosts import HostAddress, SshHost
-from qmp_migrate.migration import locks
+from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.settings import HostSettings
 
@@ -46,7 +46,7 @@ async def main():
     while word := (await asyncio.to_thread(sys.stdin.readline)).strip():
         if word == "take":
             try:
-                held = await locks.take(*sides, f"migration {migration}")
+                held = await guest_locks.take(*sides, f"migration {migration}")
                 print("won", held.epoch, held.before, flush=True)
             except LockBusy as error:
                 print("busy", error.exit_code, error.message, flush=True)
