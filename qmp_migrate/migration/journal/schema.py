@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import time
@@ -15,10 +14,13 @@ from sqlalchemy import event as sa_event
 from qmp_migrate.errors import JournalError
 
 SCHEMA: Final = 1
+"""The newest of ``versions/``. In the table ``meta`` for programs that know no Alembic: they refuse a newer one."""
 BUSY_S: Final = 10.0
 """How long another controller may hold the database, seconds."""
 
 metadata = sa.MetaData()
+revisions = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
+"""Alembic's own table: which of ``versions/`` have run."""
 meta = sa.Table("meta", metadata, sa.Column("schema", sa.Integer, primary_key=True))
 migrations = sa.Table(
     "migrations",
@@ -98,33 +100,22 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _check_version(engine: sa.Engine, url: str) -> None:
-    """Make the tables where there are none; refuse those of another version."""
+    """Refuse a journal of a newer program, and bring one of an older one, or a new one, up to date."""
     # The version first, and for itself: a journal of a newer program is not to be touched, and a transaction that has begun
-    # with reading cannot go on to write while another controller makes the tables.
+    # with reading cannot go on to write while another controller changes the schema.
     with engine.connect() as connection:
         tables = sa.inspect(connection)
-        found = tables.has_table("meta")
-        # Came later; who does not know it does not miss it, so the version is the same.
-        complete = tables.has_table(operations.name)
-        known = connection.execute(sa.select(meta.c.schema)).scalar() if found else None
-    if known not in {None, SCHEMA}:
+        known = connection.execute(sa.select(meta.c.schema)).scalar() if tables.has_table("meta") else None
+        marked = tables.has_table(revisions.name)
+        revision = connection.execute(sa.select(revisions.c.version_num)).scalar() if marked else None
+    if known is not None and known > SCHEMA:
         raise JournalError(
             f"the journal {url} has version {known}, this program knows {SCHEMA}", hint="use the newer qmp-migrate"
         )
-    if known is None or not complete:
-        _make_tables(engine)
+    if revision != str(SCHEMA):
+        from qmp_migrate.migration.journal.upgrade import upgrade
 
-
-def _make_tables(engine: sa.Engine) -> None:
-    """Make what is absent: several controllers may make a new journal at the same moment."""
-    with engine.begin() as connection:
-        for table in metadata.sorted_tables:
-            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            for index in table.indexes:
-                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        if connection.execute(sa.select(meta.c.schema)).scalar() is None:
-            with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
-                connection.execute(meta.insert(), {"schema": SCHEMA})
+        upgrade(engine, metadata)
 
 
 def _dump(value: Any) -> str:
