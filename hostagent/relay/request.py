@@ -127,7 +127,14 @@ def _script(source: str, args: list[str], argv: tuple[str, ...], allowed: Allowe
     kinds: list[str] = entry["args"]
     name: str = entry["name"]
     rest: list[str] = []
-    if kinds[-1:] == ["argv"]:
+    digest_of_input = ""
+    if kinds[-1:] == ["probe"]:
+        kinds = kinds[:-1]
+        args, words = args[: len(kinds)], args[len(kinds) :]
+        if not words or words[0] not in allowed.qemus or not _is_probe(words[1:]):
+            raise Refused(f"{name}: not the command line of a probe")
+        digest_of_input = known["questions"]
+    elif kinds[-1:] == ["argv"]:
         kinds = kinds[:-1]
         args, rest = args[: len(kinds)], args[len(kinds) :]
     elif kinds[-1:] == ["*"]:
@@ -155,4 +162,5 @@ def _script(source: str, args: list[str], argv: tuple[str, ...], allowed: Allowe
         argv,
         guests_pid=pid if plain.endswith(".KILL") else None,
         groups_pid=pid if plain.endswith(".END_GROUP") else None,
+        input_digest=digest_of_input,
     )

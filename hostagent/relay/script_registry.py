@@ -18,7 +18,7 @@ PID: Final = ("number", "number", "boot id")
 FENCE: Final = ("epoch", "number")
 
 # Module and constant, then what each argument must be. "*" after the last one: any number of these. "argv": a QEMU's
-# command line.
+# command line. "probe": that of a QEMU that is started for its answers.
 SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("hosts.files", "READ"): ("record or log of a guest", "number", "number"),
     ("hosts.files", "WRITE"): ("serial log that travels", "mode", "number"),
@@ -43,6 +43,7 @@ SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("migration.preflight.host_facts", "_FACTS"): ("run directory", "guest's name", "QEMU", "address or nothing"),
     ("migration.preflight.host_facts", "_PATHS"): ("file for a guest", "*"),
     ("migration.preflight.host_facts", "_SIZES"): ("file for a guest", "*"),
+    ("migration.preflight.host_facts", "_PROBE"): ("run directory", "probe"),
     ("migration.endpoint.guest_locks", "_EPOCH"): ("epoch",),
     ("migration.endpoint.guest_locks", "_HOLDER"): ("lock",),
     ("migration.endpoint.guest_locks", "_PLACE"): ("run directory",),

@@ -260,7 +260,7 @@ async def probe_binary(
     key = f"binary-3/{host.name}/{what}"
     known = await journal.probe(key)
     if known is None:
-        known = await _ask_binary(host, settings.qemu, accel)
+        known = await _ask_binary(host, settings.run_dir, settings.qemu, accel)
         await journal.remember_probe(key, known)
     return BinaryFacts(
         version=known["version"],
@@ -294,16 +294,32 @@ _QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 )
 
 
+# $1: the run directory; then a QEMU's command line. Its answers go to a file first: QEMU that ends drops what a pipe has not
+# taken by then, and the answers are four times what a pipe holds. The file has no name by the time QEMU runs.
+_PROBE: Final = """
+umask 077
+run_dir=$1
+shift
+file=$(mktemp "$run_dir/.probe.XXXXXX" 2>/dev/null || mktemp) || exit 1
+exec 3>"$file" 4<"$file"
+rm -f -- "$file"
+"$@" >&3 3>&- 4<&-
+status=$?
+cat <&4
+exit "$status"
+"""
+
+
 def questions() -> bytes:
     """Return what a QEMU is asked that is started for its answers only."""
     return "".join(json.dumps({"execute": name, "arguments": a, "id": name}) for name, a in _QUESTIONS).encode()
 
 
-async def _ask_binary(host: Host, binary: str, accel: str) -> dict[str, Any]:
+async def _ask_binary(host: Host, run_dir: str, binary: str, accel: str) -> dict[str, Any]:
     argv = [binary, "-M", "none", "-nodefaults", "-display", "none", "-S", "-accel", accel, "-qmp", "stdio"]
     argv += ["-incoming", "defer"]
     try:
-        done = await host.run(argv, input=questions(), timeout=PROBE_S)
+        done = await host.script(_PROBE, [run_dir, *argv], input=questions(), timeout=PROBE_S)
     except CommandFailed as error:
         raise LaunchFailed(
             f"{binary} cannot be asked what it can do (accelerator {accel})",

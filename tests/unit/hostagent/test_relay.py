@@ -24,6 +24,7 @@ from qmp_migrate.hosts import shell_command as host_command
 from qmp_migrate.hosts.fenced import _FENCE
 from qmp_migrate.hosts.shell_command import behind_login_shell, script_argv
 from qmp_migrate.migration.endpoint import guest_locks
+from qmp_migrate.migration.preflight import host_facts
 
 KNOWN = relay_request.load()
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -99,6 +100,13 @@ def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> N
     assert request(shlex.join(behind_login_shell(probe, 10.0)), allowed).input_digest == KNOWN["questions"]
     with_ring = ["kvm,dirty-ring-size=4096" if word == "tcg" else word for word in probe]
     assert request(shlex.join(behind_login_shell(with_ring, 10.0)), allowed).input_digest == KNOWN["questions"]
+    through_a_file = asked(host_facts._PROBE, allowed.run_dir, *probe)
+    assert request(through_a_file, allowed).input_digest == KNOWN["questions"]
+    for refused in (["/bin/sh", *probe[1:]], [*probe, "-daemonize"], probe[:1], []):
+        with pytest.raises(Refused):
+            request(asked(host_facts._PROBE, allowed.run_dir, *refused), allowed)
+    with pytest.raises(Refused):
+        request(asked(host_facts._PROBE, "/etc", *probe), allowed)
     for accelerator in ("kvm,dirty-ring-size=/x", "kvm,device=/dev/x", "tcg,dirty-ring-size=4096", "qtest"):
         other = [accelerator if word == "tcg" else word for word in probe]
         with pytest.raises(Refused):

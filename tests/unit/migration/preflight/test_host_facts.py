@@ -166,8 +166,8 @@ class Talking:
             raise output
         return output if isinstance(output, Completed) else Completed(0, output, b"some words on stderr")
 
-    async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
-        return await self.run(args)
+    async def script(self, source: str, args: Sequence[str] = (), *, input: bytes = b"", **_: Any) -> Completed:
+        return await self.run(args, input=input)
 
 
 SETTINGS = HostSettings(address="10.0.0.12")
@@ -257,7 +257,7 @@ async def test_a_binary_is_asked_what_it_can_do(journal: Journal) -> None:
     assert found.cpus["qemu64"] == found.cpus["host"] == ()
     assert found.cpu_aliases == {"Skylake-Server": "Skylake-Server-v1"}
     (argv,) = host.ran
-    assert argv[0] == SETTINGS.qemu
+    assert argv[:2] == [SETTINGS.run_dir, SETTINGS.qemu]
     assert argv[argv.index("-accel") + 1] == "tcg"
     assert "-S" in argv
     assert b'"execute": "quit"' in host.inputs[0]
