@@ -1,7 +1,7 @@
 """The policies by name: what each may do about a guest that dirties memory faster than it can be copied. Data.
 
 The three of our own are one function (`ladder.next_step`) with different numbers. The others do what other programs do
-(`rivals`), for comparison: they keep to their own limits and not to the user's.
+(`reference_policies`), for comparison: they keep to their own limits and not to the user's.
 """
 
 # ruff: noqa: D102  (PolicyRequest repeats what MigrationRequest documents)

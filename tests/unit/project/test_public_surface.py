@@ -74,6 +74,16 @@ def _fields(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
+def _codes_assigned(node: ast.Assign) -> Iterator[str]:
+    """Yield what is assigned to ``code``, also as one of several: ``code, what = "guest_shutdown", …``."""
+    for target in node.targets:
+        names = target.elts if isinstance(target, ast.Tuple) else [target]
+        values = node.value.elts if isinstance(node.value, ast.Tuple) and len(names) > 1 else [node.value]
+        for name, value in zip(names, values, strict=False):
+            if ast.unparse(name) == "code" and _is_text(value):
+                yield value.value  # type: ignore[attr-defined]
+
+
 def codes() -> list[str]:
     """Every error code that is given to an error as it is raised, or that belongs to a class."""
     found = set()
@@ -81,8 +91,8 @@ def codes() -> list[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.keyword) and node.arg == "code":
                 found |= {part.value for part in ast.walk(node.value) if _is_text(part)}  # type: ignore[attr-defined]
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "code" and _is_text(node.value):
-                found.add(node.value.value)  # type: ignore[attr-defined]
+            elif isinstance(node, ast.Assign):
+                found |= set(_codes_assigned(node))
     return sorted(found)
 
 

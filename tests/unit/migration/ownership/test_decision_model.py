@@ -1,6 +1,7 @@
 """Two controllers, their locks, the guardian, and a crash of everything at every step: no history has two owners or none.
 
-What is walked through is in `contested` and `contenders`, what is judged in `histories`; the decisions are the product's.
+What is walked through is in `multi_controller_model` and `controller_model`, what is judged in `random_histories`; the
+decisions are the product's.
 `HYPOTHESIS_PROFILE=deep` tries more than 20,000 histories with hypothesis, which shrinks what it finds, and a million
 without it, which is faster.
 """
