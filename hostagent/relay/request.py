@@ -17,6 +17,7 @@ COMMAND_LIMIT: Final = 1 << 20
 INPUT_LIMIT: Final = 4 << 20
 CONNECT: Final = "qmp-relay"
 ACCELERATOR: Final = re.compile(r"tcg|kvm(,dirty-ring-size=[0-9]{1,6})?")
+_KILLS: Final = (".KILL", ".KILL_CLOSED")
 PROBE: Final = (
     "-M",
     "none",
@@ -155,12 +156,12 @@ def _script(source: str, args: list[str], argv: tuple[str, ...], allowed: Allowe
         if own[2:4] != ["qmp.sock", "qemu.log"]:
             raise Refused(f"{name}: other files than qmp.sock and qemu.log")
         return Request("run", name, argv, record=tuple(rest))
-    pid = (own[0], own[1]) if plain.endswith((".KILL", ".END_GROUP")) else None
+    pid = (own[0], own[1]) if plain.endswith((*_KILLS, ".END_GROUP")) else None
     return Request(
         "locks" if plain.endswith(".HOLDER") else "run",
         name,
         argv,
-        guests_pid=pid if plain.endswith(".KILL") else None,
+        guests_pid=pid if plain.endswith(_KILLS) else None,
         groups_pid=pid if plain.endswith(".END_GROUP") else None,
         input_digest=digest_of_input,
     )

@@ -25,6 +25,7 @@ SCRIPTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("hosts.process_scripts", "IS_ALIVE"): PID,
     ("hosts.process_scripts", "WAIT_GONE"): (*PID, "number"),
     ("hosts.process_scripts", "KILL"): (*PID, "number", "signal"),
+    ("hosts.process_scripts", "KILL_CLOSED"): (*PID, "number", "signal"),
     ("hosts.process_scripts", "IDENTIFY"): ("guest's directory",),
     ("hosts.process_scripts", "COMMAND_LINE"): ("number",),
     ("hosts.process_scripts", "DISCARD"): ("guest's directory",),

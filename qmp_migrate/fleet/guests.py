@@ -379,16 +379,20 @@ async def _end(side: Side, *, force: bool, timeout: float) -> bool:
     assert side.process is not None
     if force:
         return await _quit(side)
+    deadline = time.monotonic() + timeout
     try:
-        await (await side.attach()).execute("system_powerdown")
+        monitor = await side.attach()
+        if (await qmp.run_status(monitor)).status == "shutdown":
+            return await _let_go(side, deadline)
+        await monitor.execute("system_powerdown")
     except (MonitorLost, ChannelRefused):
         # It may be ending by itself at this moment: then there is nothing left to ask for.
         if not await wait_gone(side.host, side.process, _ENDING_S):
             raise
-    deadline = time.monotonic() + timeout
     while not await wait_gone(side.host, side.process, max(0.0, min(_LOOK_S, deadline - time.monotonic()))):
         if side.monitor is not None and side.monitor.shutdown is not None:
-            return await _let_go(side)
+            ending = ENDING_S * side.settings.time_factor
+            return await wait_gone(side.host, side.process, ending) or await _let_go(side, deadline)
         if time.monotonic() >= deadline:
             return False
     return True
@@ -402,17 +406,30 @@ async def _quit(side: Side) -> bool:
     return await wait_gone(side.host, side.process, QUIT_S) or await side.kill()
 
 
-async def _let_go(side: Side) -> bool:
-    """End a QEMU whose guest has powered off: one that stays (``-no-shutdown``), or that hangs (`qemu.timeouts.ENDING_S`)."""
+async def _let_go(side: Side, deadline: float) -> bool:
+    """End a QEMU whose guest has powered off: one that stays (``-no-shutdown``), or hangs (`qemu.timeouts.HUNG_END_S`).
+
+    Raises:
+        MigrationFailed: It writes to its images still, or seems to.
+    """
     assert side.process is not None
-    factor = side.settings.time_factor
-    if await wait_gone(side.host, side.process, ENDING_S * factor):
-        return True
     try:
         await (await side.attach()).execute("quit", timeout=HUNG_END_S - ENDING_S)
     except MonitorTimeout:
         log.warning("qemu-hangs-at-its-end", guest=side.vm, host=side.name)
-        return await side.kill()
     except QmpMigrateError:
         pass  # it may have gone meanwhile
-    return await wait_gone(side.host, side.process, QUIT_S) or await side.kill()
+    else:
+        if await wait_gone(side.host, side.process, QUIT_S):
+            return True
+    while held := await side.end_hung():
+        if time.monotonic() >= deadline:
+            raise MigrationFailed(
+                f"{side.vm} has powered off, but its QEMU does not end: it holds {held} open",
+                safe_at_source=False,
+                code="not_stopped",
+                hint="is its storage slow or lost? wait, or --force ends it at once and may lose what it has not written",
+                host=side.name,
+            )
+        await wait_gone(side.host, side.process, max(_LOOK_S, min(QUIT_S, deadline - time.monotonic())))
+    return True

@@ -186,6 +186,22 @@ async def kill(host: Host, pid: ProcessId) -> bool:
     return not _live(host, await _wait(host, scripts.KILL, pid, _KILL_S, "KILL"), pid)
 
 
+async def kill_closed(host: Host, pid: ProcessId) -> str:
+    """Kill a QEMU whose guest has ended, if it has closed its images: one that does not answer may still be writing to them.
+
+    Returns:
+        ``""`` when it is proven gone; else what it still holds open, as a person reads it, and it was not touched.
+
+    Raises:
+        CommandFailed: Not allowed, or the host cannot tell.
+        TransportError: The outcome is unknown.
+    """
+    answer = await _wait(host, scripts.KILL_CLOSED, pid, _KILL_S, "KILL")
+    if answer.startswith("holds "):
+        return answer.removeprefix("holds ")
+    return "memory, after a signal that ends it" if _live(host, answer, pid) else ""
+
+
 async def terminate(host: Host, pid: ProcessId, timeout: float) -> bool:
     """Ask the process to end (SIGTERM) if it is the one that is meant, and wait.
 

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -26,6 +27,7 @@ from qmp_migrate.hosts.process import (
     identify,
     is_alive,
     kill,
+    kill_closed,
     launch,
     list_all,
     terminate,
@@ -329,6 +331,63 @@ async def test_one_that_was_killed_holds_no_image_any_more(host: Host, directory
         assert is_locked(image, 100), "the other one's"
     finally:
         os.close(other)
+
+
+OPEN = """
+import os, socket, sys
+directory, what = sys.argv[1:]
+keep = []
+os.write(os.open(f"{directory}/some.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), b"a log")
+os.ftruncate(os.memfd_create("ram"), 4096)
+os.open(f"{directory}/disk.img", os.O_RDONLY)
+keep.append(socket.create_server(("127.0.0.1", 0)))
+keep.append(socket.socket(socket.AF_UNIX))
+keep[-1].bind("monitor.sock")
+keep[-1].listen()
+if what == "disk":
+    os.open(f"{directory}/disk.img", os.O_RDWR)
+if what == "tcp":
+    keep.append(socket.create_connection(keep[0].getsockname()))
+if what == "unix":
+    keep.append(socket.socket(socket.AF_UNIX))
+    keep[-1].connect(f"{directory}/storage.sock")
+for open_file in keep:
+    os.set_inheritable(open_file.fileno(), True)
+for descriptor in range(3, 30):
+    try:
+        os.set_inheritable(descriptor, True)
+    except OSError:
+        pass
+open("qmp.sock", "w").close()
+os.execvp("sleep", ["sleep", "600"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "held"),
+    [
+        ("nothing", ""),
+        ("disk", "{directory}/disk.img"),
+        ("tcp", "a connection to a server"),
+        ("unix", "a connection to a server"),
+    ],
+)
+async def test_one_whose_guest_has_ended_is_killed_only_without_an_image(
+    host: Host, directory: Path, what: str, held: str
+) -> None:
+    """What a QEMU keeps to its end, logs and monitors with their clients, is no reason to let it live."""
+    (directory / "disk.img").touch()
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(str(directory / "storage.sock"))
+        server.listen()
+        pid = await launch(
+            host, directory=str(directory / "g"), argv=[sys.executable, "-c", OPEN, str(directory), what]
+        )
+        client.connect(str(directory / "g" / "monitor.sock"))
+        assert await kill_closed(host, pid) == held.format(directory=directory)
+        assert await is_alive(host, pid) is bool(held)
+        assert await kill(host, pid)
+        assert await kill_closed(host, pid) == ""
 
 
 def is_locked(image: Path, byte: int) -> bool:

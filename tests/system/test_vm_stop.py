@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -67,6 +69,53 @@ def test_a_qemu_that_stays_when_its_guest_has_powered_off_is_ended(lab: Lab) -> 
         lab.cli("vm", "stop", guest.name)
         assert not qemus(guest.name)
         assert not guest.directory("a").exists()
+
+
+@contextmanager
+def halted_at_its_shutdown(monitor: Path, pid: int) -> Iterator[None]:
+    """A QEMU that gets no processor from its ``SHUTDOWN`` on, as one that waits for its storage."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(monitor))
+        connection.sendall(b'{"execute": "qmp_capabilities"}')
+
+        def watch() -> None:
+            with contextlib.suppress(OSError), connection.makefile("rb") as said:
+                for line in said:
+                    if b'"SHUTDOWN"' in line:
+                        connection.sendall(b'{"execute": "query-status"}')  # once it answers, it has told everybody
+                    elif b'"shutdown"' in line:
+                        os.kill(pid, signal.SIGSTOP)
+                        return
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_qemu_that_does_not_answer_with_its_images_open_is_not_ended(lab: Lab) -> None:
+    """It may still be writing to them."""
+    image = lab.files / "slow.img"
+    disk = f'[[disk]]\npath = "{image}"\nformat = "raw"\nsize = "4MiB"\n'
+    try:
+        with (
+            monitored(lab, "7.2") as (qemu, monitor),
+            lab.guest(config=lab.config(hosts_a={"qemu": str(qemu)}), args=["-no-shutdown"], extra=disk) as guest,
+        ):
+            with halted_at_its_shutdown(monitor, *qemus(guest.name)):
+                ran = lab.cli("vm", "stop", guest.name, "--timeout", "12s", code=1)
+                assert f"it holds {image} open" in ran.err
+                assert qemus(guest.name)
+            lab.cli("vm", "stop", guest.name)
+            assert not qemus(guest.name)
+    finally:
+        image.unlink(missing_ok=True)
 
 
 @pytest.mark.full

@@ -25,7 +25,7 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts import Host
-from qmp_migrate.hosts.process import LAUNCH_S, ProcessId, is_alive, kill
+from qmp_migrate.hosts.process import LAUNCH_S, ProcessId, is_alive, kill, kill_closed
 from qmp_migrate.qemu.migration import MigrationInfo, query, run_status
 from qmp_migrate.qemu.monitor import Event, Monitor
 from qmp_migrate.qemu.timeouts import HUNG_END_S
@@ -193,8 +193,8 @@ class Side:
                 )
                 return Observation(True, status.status, info)
             except (MonitorTimeout, MonitorBusy) as error:
-                if self.hangs_at_its_end and await self.kill():
-                    return GONE
+                if self.hangs_at_its_end:
+                    return await self._end_hung(str(error))
                 return Observation(await self._alive(), problem=str(error))
             except (MonitorLost, ChannelRefused) as error:
                 problem = str(error)
@@ -209,11 +209,18 @@ class Side:
     def hangs_at_its_end(self) -> bool:
         """Whether a QEMU that did not answer now said ``SHUTDOWN`` long ago: see `qemu.timeouts.ENDING_S`.
 
-        Its guest has ended and its disks are closed: killing it loses nothing.
+        Its guest has ended. That its disks are closed does not follow: writing to slow storage looks the same.
         """
         if self.monitor is None or self.monitor.closed.is_set() or self.monitor.shutdown is None:
             return False
         return time.monotonic() - self.monitor.shutdown.at > HUNG_END_S * self.settings.time_factor
+
+    async def _end_hung(self, problem: str) -> Observation:
+        try:
+            held = await self.end_hung()
+        except QmpMigrateError:
+            return Observation(await self._alive(), problem=problem)
+        return Observation(True, problem=f"its guest has ended; it holds {held} open") if held else GONE
 
     async def _alive(self) -> bool | None:
         if self.process is None:
@@ -243,6 +250,24 @@ class Side:
             raise
         except QmpMigrateError:
             return False
+
+    async def end_hung(self) -> str:
+        """End a QEMU that `hangs_at_its_end`, where it has closed its images.
+
+        Returns:
+            ``""`` with the proof that it is gone; else what keeps it: see `hosts.process.kill_closed`.
+
+        Raises:
+            Fenced: The host refused: another controller has taken the guest over.
+            TransportError, RemoteError: The outcome is unknown.
+        """
+        if self.process is None:
+            return ""
+        await self.host.connect()
+        held = await kill_closed(self.host, self.process)
+        if not held:
+            await self.detach()
+        return held
 
     async def stderr_tail(self) -> str:
         """Return the end of what QEMU wrote to its standard error, ``""`` where it cannot be read."""

@@ -163,6 +163,7 @@ EFFECTS: Final = {
     process_scripts.DISCARD: "cleaning up",
     process_scripts.LAUNCH: "launching",
     process_scripts.KILL: "killing",
+    process_scripts.KILL_CLOSED: "killing",
 }
 """What of a host's scripts is noticed outside, beside what is done to image files."""
 

@@ -368,7 +368,7 @@ class PairHost(FakeHost):
         match source:
             case process_scripts.LAUNCH:
                 self.qemu.alive = True
-            case process_scripts.KILL:
+            case process_scripts.KILL | process_scripts.KILL_CLOSED:
                 self.qemu.die()
             case process_scripts.COMMAND_LINE:
                 return base64.b64encode(b"".join(word.encode() + b"\0" for word in ARGV))
@@ -381,7 +381,9 @@ class PairHost(FakeHost):
                 return " ".join(["live", *DESTINATION.words]).encode()
             case process_scripts.IS_ALIVE | process_scripts.WAIT_GONE if self.qemu.alive:
                 return b"live"
-            case process_scripts.IS_ALIVE | process_scripts.WAIT_GONE | process_scripts.KILL | process_scripts.IDENTIFY:
+            case process_scripts.IS_ALIVE | process_scripts.WAIT_GONE | process_scripts.IDENTIFY:
+                return b"gone"
+            case process_scripts.KILL | process_scripts.KILL_CLOSED:
                 return b"gone"
         return b""
 

@@ -94,8 +94,9 @@ def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> N
     epoch = f"{allowed.run_dir}/.locks/web1.epoch"
     assert request(asked(_FENCE + process_scripts.DISCARD, epoch, "3", guest), allowed).how == "run"
     assert request(asked(guest_locks._BUMP, epoch, "0", "migration m-1"), allowed).how == "run"
-    kill = request(asked(process_scripts.KILL, "17", "1234", BOOT, "100", "KILL"), allowed)
-    assert kill.guests_pid == ("17", "1234")
+    for script in (process_scripts.KILL, process_scripts.KILL_CLOSED):
+        kill = request(asked(script, "17", "1234", BOOT, "100", "KILL"), allowed)
+        assert kill.guests_pid == ("17", "1234")
     probe = [QEMU, *(word or "tcg" for word in PROBE)]
     assert request(shlex.join(behind_login_shell(probe, 10.0)), allowed).input_digest == KNOWN["questions"]
     with_ring = ["kvm,dirty-ring-size=4096" if word == "tcg" else word for word in probe]

@@ -13,7 +13,7 @@ import pytest
 
 from qmp_migrate.errors import CommandFailed, ConnectionLost, HostUnreachable, MonitorBusy, MonitorLost
 from qmp_migrate.hosts.base import Completed
-from qmp_migrate.hosts.process_scripts import IS_ALIVE, KILL
+from qmp_migrate.hosts.process_scripts import IS_ALIVE, KILL, KILL_CLOSED
 from qmp_migrate.migration.endpoint.endpoint import Observation, Side
 from qmp_migrate.migration.ownership import decision
 from qmp_migrate.migration.ownership.decision import Source
@@ -27,10 +27,13 @@ class World:
     """What the host says of the process: alive, gone, or an error where it cannot be asked."""
 
     alive: bool | Exception = True
+    held: str = ""
 
     async def script(self, source: str, _args: Sequence[str] = (), **_: Any) -> Completed:
-        assert source in {IS_ALIVE, KILL}
-        if source == KILL:
+        assert source in {IS_ALIVE, KILL, KILL_CLOSED}
+        if source == KILL_CLOSED and self.held:
+            return Completed(0, f"holds {self.held}".encode(), b"")
+        if source in {KILL, KILL_CLOSED}:
             self.alive = False
         if isinstance(self.alive, Exception):
             raise self.alive
@@ -91,6 +94,21 @@ async def test_one_that_hangs_at_its_end_is_ended(qemu: FakeQemu, side: Side, wo
     shutdown = await side.last_words()
     assert shutdown is not None
     assert shutdown.data["reason"] == "guest-shutdown"
+
+
+async def test_but_not_one_that_still_writes_to_its_disks(qemu: FakeQemu, side: Side, world: World) -> None:
+    """A QEMU that flushes to slow storage answers as little as one that hangs."""
+    world.held = "/images/web1.qcow2"
+    await side.attach()
+    qemu.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+    await asyncio.sleep(2 * HUNG_END_S)
+    qemu.main_loop.clear()
+    seen = await side.observe()
+    assert (seen.alive, seen.run_state) == (True, None)
+    assert "/images/web1.qcow2" in seen.problem
+    assert world.alive is True
+    world.held = ""
+    assert await side.observe() == Observation(alive=False)
 
 
 async def test_but_not_one_that_stays_and_answers(qemu: FakeQemu, side: Side, world: World) -> None:
