@@ -20,7 +20,7 @@ from tests.support.real.brokers import find_mosquitto, free_port, listens
 from tests.support.real.lab import CLI, COMMAND_S, Ran, wait_for
 from tests.support.real.systemd_machine import Machine
 
-AGENT = "qmp-hostagent.app.service"
+AGENT = "qmp-hostagent.service"
 WAIT_S = 30.0
 
 pytestmark = [

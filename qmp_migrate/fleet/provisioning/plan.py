@@ -19,7 +19,7 @@ from typing import Final, Literal
 from qmp_migrate.errors import UsageError
 
 State = Literal["ok", "change", "warn", "fail"]
-AGENT: Final = "qmp-hostagent.app.service"
+AGENT: Final = "qmp-hostagent.service"
 DEFAULT_USER: Final = "qmp"
 DEFAULT_RUN_DIR: Final = "/run/qmp-migrate"
 ETC: Final = "/etc/qmp-migrate"

@@ -48,9 +48,9 @@ if command -v sshd >/dev/null; then
 fi
 if [ -d /run/systemd/system ]; then
     say systemd yes
-    say agent_active "$(systemctl show -p ActiveState --value qmp-hostagent.app.service)"
-    say agent_enabled "$(systemctl is-enabled qmp-hostagent.app.service 2>/dev/null)"
-    say agent_status "$(systemctl show -p StatusText --value qmp-hostagent.app.service)"
+    say agent_active "$(systemctl show -p ActiveState --value qmp-hostagent.service)"
+    say agent_enabled "$(systemctl is-enabled qmp-hostagent.service 2>/dev/null)"
+    say agent_status "$(systemctl show -p StatusText --value qmp-hostagent.service)"
     # analysing the files needs no logind that answers
     found=$(systemd-analyze cat-config systemd/logind.conf 2>/dev/null)
     say kill_user_processes "$(printf '%s\n' "$found" | sed -n 's/^KillUserProcesses=//p' | tail -n 1)"

@@ -52,7 +52,7 @@ _GUESTS: Final = Path("/lab/guests")
 """Where the test guests' files are in a host."""
 _APPEND: Final = (
     "console=ttyS0 quiet no_timer_check random.trust_cpu=on mitigations=off audit=0 apparmor=0 selinux=0 cryptomgr.notests "
-    "tsc=reliable no_timer_check"
+    "tsc=reliable"
 )
 
 

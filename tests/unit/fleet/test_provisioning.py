@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from qmp_migrate.fleet.provisioning import scripts
 from qmp_migrate.fleet.provisioning.host_spec import Asked, make_wish
 from qmp_migrate.fleet.provisioning.plan import File, Machine, Package, Step, Wish, key_blob, plan
 from qmp_migrate.settings import Settings
+from tests import ROOT
 
 KIND = b"ssh-ed25519"
 BLOB = base64.b64encode(len(KIND).to_bytes(4, "big") + KIND + bytes(36)).decode()
@@ -182,8 +184,23 @@ def test_the_settings_become_the_agents(tmp_path: Path) -> None:
     assert "QMP_HOSTAGENT_METRICS=127.0.0.1:1" in environment(other)
     assert {file.path for file in other.files} >= {
         "/etc/tmpfiles.d/qmp-migrate-host.conf",
-        "/etc/systemd/system/qmp-hostagent.app.service.d/50-setup.conf",
+        "/etc/systemd/system/qmp-hostagent.service.d/50-setup.conf",
     }
+
+
+def test_every_service_that_is_named_is_one_that_the_package_brings() -> None:
+    """In the scripts, in the settings of systemd, and in what people are told to type."""
+    brought = {path.name for path in (ROOT / "contrib" / "systemd").glob("*.service")}
+    places = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("contrib/**/*.*")]
+    places += [path for top in ("qmp_migrate", "hostagent") for path in (ROOT / top).rglob("*.py")]
+    named = {
+        (name, str(path.relative_to(ROOT)))
+        for path in places
+        if path.is_file() and "_build" not in path.parts and path.suffix != ".pyc"
+        for name in re.findall(r"\bqmp-[a-z.-]+\.service\b", path.read_text())
+    }
+    assert {name for name, _ in named} >= brought
+    assert not [(name, place) for name, place in named if name not in brought]
 
 
 def test_a_host_with_a_relay_gets_a_key_that_is_bound_to_it(tmp_path: Path) -> None:
