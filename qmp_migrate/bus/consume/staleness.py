@@ -7,7 +7,6 @@ what the bus says of that host is old: a frozen agent, or a broker that has not 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypeVar
@@ -99,8 +98,7 @@ async def with_pauses(source: AsyncIterator[_T], pause_s: float) -> AsyncIterato
                 yield getting.result()
                 continue
             getting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await getting
+            await asyncio.wait({getting})  # awaiting it would take our own cancellation for its
             if not queue.empty():  # it came while nothing more was waited for, and its source may have ended since
                 continue
             if task.done():

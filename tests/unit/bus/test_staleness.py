@@ -72,3 +72,23 @@ async def test_the_last_item_is_not_lost_when_it_comes_with_the_pause() -> None:
 
     seen = [item async for item in with_pauses(source(), 0.05)]
     assert [item for item in seen if item is not None] == [1, 2]
+
+
+async def test_a_cancellation_is_obeyed_whenever_it_comes() -> None:
+    """Also while the wait for an item is being taken back: it looks the same there."""
+
+    async def nothing() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 0
+
+    async def listen() -> None:
+        async for _ in with_pauses(nothing(), 0):
+            pass
+
+    for turns in range(60):
+        listening = asyncio.create_task(listen())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listening.cancel()
+        done, _ = await asyncio.wait({listening}, timeout=1)
+        assert done, f"after {turns} turns of the loop"
