@@ -7,9 +7,9 @@ monitor that talks nonsense becomes a `MonitorError` and not an `AttributeError`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from qmp_migrate.errors import MonitorError, QmpCommandFailed
 from qmp_migrate.qemu.features import Features
@@ -28,6 +28,11 @@ class _Reply(BaseModel):
 _R = TypeVar("_R", bound=_Reply)
 
 
+def _known(milliseconds: int | None) -> int | None:
+    """QEMU 11.1 says the largest number there is (2**63 - 1) where it does not know yet."""
+    return milliseconds if milliseconds is not None and milliseconds < 1 << 62 else None
+
+
 class RamInfo(_Reply):
     """``query-migrate`` ``ram``; bytes unless named otherwise."""
 
@@ -38,6 +43,8 @@ class RamInfo(_Reply):
     dirty_pages_rate: int = Field(default=0, alias="dirty-pages-rate")
     mbps: float = 0.0
     passes: int = Field(default=0, alias="dirty-sync-count")
+    normal_pages: int = Field(default=0, alias="normal")
+    zero_pages: int = Field(default=0, alias="duplicate")
     multifd_bytes: int = Field(default=0, alias="multifd-bytes")
 
     @property
@@ -59,6 +66,12 @@ class SocketAddress(_Reply):
     port: str = ""
 
 
+class XbzrleInfo(_Reply):
+    """``query-migrate`` ``xbzrle-cache``."""
+
+    pages: int = 0
+
+
 class MigrationInfo(_Reply):
     """``query-migrate``; milliseconds unless named otherwise. Fields that this QEMU does not send have their default."""
 
@@ -66,12 +79,19 @@ class MigrationInfo(_Reply):
     ram: RamInfo | None = None
     total_ms: int = Field(default=0, alias="total-time")
     downtime_ms: int = Field(default=0, alias="downtime")
-    expected_downtime_ms: int | None = Field(default=None, alias="expected-downtime")
+    expected_downtime_ms: Annotated[int | None, AfterValidator(_known)] = Field(default=None, alias="expected-downtime")
     setup_ms: int = Field(default=0, alias="setup-time")
     throttle_percent: int = Field(default=0, alias="cpu-throttle-percentage")
     error_desc: str | None = Field(default=None, alias="error-desc")
     blocked_reasons: tuple[str, ...] = Field(default=(), alias="blocked-reasons")
     socket_address: tuple[SocketAddress, ...] = Field(default=(), alias="socket-address")
+    xbzrle_cache: XbzrleInfo | None = Field(default=None, alias="xbzrle-cache")
+
+    @property
+    def sent_pages(self) -> int:
+        """How many of the guest's pages were sent so far, in any form; one that was sent twice counts twice."""
+        ram, xbzrle = self.ram or RamInfo(), self.xbzrle_cache or XbzrleInfo()
+        return ram.normal_pages + ram.zero_pages + xbzrle.pages
 
 
 class RunStatus(_Reply):

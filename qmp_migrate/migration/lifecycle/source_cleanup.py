@@ -132,5 +132,6 @@ async def take_numbers(
         result.ram_bytes = ram.total
         result.channels = profile.channels if ram.multifd_bytes else 1
         result.transferred_bytes = ram.transferred
-        result.passes = ram.passes
+        counted = copying is not None and copying.counter is not None and copying.counter.number
+        result.passes = counted or ram.passes
         result.throughput_bytes_per_s = ram.transferred * 1000 // max(1, info.total_ms - info.setup_ms)

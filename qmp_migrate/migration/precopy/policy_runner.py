@@ -254,8 +254,7 @@ class Steering:
         self._measuring = None
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def throttle(percent: int) -> dict[str, int]:

@@ -30,6 +30,7 @@ from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.model.switchover_timeline import Timeline
 from qmp_migrate.migration.model.watchdog import Watchdog
 from qmp_migrate.migration.precopy import failures
+from qmp_migrate.migration.precopy.pass_counter import PassCounter
 from qmp_migrate.migration.precopy.policy_runner import Steering
 from qmp_migrate.qemu import migration as qmp
 from qmp_migrate.qemu import states
@@ -77,6 +78,7 @@ class Copying:
         steering: The policy at work.
         connected: Set when the first bytes have travelled: connection and handshake are done.
         steps: What the convergence policy did, with reasons.
+        counter: Counts the passes where post-copy may follow; else QEMU's count is right.
     """
 
     source: Side
@@ -104,6 +106,7 @@ class Copying:
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     steps: list[str] = field(default_factory=list)
     steering: Steering = field(init=False)
+    counter: PassCounter | None = None
     _ended: str | None = None
     _pass: int = 0
     _turning: asyncio.Task[None] | None = None
@@ -112,6 +115,8 @@ class Copying:
     _queue: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
+        if self.can_postcopy:
+            self.counter = PassCounter()
         self.steering = Steering(
             self.source,
             self.request,
@@ -340,6 +345,8 @@ class Copying:
             except MonitorError as error:
                 self._queue.put_nowait(("source", error))
                 return
+            if self.counter is not None:
+                info = self.counter.read(info)
             self._queue.put_nowait(("source", info))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval(info)):
@@ -372,7 +379,7 @@ class Copying:
                 self._pass = int(event.data.get("pass", 0))
                 if self.one_pass and self._pass > 2 and self.timeline.stopped is None:
                     raise self._second_pass()
-                if self._pass > 1:
+                if self._pass > 1 and self.counter is None:
                     self._turn_to_postcopy()
             case "STOP":
                 self.timeline.stopped = event.at
@@ -453,10 +460,10 @@ class Copying:
         left_s = info.ram.remaining / info.ram.throughput_bytes_per_s if info.ram.throughput_bytes_per_s else None
         if self.asked_for_postcopy:
             return
-        if info.ram.passes > 1 or (left_s is not None and left_s < 2 * NEAR_END_S):
-            self.on_near_end()
         if info.ram.passes > 1:
             self._turn_to_postcopy()
+        if self._turning is None and (info.ram.passes > 1 or (left_s is not None and left_s < 2 * NEAR_END_S)):
+            self.on_near_end()
         if self.request.mode == "live" and not self.one_pass and not self.suspended:
             self.steering.look(info, elapsed_ms)
 

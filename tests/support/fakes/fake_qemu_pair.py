@@ -70,6 +70,10 @@ class _Qemu(FakeQemu):
             return LISTENING | {"status": self.status}
         passes = 1 if self.status == "active" and not self.pair.busy else COMPLETED_10_0["ram"]["dirty-sync-count"]
         ram = COMPLETED_10_0["ram"] | {"dirty-sync-count": passes}
+        if self.status == "active" and self.pair.busy and self.capabilities["postcopy-ram"]:
+            # Each pass sends all of it, and all of it is dirty again then.
+            sent = self.pair.looks * ram["total"] // ram["page-size"]
+            ram |= {"remaining": ram["total"], "normal": sent, "dirty-sync-count": self.pair.looks}
         return COMPLETED_10_0 | {"status": self.status, "ram": ram}
 
     def becomes(self, status: str) -> None:
@@ -130,6 +134,8 @@ class QemuPair:
         commands: Who was asked what, in order.
         wrong: What must never happen and did.
         ran: The destination has run the guest.
+        looks: How often QEMU has looked for dirty pages.
+        time_factor: That of both hosts.
         epochs: On each host: the guest's epoch, since when nobody else has had it, and for what it was taken.
         on_command: Called before each command, with how many there were before.
         on_becoming: Called with a QEMU and its new migration status.
@@ -143,6 +149,8 @@ class QemuPair:
     commands: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     ran: bool = False
+    looks: int = 1
+    time_factor: float = 1.0
     epochs: dict[str, tuple[int, int, str]] = field(default_factory=lambda: {"a": (0, 0, ""), "b": (0, 0, "")})
     on_command: Callable[[int], None] = lambda _number: None
     on_becoming: Callable[[_Qemu, str], None] = lambda _qemu, _status: None
@@ -260,11 +268,10 @@ class QemuPair:
 
     async def _passes(self) -> None:
         """Pass after pass, until the guest is stopped, post-copy is asked for, or the destination is gone."""
-        number = 1
         while self.busy and self.source.running and not self._asked and self.destination.alive and self.source.alive:
-            number += 1
+            self.looks += 1
             if self.source.hears:
-                self.source.emit("MIGRATION_PASS", {"pass": number})
+                self.source.emit("MIGRATION_PASS", {"pass": self.looks})
             await asyncio.sleep(0.003)
 
     async def _postcopy(self) -> None:
