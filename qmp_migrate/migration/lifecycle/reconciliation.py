@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from qmp_migrate.errors import Fenced, JournalError, MigrationFailed, QmpMigrateError
-from qmp_migrate.migration.endpoint.endpoint import Observation, Side
+from qmp_migrate.migration.endpoint.endpoint import LOOK_S, Observation, Side
 from qmp_migrate.migration.lifecycle import postcopy
 from qmp_migrate.migration.lifecycle.context import Course
 from qmp_migrate.migration.ownership import decision as ownership_decision
@@ -26,6 +26,10 @@ PATIENCE_S: Final = 10.0
 
 LIMIT_S: Final = 25.0
 """After this, what is not proven is parked."""
+
+EFFECT_S: Final = LOOK_S + 2.0
+"""So long, and more on a slow host, nothing is parked after the first act of its kind: a QEMU that it has freed answers when
+it can."""
 
 LOOK_AGAIN_S: Final = 0.1
 POSTCOPY_LOOK_S: Final = 0.15
@@ -78,9 +82,11 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
     Raises:
         Fenced: Another controller has the guest: nothing was done since.
     """
-    patience = PATIENCE_S if patience_s is None else patience_s
     source, destination = course.source, course.destination
+    slow = max(source.settings.time_factor, destination.settings.time_factor)
+    patience = PATIENCE_S if patience_s is None else patience_s
     begun, yanked = time.monotonic(), False
+    acted, effect_until = set[Action](), begun
     follow, tried = postcopy.Follow(course), 0
     while True:
         await _prove_ours(course)  # also ends what is left of a lost connection, which would keep the monitors busy
@@ -109,7 +115,7 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
                 | Action.RELEASE_SOURCE
             ):
                 return settled
-            case Action.PARK if not patient:
+            case Action.PARK if not patient and time.monotonic() > effect_until:
                 return settled
             case Action.PARK | Action.WAIT:
                 pass
@@ -125,6 +131,9 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
                         course.request.id, action.value, source=str(of_source), destination=str(of_destination)
                     )
                 outcome = await _act(action, course, tried)
+                if action not in acted:
+                    acted.add(action)
+                    effect_until = time.monotonic() + slow * EFFECT_S
                 # A way on which nothing moved is not the first that is tried again.
                 tried += action is Action.RECOVER_POSTCOPY or (action is Action.PAUSE_POSTCOPY and not tried)
                 yanked = yanked or action is Action.YANK_SOURCE
@@ -132,8 +141,9 @@ async def settle(course: Course, *, goal: Goal, patience_s: float | None = None)
                 if action is Action.SPLIT_BRAIN:
                     course.split_brain = True
                     return replace(settled, reason=f"both copies ran: {outcome}")
-        if not in_postcopy and time.monotonic() - begun > LIMIT_S:
-            reason = f"no proven state within {LIMIT_S:g} s; last: {decision.reason}"
+        now = time.monotonic()
+        if not in_postcopy and now > max(begun + LIMIT_S, effect_until):
+            reason = f"no proven state within {now - begun:.0f} s; last: {decision.reason}"
             return replace(settled, action=Action.PARK, reason=reason)
         await asyncio.sleep(LOOK_AGAIN_S)
         if in_postcopy and decision.action is not Action.CONTINUE_DESTINATION:

@@ -62,7 +62,9 @@ def _may_begin(source: Source, destination: Destination, facts: Facts) -> Decisi
         return Decision(A.WAIT, "memory is being copied, and post-copy begins soon")
     if source is S.COPIES and destination is not D.RUNS:
         if destination is D.ABSENT and facts.surely_never_ran and not facts.patience:
-            return Decision(A.CANCEL_SOURCE, "the destination is gone and never ran: the source has the whole guest")
+            why = "the destination is gone and never ran: the source has the whole guest"
+            # Whatever it is about to send leads nowhere. A cancel may wait for that for ever.
+            return Decision(A.CANCEL_SOURCE if facts.yanked else A.YANK_SOURCE, why)
         # QEMU begins when it gets to it; a cancel that comes after that would destroy the guest on 7.2.
         return _wait_or_park(facts, "post-copy was asked for and may begin at any moment: a cancel could come too late")
     if source in {S.RUNS, S.STOPPED, S.HALTED} and destination is not D.RUNS and not facts.surely_never_ran:
