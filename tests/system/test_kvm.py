@@ -289,18 +289,20 @@ def computing(rates: list[Computed]) -> float:
     return (last.rounds - first.rounds) * 1e9 / (last.mono_ns - first.mono_ns)
 
 
-def slowed_to(lab: Lab, config: Path, *, by: str) -> float:
+def slowed_to(lab: Lab, config: Path, *, by: str, ring: int) -> float:
     """Move a guest, and return what its computing vCPU keeps of its rate once it is slowed down.
 
     The link carries 100 MiB/s, or 0.6 of what the guest writes where that is less: it must not converge by itself.
     Both rates are of the time in which memory is copied: before that step, and from a second after it to the switchover.
 
     Args:
-        by: ``dirty-limit``: the policy's own choice; ``cpu-throttle``: `tune` asks for 60 % when copying has begun.
+        by: ``dirty-limit``: the policy's own choice; ``cpu-throttle``: `tune` asks for 60 % when copying has begun, and
+            its effect is measured from when QEMU says so.
+        ring: Entries of each vCPU's dirty ring.
     """
     wanted = GUEST | {
         "vcpus": 2,
-        "dirty_ring": 4096,
+        "dirty_ring": ring,
         "memory": "1GiB",
         "append": "qm.ws=384 qm.rate=160 qm.tick=20 qm.compute=1",
     }
@@ -315,6 +317,7 @@ def slowed_to(lab: Lab, config: Path, *, by: str) -> float:
             found = record(lab, guest)
             assert found is not None
             lab.cli("tune", found["id"], "--throttle", "60%", config=config)
+            until(process, lambda line: "throttled 60 %" in line)  # QEMU begins at the end of a pass
         else:
             until(process, lambda line: LIMITED in line)
         acted = guest.verdict("a").computed[-1].mono_ns
@@ -340,7 +343,8 @@ def slowed_to(lab: Lab, config: Path, *, by: str) -> float:
 def test_a_vcpu_that_computes_goes_on_as_before_under_a_dirty_limit_and_not_under_a_throttle(
     lab: Lab, version: str
 ) -> None:
-    config = settings(lab, version)
-    limited, throttled = slowed_to(lab, config, by="dirty-limit"), slowed_to(lab, config, by="cpu-throttle")
+    config, ring = settings(lab, version), 1024 if version == "7.2" else 4096  # 7.2 hardly limits with longer rings
+    limited = slowed_to(lab, config, by="dirty-limit", ring=ring)
+    throttled = slowed_to(lab, config, by="cpu-throttle", ring=ring)
     assert limited >= 0.9
     assert throttled < 0.8
