@@ -120,7 +120,7 @@ class Connection:
             reason = str(error) or "the connection was closed"
             raise HostUnreachable(
                 f"no SSH handshake with {self._where}: {reason}",
-                hint="is it an SSH server? it may also refuse connections for now (MaxStartups, sshd's log)",
+                hint="is it an SSH server? it may refuse connections for now (MaxStartups, PerSourcePenalties: see its log)",
                 host=self._name,
             ) from error
 
