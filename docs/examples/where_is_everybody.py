@@ -35,7 +35,7 @@ async def main(host: str, port: int) -> None:
                     print(f"{document['seq'] - seq - 1} events of {name} were lost")
                 last_seq[name] = (document["session"], document["seq"])
                 print(f"{document['subject']}: {document['type']}")
-            sys.stdout.flush()
 
 
+sys.stdout.reconfigure(line_buffering=True)  # each line at once, also into a file
 asyncio.run(main(sys.argv[1], int(sys.argv[2])))
