@@ -18,6 +18,7 @@ need ssh-keygen openssh-client
 need mosquitto mosquitto
 need /bin/busybox busybox-static
 need cpio cpio
+need mke2fs e2fsprogs
 need objcopy binutils
 need xz xz-utils # newer kernels come with compressed modules
 need gcc gcc

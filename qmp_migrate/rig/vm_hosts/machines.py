@@ -110,7 +110,6 @@ async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux", age
     names = host_names(hosts)
     lab.check_guest(guest)
     qemu = lab.find_qemu()
-    mke2fs = _find_mke2fs()
     image = await asyncio.to_thread(find_host_image)
     guests = {kind: await asyncio.to_thread(find_images, kind) for kind in GUEST_KINDS}
     directory, created = directories.take(directory)
@@ -123,7 +122,7 @@ async def up(directory: Path, hosts: int = 2, *, guest: GuestKind = "linux", age
                 undo.callback(directories.give_back, directory)
             directories.check_empty(directory)
             plan = replace(_plan(directory, created, names), guest=guest)
-            raising = _Raising(plan, image, guests, mke2fs, agents)
+            raising = _Raising(plan, image, guests, _find_mke2fs(), agents)
             undo.push_async_callback(take_down, raising.machine, raising.state)
             await raising.run(qemu, "")
             undo.pop_all()
