@@ -103,6 +103,7 @@ set -eu
 root=$1
 shift
 mount --make-rprivate /
+mount --bind "$root" "$root"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
 mount --rbind /sys "$root/sys"
@@ -115,7 +116,11 @@ while [ "$1" != -- ]; do
 	shift
 done
 shift
-chroot "$root" "$@"
+cd "$root" # a root of its own, and not only chroot: who makes mount namespaces in there asks for its propagation
+mkdir -p mnt/outside
+pivot_root . mnt/outside
+umount -l /mnt/outside
+"$@"
 '
 
 run_in_root() {
