@@ -41,20 +41,31 @@ class Sshd:
         """What it has said."""
         return (self.directory / "sshd" / "log").read_text()
 
-    def sessions(self) -> list[psutil.Process]:
-        """The sshd processes that serve connections, without what they started."""
-        here = (self.address.address, self.address.port)
-        pids = {entry.pid for entry in psutil.net_connections("tcp4") if entry.laddr == here and entry.pid}
+    def holders(self) -> list[psutil.Process]:
+        """All sshd processes that hold a connection: up to two each, with privilege separation (root's too, since 9.8)."""
         found = []
-        for pid in sorted(pids - {self.process.pid}):
+        for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(pid))
+                if process.pid == self.process.pid or not process.name().startswith("sshd"):
+                    continue
+                here = (self.address.address, self.address.port)
+                if any(entry.laddr == here for entry in process.net_connections("tcp4")):
+                    found.append(process)
         return found
 
-    def signal_sessions(self, number: signal.Signals) -> None:
-        for session in self.sessions():
+    def sessions(self) -> list[psutil.Process]:
+        """The sshd processes that serve connections, one each, without what they started."""
+        holders = {process.pid: process for process in self.holders()}
+        parents = set()
+        for process in holders.values():
             with suppress(psutil.NoSuchProcess):
-                session.send_signal(number)
+                parents.add(process.ppid())
+        return [process for pid, process in sorted(holders.items()) if pid not in parents]
+
+    def signal_sessions(self, number: signal.Signals) -> None:
+        for process in self.holders():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 @contextmanager
@@ -94,12 +105,12 @@ async def running_sshd(directory: Path, *lines: str, address: str = "127.0.0.9")
     try:
         yield server
     finally:
-        left = server.sessions()
+        left = server.holders()
         await kill(machine, process)
-        for session in left:
+        for holder in left:
             with suppress(psutil.NoSuchProcess):
-                session.send_signal(signal.SIGCONT)
-                session.kill()
+                holder.send_signal(signal.SIGCONT)
+                holder.kill()
 
 
 @asynccontextmanager
