@@ -210,7 +210,7 @@ def test_a_destination_that_freezes_and_one_that_dies_are_not_seen_by_the_guest(
 @pytest.mark.parametrize("phase", ["disks-mirroring", "copying"])
 def test_a_controller_that_dies_is_recovered_from(lab: Lab, phase: str) -> None:
     with with_disks(lab, "one.raw", content=8 if phase == "disks-mirroring" else 0) as d:
-        process = begin(d, phase, "--bandwidth", "1MiB" if phase == "disks-mirroring" else "512KiB")
+        process = begin(d, phase, "--bandwidth", "1MiB")
         process.kill()
         process.communicate()
         process = lab.popen("recover", "--json", config=d.config)
