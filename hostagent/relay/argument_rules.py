@@ -95,7 +95,12 @@ CHECKS: Final[dict[str, Callable[[str, Allowed], bool]]] = {
     "signal": lambda word, _: word in {"KILL", "TERM"},
     "mode": lambda word, _: word in {"0400", "0600"},
     "number": lambda word, _: bool(NUMBER.fullmatch(word)),
+    # Before it is done, the relay looks who that is (`executor`).
+    "guest's process": lambda word, _: bool(NUMBER.fullmatch(word)),
+    "command's process": lambda word, _: bool(NUMBER.fullmatch(word)),
     "word": lambda word, _: bool(WORD.fullmatch(word)),
+    # What is said to such a script is looked at line by line.
+    "scope of locks": lambda word, _: bool(WORD.fullmatch(word)),
     "boot id": lambda word, _: bool(BOOT.fullmatch(word)),
     "line of text": _text,
     "QEMU": lambda word, allowed: word in allowed.qemus,

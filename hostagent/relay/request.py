@@ -17,7 +17,6 @@ COMMAND_LIMIT: Final = 1 << 20
 INPUT_LIMIT: Final = 4 << 20
 CONNECT: Final = "qmp-relay"
 ACCELERATOR: Final = re.compile(r"tcg|kvm(,dirty-ring-size=[0-9]{1,6})?")
-_KILLS: Final = (".KILL", ".KILL_CLOSED")
 PROBE: Final = (
     "-M",
     "none",
@@ -129,13 +128,14 @@ def _script(source: str, args: list[str], argv: tuple[str, ...], allowed: Allowe
     name: str = entry["name"]
     rest: list[str] = []
     digest_of_input = ""
+    launches = kinds[-1:] == ["argv"]
     if kinds[-1:] == ["probe"]:
         kinds = kinds[:-1]
         args, words = args[: len(kinds)], args[len(kinds) :]
         if not words or words[0] not in allowed.qemus or not _is_probe(words[1:]):
             raise Refused(f"{name}: not the command line of a probe")
         digest_of_input = known["questions"]
-    elif kinds[-1:] == ["argv"]:
+    elif launches:
         kinds = kinds[:-1]
         args, rest = args[: len(kinds)], args[len(kinds) :]
     elif kinds[-1:] == ["*"]:
@@ -147,21 +147,25 @@ def _script(source: str, args: list[str], argv: tuple[str, ...], allowed: Allowe
             check(kind, word, allowed)
         except Refused as refused:
             raise Refused(f"{name}: {refused}") from None
-    plain = name.removesuffix(", fenced")
-    own = args[2:] if plain != name else args
-    if rest or plain.endswith(".LAUNCH"):
+    if launches:
         from hostagent.relay.qemu_args_policy import check_command_line
 
+        own = args[kinds.index("guest's directory") :]
         check_command_line(rest, own[0], allowed)
         if own[2:4] != ["qmp.sock", "qemu.log"]:
             raise Refused(f"{name}: other files than qmp.sock and qemu.log")
         return Request("run", name, argv, record=tuple(rest))
-    pid = (own[0], own[1]) if plain.endswith((*_KILLS, ".END_GROUP")) else None
     return Request(
-        "locks" if plain.endswith(".HOLDER") else "run",
+        "locks" if "scope of locks" in kinds else "run",
         name,
         argv,
-        guests_pid=pid if plain.endswith(_KILLS) else None,
-        groups_pid=pid if plain.endswith(".END_GROUP") else None,
+        guests_pid=_process("guest's process", kinds, args),
+        groups_pid=_process("command's process", kinds, args),
         input_digest=digest_of_input,
     )
+
+
+def _process(kind: str, kinds: list[str], args: list[str]) -> tuple[str, str] | None:
+    """Return the pid of that kind, and what always follows it: the time at which the process began."""
+    at = kinds.index(kind) if kind in kinds else -1
+    return None if at < 0 else (args[at], args[at + 1])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from qmp_migrate.errors import BusError, ChannelRefused, ConfigError, JournalError, QmpMigrateError, TransportError
 from qmp_migrate.fleet.cleanup import leftovers
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.preflight.rules import Check, Status
 from qmp_migrate.settings import HostSettings
 from qmp_migrate.vm.names import check_socket_path
@@ -27,24 +28,7 @@ SPACE_BYTES: Final = 64 << 20
 BUS_S: Final = 3.0
 """How long agents that have said that they are there are waited for: what they said is retained."""
 
-# $1 run directory, $2 qemu. One line "KEY VALUE" for each fact.
-_FACTS: Final = r"""
-export LC_ALL=C
-echo "now $(date +%s.%N)"
-for tool in flock timeout setsid find base64; do command -v "$tool" >/dev/null || echo "lacks $tool"; done
-echo "qemu $("$2" --version 2>&1 | head -n 1)"
-up=$1
-while [ ! -e "$up" ]; do up=${up%/*}; [ -n "$up" ] || up=/; done
-if [ ! -d "$up" ] || [ ! -w "$up" ] || [ ! -x "$up" ]; then echo "run_dir unusable"
-elif [ "$up" = "$1" ]; then echo "run_dir there"; else echo "run_dir absent"; fi
-echo "space $(df -Pk -- "$up" | tail -n 1 | { read -r _ _ _ free _; echo "$free"; })"
-for socket in /run/dbus/system_bus_socket /run/systemd/journal/stdout "$1"/*/qmp.sock; do
-    if [ -S "$socket" ] && [ -w "$socket" ]; then printf 'socket %s\n' "$socket"; break; fi
-done
-if [ -w /dev/userfaultfd ]; then echo "userfaultfd yes"
-elif [ "$(id -u)" = 0 ]; then echo "userfaultfd yes"
-else echo "userfaultfd $(cat /proc/sys/vm/unprivileged_userfaultfd 2>/dev/null)"; fi
-"""
+_FACTS: Final = script("doctor/facts")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from qmp_migrate.errors import (
     TransportError,
 )
 from qmp_migrate.hosts.process import ProcessId, identify, launch, list_all, wait_gone
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.cold import definition
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.endpoint.cleanup import remove_guest_directory
@@ -47,14 +48,7 @@ QUIT_S: Final = 20.0
 _ENDING_S: Final = 2.0
 _LOOK_S: Final = 0.5
 
-# $1 path  $2 format  $3 bytes  $4 qemu-img beside the QEMU binary
-_MAKE_DISK: Final = """
-set -eu
-[ -e "$1" ] && exit 0
-img=$4; [ -x "$img" ] || img=qemu-img
-umask 077
-"$img" create -q -f "$2" -- "$1" "$3"
-"""
+_MAKE_DISK: Final = script("storage/make_disk")
 
 log = structlog.get_logger()
 

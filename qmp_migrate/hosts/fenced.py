@@ -20,7 +20,7 @@ _STATUS: Final = 75
 _MARK: Final = "qmp-migrate: the epoch is "
 
 # $1 epoch file, $2 the epoch; the act's own arguments follow. The mark tells it from an act that itself ends with 75.
-_FENCE: Final = f"""
+FENCE: Final = f"""
 epoch=
 {{ IFS= read -r epoch <"$1"; }} 2>/dev/null
 [ "$epoch" = "$2" ] || {{ echo "{_MARK}${{epoch:-unknown}}" >&2; exit {_STATUS}; }}
@@ -101,7 +101,7 @@ class FencedHost:
 
     async def _act(self, source: str, args: Sequence[str], data: bytes, timeout: float) -> Completed:
         words = [self._path, str(self._epoch), *args]
-        completed = await self._host.script(_FENCE + source, words, input=data, timeout=timeout, check=False)
+        completed = await self._host.script(FENCE + source, words, input=data, timeout=timeout, check=False)
         if completed.returncode == _STATUS and completed.error_text.startswith(_MARK):
             raise fenced(self.name, self._epoch, completed.error_text.removeprefix(_MARK))
         return completed

@@ -5,33 +5,18 @@ No SFTP: hosts may have switched it off, and an atomic write needs more than it 
 
 from __future__ import annotations
 
+from typing import Final
+
 from qmp_migrate.errors import FileFailed
 from qmp_migrate.hosts.base import Completed
+from qmp_migrate.hosts.scripts import script
 
 #: Seconds for one file.
 TIMEOUT_S = 30.0
 
-#: $1 path, $2 offset, $3 limit.
-READ = r"""
-[ -d "$1" ] && { echo "is a directory" >&2; exit 1; }
-exec <"$1" || exit 1
-if [ "$2" -gt 0 ]; then tail -c "+$(($2 + 1))"; else cat; fi | head -c "$3"
-"""
+READ: Final = script("files/read")
 
-#: $1 path, $2 mode, $3 length of the content, which arrives on standard input.
-WRITE = r"""
-umask 077
-[ -d "$1" ] && { echo "is a directory" >&2; exit 1; }
-new=$(mktemp -- "$1.XXXXXXXX") || exit 1
-trap 'rm -f -- "$new"' EXIT
-trap 'exit 1' HUP INT TERM PIPE
-chmod -- "$2" "$new" && cat >"$new" || exit 1
-# A connection that breaks looks like the end of the content: never put a part in the place of the whole.
-[ "$(wc -c <"$new")" -eq "$3" ] || { echo "the content arrived in part only" >&2; exit 1; }
-sync -- "$new" && mv -f -- "$new" "$1" || exit 1
-trap - EXIT
-sync -- "$(dirname -- "$1")"
-"""
+WRITE: Final = script("files/write")
 
 
 def write_args(path: str, data: bytes, mode: int) -> list[str]:

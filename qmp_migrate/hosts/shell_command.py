@@ -6,9 +6,11 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from qmp_migrate.errors import CommandFailed, RelayRefused, UsageError
 from qmp_migrate.hosts.base import Completed
+from qmp_migrate.hosts.scripts import script
 
 
 def command_line(host: str, argv: Sequence[str]) -> str:
@@ -27,26 +29,13 @@ def command_line(host: str, argv: Sequence[str]) -> str:
 # in ~/.bashrc) would otherwise be read as the command's answer; and who it is (/proc/PID/stat), because it must be ended
 # when it is given up: sshd counts a session as long as its command runs, whether its channel is closed or not.
 _MARK = b"qmp-migrate: begin "
-_WRAPPER = 'IFS= read -r stat </proc/self/stat; echo "qmp-migrate: begin $stat"; exec timeout -k 5 "$@"'
+WRAPPER = 'IFS= read -r stat </proc/self/stat; echo "qmp-migrate: begin $stat"; exec timeout -k 5 "$@"'
 #: Room for greeting and mark, in bytes.
 GREETING_LIMIT = 1 << 16
 #: ``timeout(1)`` on the host is a second line only, for the case that we are gone: this many seconds later than ours.
 _LATER_S = 5
 
-#: $1 process group, $2 start time of its leader: ends what a command line of :func:`behind_login_shell` started.
-END_GROUP = r"""
-IFS= read -r stat <"/proc/$1/stat" || exit 0
-fields=${stat##*) }
-group=$1 start=$2
-set -f; set -- $fields; set +f
-[ "${20}" = "$start" ] || exit 0
-kill -TERM "-$group"
-for attempt in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    kill -0 "-$group" || exit 0
-    sleep 0.05
-done
-kill -KILL "-$group"
-"""
+END_GROUP: Final = script("processes/end_group")
 
 
 def behind_login_shell(argv: Sequence[str], timeout: float) -> list[str]:
@@ -56,7 +45,7 @@ def behind_login_shell(argv: Sequence[str], timeout: float) -> list[str]:
         argv: The command.
         timeout: Seconds after which we give it up.
     """
-    return ["sh", "-c", _WRAPPER, "sh", str(math.ceil(timeout) + _LATER_S), *argv]
+    return ["sh", "-c", WRAPPER, "sh", str(math.ceil(timeout) + _LATER_S), *argv]
 
 
 def leader(output: bytes) -> tuple[str, str] | None:

@@ -128,7 +128,7 @@ def _journal_after_act() -> None:
 
 
 def _ignore_epoch() -> None:
-    _replace(fenced, "_FENCE", "shift 2\n")
+    _replace(fenced, "FENCE", "shift 2\n")
 
 
 def _cancel_in_postcopy() -> None:

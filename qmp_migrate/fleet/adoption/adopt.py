@@ -25,6 +25,7 @@ from qmp_migrate.errors import (
 )
 from qmp_migrate.fleet.adoption.unmanaged import Foreign, choose, list_qemus
 from qmp_migrate.hosts.process import identify
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.devices.query import devices_now
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.endpoint.endpoint import Side
@@ -40,28 +41,9 @@ GREETING_S: Final = 3.0
 RESTARTING: Final = frozenset({"always", "on-success"})
 """A QEMU that has handed its guest over ends with status 0: these would start it again."""
 
-# $1 directory, $2 controller's monitor, $3 agent's ("": none), $4 working directory, $5-$7 pid, start, boot; argv on stdin.
-_ADOPT: Final = r"""
-set -eu
-umask 077
-mkdir -p -- "$1" && cd -- "$1"
-rm -f pid
-ln -sfn -- "$2" qmp.sock
-if [ -n "$3" ]; then ln -sfn -- "$3" agent.sock; else rm -f agent.sock; fi
-cat >argv.json.new && mv -f argv.json.new argv.json
-printf '%s\n' "$4" >cwd
-printf '%s %s %s\n' "$5" "$6" "$7" >pid.new && mv -f pid.new pid
-"""
+_ADOPT: Final = script("adoption/adopt")
 
-# $1 directory. Only what is adopted: its monitor is a link.
-_RELEASE: Final = r"""
-cd -- "$1" 2>/dev/null || { echo absent; exit 0; }
-[ -L qmp.sock ] || { echo ours; exit 0; }
-rm -f pid qmp.sock argv.json cwd
-[ ! -L agent.sock ] || rm -f agent.sock
-cd / && rmdir -- "$1" 2>/dev/null || :
-echo released
-"""
+_RELEASE: Final = script("adoption/release")
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from typing import Final
 
 from qmp_migrate.errors import CommandFailed, ConfigError, RemoteError
 from qmp_migrate.fleet.provisioning import scripts
-from qmp_migrate.fleet.provisioning.plan import Machine, Package, Step, Wish, plan
+from qmp_migrate.fleet.provisioning.plan import AGENT, Machine, Package, Step, Wish, plan
 from qmp_migrate.hosts import Completed, Host
 
 PIECE: Final = 4 << 20
@@ -145,7 +145,7 @@ async def _take(root: Root, wish: Wish, step: Step, tell: Tell) -> None:
             args = (file.path, f"{file.mode:04o}", wish.user if file.for_user else "root", str(len(file.content)))
             await root.script(scripts.PUT_FILE, *args, input=file.content)
         case "agent":
-            await root.script(scripts.START, timeout=START_S)
+            await root.script(scripts.START, AGENT, timeout=START_S)
         case _:
             raise AssertionError(f"nobody takes the step {step.id}")
 

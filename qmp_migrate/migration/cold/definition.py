@@ -6,19 +6,13 @@ import json
 from typing import Final
 
 from qmp_migrate.errors import FileFailed, GuestUnknown
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.vm.commandline.command_line import CommandLine
 
 _ONLY_FOR_THE_WAY: Final = frozenset({"S", "incoming", "loadvm"})
 
-# $1 directory. Prints "defined", "moving ID" where it is on its way to another host, or "none".
-_DEFINED: Final = """
-[ -d "$1" ] && [ ! -L "$1" ] || { echo none; exit 0; }
-for moved in "$1"/argv.json.moved-*; do
-    if [ -e "$moved" ]; then echo "moving ${moved##*-}"; exit 0; fi
-done
-if [ -f "$1/argv.json" ]; then echo defined; else echo none; fi
-"""
+_DEFINED: Final = script("cold/defined")
 
 
 async def is_defined(side: Side) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from qmp_migrate.errors import Fenced, MigrationCancelled, MigrationFailed, OutcomeUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import identify
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.cold import definition, storage_qemu
 from qmp_migrate.migration.endpoint import cleanup, console
 from qmp_migrate.migration.endpoint.endpoint import Side
@@ -33,39 +34,15 @@ MODE: Final = "shut-down"
 
 HANDED_OVER: Final = "handing-over"
 
-# $1 directory, $2 operation; the definition arrives on standard input.
-_STAGE: Final = """
-umask 077
-mkdir -p -- "$1" && cat >"$1/argv.json.$2" && sync -- "$1/argv.json.$2" "$1"
-"""
+_STAGE: Final = script("cold/stage")
 
-# $1 directory, $2 operation. May be run again.
-_UNSTAGE: Final = """
-[ -d "$1" ] || exit 0
-rm -f -- "$1/argv.json.$2" && { rmdir -- "$1" 2>/dev/null || :; }
-"""
+_UNSTAGE: Final = script("cold/unstage")
 
-# $1 directory, $2 operation. The source's definition loses its name. May be run again.
-_RETIRE: Final = """
-[ -d "$1" ] || exit 0
-cd -- "$1" || exit 1
-if [ -e argv.json ] && [ ! -e "argv.json.moved-$2" ]; then mv -T -- argv.json "argv.json.moved-$2" || exit 1; fi
-sync -- .
-"""
+_RETIRE: Final = script("cold/retire")
 
-# $1 directory, $2 operation. The destination's gets it. May be run again.
-_INSTALL: Final = """
-cd -- "$1" || exit 1
-if [ -e "argv.json.$2" ]; then mv -f -T -- "argv.json.$2" argv.json || exit 1; fi
-[ -e argv.json ] || { echo "the definition is not in $1" >&2; exit 1; }
-sync -- .
-"""
+_INSTALL: Final = script("cold/install")
 
-# $1 directory, $2 operation.
-_FORGET: Final = """
-[ -d "$1" ] || exit 0
-rm -f -- "$1/argv.json.moved-$2"
-"""
+_FORGET: Final = script("cold/forget")
 
 
 @dataclass(slots=True)

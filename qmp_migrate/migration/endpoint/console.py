@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 
 CONSOLE_LOG_BYTES: Final = 1 << 20
 """So much of a guest's serial log moves along with it, as ``serial.log.1``."""
 
-_TAIL: Final = """
-for name in serial.log.1 serial.log; do [ ! -f "$1/$name" ] || cat -- "$1/$name"; done | tail -c "$2"
-"""
+_TAIL: Final = script("files/tail_of_serial_log")
 
 
 async def carry_console_log(source: Side, destination: Side) -> None:

@@ -21,6 +21,7 @@ from qmp_migrate.errors import CommandFailed, FileFailed, HostUnreachable, LockB
 from qmp_migrate.hosts import HeldLock, Host
 from qmp_migrate.hosts.fenced import FencedHost, fenced
 from qmp_migrate.hosts.lock import end_holder
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 
 # Seconds for taking a lock again while we hold the guest's other one: another controller that tries may have this one
@@ -28,40 +29,13 @@ from qmp_migrate.migration.endpoint.endpoint import Side
 _RENEW_S: Final = 5.0
 _RENEW_PAUSE_S: Final = 0.1
 
-# $1 run directory. Makes what is absent, and prints what tells this place from every other one, whoever asks.
-_PLACE: Final = """
-umask 077
-mkdir -p -- "$1/.locks" && IFS= read -r boot </proc/sys/kernel/random/boot_id || exit 1
-echo "$boot $(stat -L -c %d:%i -- "$1/.locks")"
-"""
+_PLACE: Final = script("guest_locks/place")
 
-# $1 epoch file, $2 the least the new epoch must exceed, $3 purpose. Runs under the lock.
-# The first line is the epoch; the second says since which epoch nobody has taken the guest but for this purpose.
-# Prints the old epoch, the new one, and that.
-_BUMP: Final = """
-set -eu
-now=0 since= who=
-if [ -e "$1" ]; then { read -r now; read -r since who; } <"$1" || :; fi
-case "$now" in ''|*[!0-9]*) echo "epoch file holds no number: $1" >&2; exit 65;; esac
-before=$now
-[ "$2" -gt "$now" ] && now=$2
-now=$((now + 1))
-[ "$who" = "$3" ] || since=$now
-umask 077
-printf '%s\\n%s %s\\n' "$now" "$since" "$3" > "$1.new"
-sync "$1.new"
-mv -f "$1.new" "$1"
-echo "$before $now $since"
-"""
+_BUMP: Final = script("guest_locks/raise_epoch")
 
-# $1 epoch file.
-_EPOCH: Final = 'read -r now <"$1" && echo "$now"'
+_EPOCH: Final = script("guest_locks/read_epoch")
 
-# $1 lock file. Prints who holds it; nothing where nobody does.
-_HOLDER: Final = """
-[ -e "$1" ] || exit 0
-flock -n "$1" true || head -n 1 -- "$1"
-"""
+_HOLDER: Final = script("guest_locks/read_holder")
 
 
 def lock_path(side: Side) -> str:

@@ -9,16 +9,13 @@ from typing import Final
 
 from qmp_migrate.errors import ConnectionLost
 from qmp_migrate.hosts.process import LAUNCH_S
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 
 OF_A_WRAPPER: Final = frozenset({"-L"})
 """What a wrapper of QEMU may add in front: where its firmware is. The dynamic loader's options begin with two dashes."""
 
-# $1: a guest's directory. A launch holds its lock until the process is up; `exec` proves that nobody does.
-_LAUNCHING: Final = """
-[ -d "$1" ] || { echo absent; exit 0; }
-flock -n "$1" true && echo idle || echo starting
-"""
+_LAUNCHING: Final = script("processes/launching")
 
 
 def built_as(found: Sequence[str], wanted: Sequence[str]) -> bool:

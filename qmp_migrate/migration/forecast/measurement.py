@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any, Final
 
 from qmp_migrate.errors import MonitorError, QmpCommandFailed, QmpMigrateError, RemoteError
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.forecast import link_probe
 from qmp_migrate.migration.forecast import prediction as model
@@ -50,28 +51,10 @@ VALID_S: Final = 3600.0
 EARLIER: Final = 5
 """So many earlier migrations between the two hosts count."""
 
-# $1 pid  $2 KiB of the guest's memory. KiB of it that are there; else of the whole process.
-_PRESENT: Final = """
-awk -v wanted="$2" '
-    /^[0-9a-f]+-[0-9a-f]+ / { size = 0 }
-    /^Size:/ { size = $2 }
-    /^(Rss|Swap):/ { all += $2; if (size == wanted) { own += $2; seen = 1 } }
-    END { print seen ? own : all }
-' "/proc/$1/smaps"
-"""
+_PRESENT: Final = script("forecast/present")
 
 
-# $1 pid  $2... threads. Clock ticks per second, then those that each thread has run.
-_RAN: Final = """
-pid=$1
-shift
-getconf CLK_TCK
-for thread do
-    IFS= read -r stat <"/proc/$pid/task/$thread/stat" || exit 1
-    set -f; set -- ${stat##*) }; set +f
-    echo "$(( ${12} + ${13} ))"
-done
-"""
+_RAN: Final = script("forecast/time_run")
 
 
 @dataclass(frozen=True, slots=True)

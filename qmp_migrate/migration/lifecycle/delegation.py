@@ -17,25 +17,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qmp_migrate.errors import Fenced, QmpMigrateError
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.lifecycle.context import Course
 
-# $1 run directory, $2 guest; the mandate on standard input. What was written down of an earlier migration goes.
-GIVE: Final = """
-umask 077
-mkdir -p -- "$1/.handover" || exit 1
-cd -- "$1/.handover" || exit 1
-rm -f -- "./$2.record"
-cat >"./$2.mandate.new" && mv -f -- "./$2.mandate.new" "./$2.mandate"
-"""
+GIVE: Final = script("delegation/give")
 
-# $1 run directory, $2 guest.
-WITHDRAW: Final = """
-rm -f -- "$1/.handover/$2.mandate" "$1/.handover/$2.mandate.new" "$1/.handover/$2.record" "$1/.handover/$2.record.new"
-"""
+WITHDRAW: Final = script("delegation/withdraw")
 
-# $1 run directory, $2 guest. Prints what an agent has written down; nothing where it has not.
-RECORD: Final = '[ ! -e "$1/.handover/$2.record" ] || head -c 4096 -- "$1/.handover/$2.record"'
+RECORD: Final = script("delegation/read_record")
 
 
 def wanted(course: Course) -> bool:

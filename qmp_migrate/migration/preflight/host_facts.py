@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from qmp_migrate.errors import CommandFailed, LaunchFailed, UsageError
 from qmp_migrate.hosts import Host
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.transport.negotiation import Abilities
 from qmp_migrate.qemu import features
@@ -26,59 +27,12 @@ from qmp_migrate.vm.commandline.command_line import CommandLine
 
 PROBE_S: Final = 20.0
 
-# $1 run_dir  $2 guest  $3 qemu  $4 pid of the guest's QEMU here or ""  $5... paths to look at
-_FACTS: Final = r"""
-export LC_ALL=C
-run=$1 vm=$2 qemu=$3 pid=$4
-shift 4
-IFS= read -r boot </proc/sys/kernel/random/boot_id && echo "boot_id $boot"
-while read -r key value unit; do
-    case $key in MemAvailable:) echo "mem_available $value";; MemTotal:) echo "mem_total $value";; esac
-done </proc/meminfo
-if [ -x "$qemu" ] && [ -f "$qemu" ]; then echo "qemu $(stat -L -c '%s.%Y.%i' -- "$qemu")"; fi
-if [ -d "$run" ]; then
-    if [ -r "$run" ] && [ -w "$run" ] && [ -x "$run" ]; then echo "run_dir writable"; else echo "run_dir unwritable"; fi
-elif [ -e "$run" ]; then echo "run_dir unwritable"
-else
-    up=$run
-    while [ ! -e "$up" ]; do up=${up%/*}; [ -n "$up" ] || up=/; done
-    if [ -d "$up" ] && [ -w "$up" ]; then echo "run_dir absent"; else echo "run_dir uncreatable"; fi
-fi
-if [ -e "$run/$vm" ]; then echo "guest_directory yes"; fi
-if [ -e "$run/.locks/$vm.lock" ] && ! flock -n "$run/.locks/$vm.lock" true 2>/dev/null; then
-    IFS= read -r who <"$run/.locks/$vm.lock"; echo "locked $who"
-fi
-if [ -r /dev/kvm ] && [ -w /dev/kvm ]; then echo "kvm yes"; fi
-IFS= read -r faults </proc/sys/vm/unprivileged_userfaultfd 2>/dev/null || faults=-
-if [ -w /dev/userfaultfd ]; then faults=${faults}w; fi
-echo "userfaultfd $faults"
-if [ -n "$pid" ]; then echo "cmdline $(base64 -w0 "/proc/$pid/cmdline" 2>/dev/null)"; fi
-if [ -n "$pid" ]; then
-    if [ -f "$run/$vm/cwd" ]; then echo "cwd $(head -c 4096 "$run/$vm/cwd" | base64 -w0)"
-    else echo "cwd $(readlink "/proc/$pid/cwd" 2>/dev/null | base64 -w0)"; fi
-fi
-grep -m1 '^flags' /proc/cpuinfo | sed 's/^flags[^:]*:/cpu_flags/'
-grep -m1 '^model name' /proc/cpuinfo | sed 's/^model name[^:]*:/cpu_model/'
-echo "fib $(base64 -w0 /proc/net/fib_trie 2>/dev/null)"
-echo "if6 $(base64 -w0 /proc/net/if_inet6 2>/dev/null)"
-"""
+_FACTS: Final = script("preflight/facts")
 
-_PATHS: Final = r"""
-for path do
-    if [ ! -e "$path" ]; then echo absent
-    elif [ ! -r "$path" ]; then echo unreadable
-    elif [ ! -w "$path" ]; then echo readable
-    else echo writable
-    fi
-done
-"""
+_PATHS: Final = script("preflight/access_to_files")
 
 
-_SIZES: Final = r"""
-for path do
-    stat -L -c %s -- "$path" 2>/dev/null || echo absent
-done
-"""
+_SIZES: Final = script("preflight/sizes_of_files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,20 +248,7 @@ _QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 )
 
 
-# $1: the run directory; then a QEMU's command line. Its answers go to a file first: QEMU that ends drops what a pipe has not
-# taken by then, and the answers are four times what a pipe holds. The file has no name by the time QEMU runs.
-_PROBE: Final = """
-umask 077
-run_dir=$1
-shift
-file=$(mktemp "$run_dir/.probe.XXXXXX" 2>/dev/null || mktemp) || exit 1
-exec 3>"$file" 4<"$file"
-rm -f -- "$file"
-"$@" >&3 3>&- 4<&-
-status=$?
-cat <&4
-exit "$status"
-"""
+_PROBE: Final = script("preflight/probe_qemu")
 
 
 def questions() -> bytes:

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from qmp_migrate.errors import FileFailed
 from qmp_migrate.hosts import Host
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.qemu.monitor import Monitor
 
 Kind = Literal["file", "block", "other", "absent"]
@@ -20,14 +21,7 @@ Kind = Literal["file", "block", "other", "absent"]
 _LOCAL: Final = frozenset({"file", "host_device", "host_cdrom"})
 _ELSEWHERE: Final = frozenset({"nbd", "rbd", "iscsi", "nfs", "ssh", "http", "https", "gluster", "nvme"})
 
-# For each path: kind, size, time of the last write (nanoseconds), inode, device.
-_STAMPS: Final = """
-for path do
-    if [ ! -e "$path" ]; then echo "absent 0 0 0 0"; continue; fi
-    if [ -f "$path" ]; then kind=file; elif [ -b "$path" ]; then kind=block; else kind=other; fi
-    echo "$kind $(stat -L -c '%s %.9Y %i %d' -- "$path")" || exit 1
-done
-"""
+_STAMPS: Final = script("savefile/image_stamps")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from qmp_migrate.errors import Fenced, MigrationFailed, OutcomeUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import wait_gone
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint import cleanup
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.endpoint.guest_locks import GuestLock
@@ -33,7 +34,7 @@ SEALED: Final = frozenset({"sealed", "renaming", "renamed"})
 RENAMING: Final = frozenset({"renaming", "renamed"})
 """Steps at which the file is complete, and at which it may have its final name."""
 
-_STORED: Final = 'echo $(($(stat -c %b -- "$1") * 512))'
+_STORED: Final = script("savefile/stored")
 
 
 @dataclass(slots=True)

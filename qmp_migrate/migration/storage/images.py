@@ -13,6 +13,7 @@ from typing import Final
 
 from qmp_migrate.errors import CommandFailed, FileFailed, LaunchFailed, QmpMigrateError
 from qmp_migrate.hosts.process import launch, wait_gone
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint import cleanup
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.model.request import SourceImages
@@ -26,61 +27,13 @@ MARK: Final = "copying"
 SCRIPT_S: Final = 60.0
 MAKER_GONE_S: Final = 10.0
 
-# $1 migration; then for each image its path, mode, and size ("": QEMU will make it).
-_MAKE: Final = r"""
-id=$1
-shift
-while [ $# -gt 0 ]; do
-    path=$1 mode=$2 size=$3 mark=$1.$id.copying
-    shift 3
-    mkdir -p -- "$(dirname -- "$path")" || exit 1
-    (umask 077 && set -C && : >"$mark") || exit 1
-    if chmod -- "$mode" "$mark" && { [ -z "$size" ] || truncate -s "$size" -- "$mark"; } && ln -T -- "$mark" "$path"; then
-        continue
-    fi
-    rm -f -- "$mark"
-    exit 1
-done
-"""
+_MAKE: Final = script("storage/make_images")
 
-# $1 migration; then the paths of images, "--", and directories, innermost first.
-_REMOVE: Final = r"""
-id=$1
-shift
-while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    mark=$1.$id.copying
-    if [ -e "$mark" ]; then
-        if [ "$1" -ef "$mark" ]; then rm -f -- "$1" || exit 1; fi
-        rm -f -- "$mark" || exit 1
-    fi
-    shift
-done
-[ $# -eq 0 ] || shift
-for dir do rmdir -- "$dir" 2>/dev/null; done
-exit 0
-"""
+_REMOVE: Final = script("storage/remove_images")
 
-# $1 migration; then paths: they are the guest's disks from now on.
-_KEEP: Final = r"""
-id=$1
-shift
-for path do rm -f -- "$path.$id.copying" || exit 1; done
-"""
+_KEEP: Final = script("storage/keep_images")
 
-# $1 rename or remove, $2 migration; then for each image its path and its identity. Says what is not there any more.
-_PUT_AWAY: Final = r"""
-how=$1 id=$2
-shift 2
-while [ $# -gt 0 ]; do
-    if [ -f "$1" ] && [ ! -L "$1" ] && [ "$(stat -c '%d:%i' -- "$1")" = "$2" ]; then
-        if [ "$how" = remove ]; then rm -f -- "$1" || exit 1
-        else
-            mv -nT -- "$1" "$1.migrated-$id" && [ ! -e "$1" ] || { echo "$1 could not be renamed" >&2; exit 1; }
-        fi
-    fi
-    shift 2
-done
-"""
+_PUT_AWAY: Final = script("storage/put_away")
 
 
 def maker_argv(side: Side) -> list[str]:

@@ -27,6 +27,7 @@ from qmp_migrate.errors import (
     QmpCommandFailed,
     QmpMigrateError,
 )
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.model.watchdog import DiskWatchdog
@@ -360,8 +361,4 @@ async def _delete_credentials(monitor: Monitor, name: str) -> None:
             raise
 
 
-# $1 address, $2 port, $3 seconds. Without bash nobody knows; then QEMU finds out, within its own short limit.
-_REACH: Final = r"""
-command -v bash >/dev/null && command -v timeout >/dev/null || exit 0
-timeout "$3" bash -c 'exec 3<>"/dev/tcp/$1/$2"' bash "$1" "$2"
-"""
+_REACH: Final = script("storage/reach")

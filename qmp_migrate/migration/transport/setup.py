@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qmp_migrate.errors import QmpMigrateError
+from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.convergence import policies
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.model.request import MigrationRequest
@@ -215,22 +216,9 @@ async def _wire_destination(side: Side, profile: Profile, wires: Wires) -> None:
     wires.port = await qmp.listen(monitor, side.migration_listen, side.settings.ports)
 
 
-# $1 directory, $2 key file, $3 group file, $4 bytes of the key on standard input; what follows is the group.
-_PLACE_KEYS: Final = """
-set -eu
-umask 077
-mkdir -p -- "$1"
-cd -- "$1"
-head -c "$4" >"$2"
-[ "$(wc -c <"$2")" -eq "$4" ] || { echo "the key arrived in part only" >&2; exit 1; }
-cat >"$3"
-[ -s "$3" ] || rm -f -- "$3"
-"""
+_PLACE_KEYS: Final = script("transport/place_keys")
 
-_REMOVE_KEYS: Final = """
-[ -d "$1" ] || exit 0
-cd -- "$1" && rm -f -- "$2" "$3" && cd / && rmdir -- "$1"
-"""
+_REMOVE_KEYS: Final = script("transport/remove_keys")
 
 
 async def remove_keys(wires: Wires) -> list[str]:

@@ -364,11 +364,11 @@ class PairHost(FakeHost):
 
     async def script(self, source: str, args: Sequence[str] = (), **_: Any) -> Completed:
         """Do what a script of ours does, where its controller still has the guest."""
-        if source.startswith(fenced._FENCE):
+        if source.startswith(fenced.FENCE):
             now = str(self.qemu.pair.epochs[self.name][0])
             if args[1] != now:
                 return Completed(fenced._STATUS, b"", f"{fenced._MARK}{now}".encode())
-            source, args = source.removeprefix(fenced._FENCE), args[2:]
+            source, args = source.removeprefix(fenced.FENCE), args[2:]
         return Completed(0, self._do(source, args), b"")
 
     def _do(self, source: str, args: Sequence[str]) -> bytes:

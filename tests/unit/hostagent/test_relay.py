@@ -21,7 +21,7 @@ from hostagent.relay.request import PROBE, Request, understand
 from hostagent.relay.settings import Allowed, BadSettings, read
 from qmp_migrate.hosts import files, lock_scripts, process_scripts
 from qmp_migrate.hosts import shell_command as host_command
-from qmp_migrate.hosts.fenced import _FENCE
+from qmp_migrate.hosts.fenced import FENCE
 from qmp_migrate.hosts.shell_command import behind_login_shell, script_argv
 from qmp_migrate.migration.endpoint import guest_locks
 from qmp_migrate.migration.preflight import host_facts
@@ -92,7 +92,7 @@ def test_what_the_controller_sends_is_done_as_it_was_sent(allowed: Allowed) -> N
     command = asked(process_scripts.IDENTIFY, guest)
     assert request(command, allowed).argv == tuple(shlex.split(command))
     epoch = f"{allowed.run_dir}/.locks/web1.epoch"
-    assert request(asked(_FENCE + process_scripts.DISCARD, epoch, "3", guest), allowed).how == "run"
+    assert request(asked(FENCE + process_scripts.DISCARD, epoch, "3", guest), allowed).how == "run"
     assert request(asked(guest_locks._BUMP, epoch, "0", "migration m-1"), allowed).how == "run"
     for script in (process_scripts.KILL, process_scripts.KILL_CLOSED):
         kill = request(asked(script, "17", "1234", BOOT, "100", "KILL"), allowed)
@@ -195,7 +195,7 @@ def test_a_known_script_with_other_arguments_is_refused(source: str, args: list[
 
 
 def test_a_script_that_differs_by_one_character_is_unknown(allowed: Allowed) -> None:
-    for source in (process_scripts.LIST + " ", process_scripts.LIST.replace("cd", "rm", 1) + "#", _FENCE + "id"):
+    for source in (process_scripts.LIST + " ", process_scripts.LIST.replace("cd", "rm", 1) + "#", FENCE + "id"):
         with pytest.raises(Refused, match="does not know"):
             request(asked(source, allowed.run_dir), allowed)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmp_migrate.hosts.lock_scripts import _PROCESSES
+from qmp_migrate.hosts.scripts import script
 
 HOLDER = 900
 
@@ -26,8 +26,8 @@ def connection(directory: Path, tree: Tree) -> str | None:
         zeros = " 0" * 17
         (process / "stat").write_text(f"{pid} ({comm}) S {parent}{zeros} {pid}77 0 0\n")
         (process / "cmdline").write_text(f"{title}\0\0\0")
-    script = _PROCESSES.replace("/proc", str(directory)) + 'connection "$1" && echo "$session $since"'
-    done = subprocess.run(["sh", "-c", script, "sh", str(HOLDER)], capture_output=True, text=True, timeout=10)
+    asked = script("locks/connections").replace("/proc", str(directory)) + 'connection "$1" && echo "$session $since"'
+    done = subprocess.run(["sh", "-c", asked, "sh", str(HOLDER)], capture_output=True, text=True, timeout=10)
     assert not done.stderr
     return done.stdout.strip() or None
 

@@ -1,0 +1,3 @@
+#: $1 directory, $2 operation.
+[ -d "$1" ] || exit 0
+rm -f -- "$1/argv.json.moved-$2"

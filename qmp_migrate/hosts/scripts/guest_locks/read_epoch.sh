@@ -1,0 +1,3 @@
+#: $1 epoch file.
+#: relay: epoch
+read -r now <"$1" && echo "$now"
