@@ -21,10 +21,11 @@ from bench.contenders.base import MoveFailed
 from bench.fleet import ROOT
 from bench.guest import Machine, loses_writes
 from bench.measure import environment
-from bench.policies import html_report, link, report, tls
-from bench.policies.environment import Arena
-from bench.policies.samples import Sample
-from bench.policies.sampling import Take
+from bench.policies.measure import link, tls
+from bench.policies.measure.environment import Arena
+from bench.policies.measure.samples import Sample
+from bench.policies.measure.sampling import Take
+from bench.policies.report import html_report, report
 from bench.policies.scenarios import AGAIN, ALL, CONTENDERS, FIRST, LINK_MIB_S, MIB, Contender, Scenario
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.rig.guest.accelerator_probe import probe_accel

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from bench.measure.samples import Sample
 
@@ -66,16 +66,43 @@ class Row:
         return spread.median if spread else None
 
 
-class Summary:
-    """All rows, in the order in which they were measured first."""
+class Measured(Protocol):
+    """A sample, as far as the order of rows needs it."""
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        groups: dict[tuple[str, str], list[Sample]] = {}
+    @property
+    def scenario(self) -> str: ...  # noqa: D102
+    @property
+    def contender(self) -> str: ...  # noqa: D102
+
+
+class Line(Protocol):
+    """A row, as far as a table needs it."""
+
+    @property
+    def scenario(self) -> str: ...  # noqa: D102
+
+    def median(self, metric: str) -> float | None: ...  # noqa: D102
+
+
+SampleT = TypeVar("SampleT", bound=Measured)
+RowT = TypeVar("RowT", bound=Line)
+
+
+class Table(Generic[RowT]):
+    """A row for each contender in each scenario, in the order in which they were measured first.
+
+    Args:
+        samples: What was measured.
+        row: Makes the row of one contender in one scenario from its samples.
+    """
+
+    def __init__(self, samples: Iterable[SampleT], row: Callable[[str, str, Sequence[SampleT]], RowT]) -> None:
+        groups: dict[tuple[str, str], list[SampleT]] = {}
         for sample in samples:
             groups.setdefault((sample.scenario, sample.contender), []).append(sample)
-        self.rows = {key: _row(*key, group) for key, group in groups.items()}
+        self.rows = {key: row(*key, group) for key, group in groups.items()}
 
-    def row(self, scenario: str, contender: str) -> Row | None:
+    def row(self, scenario: str, contender: str) -> RowT | None:
         """Return one row, or None."""
         return self.rows.get((scenario, contender))
 
@@ -84,19 +111,31 @@ class Summary:
         row = self.row(scenario, contender)
         return row.median(metric) if row else None
 
-    def of(self, scenario: str) -> list[Row]:
+    def of(self, scenario: str) -> list[RowT]:
         """Return a scenario's rows."""
         return [row for row in self.rows.values() if row.scenario == scenario]
 
 
+def spreads(metrics: Mapping[str, Callable[[SampleT], float | None]], samples: Sequence[SampleT]) -> dict[str, Spread]:
+    """Return the spread of each metric that was measured."""
+    found = {name: Spread.of(metric(sample) for sample in samples) for name, metric in metrics.items()}
+    return {name: spread for name, spread in found.items() if spread is not None}
+
+
+class Summary(Table[Row]):
+    """The rows of what was measured."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        super().__init__(samples, _row)
+
+
 def _row(scenario: str, contender: str, samples: Sequence[Sample]) -> Row:
     good = [sample for sample in samples if sample.error is None]
-    spreads = {name: Spread.of(metric(sample) for sample in good) for name, metric in METRICS.items()}
     names = dict.fromkeys(name for sample in good for name in sample.stages)
     return Row(
         scenario,
         contender,
-        {name: spread for name, spread in spreads.items() if spread is not None},
+        spreads(METRICS, good),
         {name: median(sample.stages[name] for sample in good if name in sample.stages) for name in names},
         tuple(sample.error for sample in samples if sample.error is not None),
         sum(sample.guest_went_on is False for sample in good),

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests import ROOT
-from tests.faults import report, worker
-from tests.faults.cases import CASES, QUICK
-from tests.faults.trial import Case, Result
+from tests.faults.cases.catalogue import CASES, QUICK
+from tests.faults.cases.trial import Case, Result
+from tests.faults.execution import report, worker
 
 
 def main() -> int:
@@ -46,7 +46,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="the seed of a run to repeat; default: by case and number")
     parser.add_argument("--quick", action="store_true", help="only a dozen that touch every phase")
     parser.add_argument("--list", action="store_true", help="list the cases")
-    parser.add_argument("--bug", default="", help="seed a bug into the controller (see tests/faults/bugs.py)")
+    parser.add_argument(
+        "--bug", default="", help="seed a bug into the controller (see tests/faults/seeded_bugs/bugs.py)"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "build/faults", metavar="DIR")
     return parser.parse_args()
 

@@ -25,8 +25,8 @@ from qmp_migrate.fleet.controller import Controller
 from qmp_migrate.migration.lifecycle.engine import Engine
 from qmp_migrate.settings import MqttSettings, load
 from qmp_migrate.vm.spec.guest_spec import parse_spec
-from tests.faults.spy import Spy, Watch
-from tests.faults.stand import Stand, qemus, remove, stand
+from tests.faults.lab.spy import Spy, Watch
+from tests.faults.lab.stand import Stand, qemus, remove, stand
 from tests.support.real.lab import Guest
 
 LOADED_S: Final = 20.0

@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.bugs import BUGS, Bug
-from tests.faults.cases import CASES
-from tests.faults.running import run
-from tests.faults.stand import Stand, stand
+from tests.faults.cases.catalogue import CASES
+from tests.faults.execution.running import run
+from tests.faults.lab.stand import Stand, stand
+from tests.faults.seeded_bugs.bugs import BUGS, Bug
 
 TEST_S = 240
 
@@ -51,7 +51,7 @@ def _try(place: Stand, bug: Bug, logs: Path, *, seeded: bool) -> str:
         return next((" ".join(problem.split())[:160] for problem in result.problems), "")
     words = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", bug.test]
     if seeded:
-        words += ["-p", "tests.faults.seeded"]
+        words += ["-p", "tests.faults.seeded_bugs.plugin"]
     env = os.environ | {"QMP_MIGRATE_SEEDED_BUG": bug.name}
     done = subprocess.run(words, capture_output=True, text=True, timeout=TEST_S, env=env)
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]

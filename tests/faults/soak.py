@@ -26,8 +26,8 @@ from qmp_migrate.migration.precopy.runner import Copying
 from qmp_migrate.rig.guest.disk_journal import check_journal
 from qmp_migrate.rig.guest.oracle import judge
 from qmp_migrate.settings import load
-from tests.faults.spy import Spy, Watch
-from tests.faults.stand import Stand, stand
+from tests.faults.lab.spy import Spy, Watch
+from tests.faults.lab.stand import Stand, stand
 from tests.support.real.lab import Guest
 
 MEMORY_BYTES: Final = (128 * 1024 + 8) * 1024

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import CASES, QUICK
-from tests.faults.running import run
-from tests.faults.stand import Stand, stand
+from tests.faults.cases.catalogue import CASES, QUICK
+from tests.faults.execution.running import run
+from tests.faults.lab.stand import Stand, stand
 
 
 @pytest.fixture(scope="module")

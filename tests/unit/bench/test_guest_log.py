@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from bench.policies import guest_log
+from bench.policies.measure import guest_log
 
 S = 1_000_000_000
 MS = 1_000_000

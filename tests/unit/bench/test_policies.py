@@ -13,14 +13,15 @@ import pytest
 from rich.console import Console
 
 from bench.contenders.base import MoveFailed
-from bench.policies import html_report, link, report, svg, targets
 from bench.policies.__main__ import Run
-from bench.policies.event_recorder import Seen, course
-from bench.policies.guest_log import Inside
-from bench.policies.markdown import markdown
-from bench.policies.samples import Outcome, Point, Sample
+from bench.policies.measure import link
+from bench.policies.measure.event_recorder import Seen, course
+from bench.policies.measure.guest_log import Inside
+from bench.policies.measure.samples import Outcome, Point, Sample
+from bench.policies.report import html_report, report, svg, targets
+from bench.policies.report.markdown import markdown
+from bench.policies.report.summary import Summary
 from bench.policies.scenarios import AGAIN, ALL, CONTENDERS, MODES, OTHERS, OURS, POLICIES, RAW, Contender
-from bench.policies.summary import Summary
 from qmp_migrate import MigrationRequest
 
 INSIDE = Inside(41.0, 0.9, 41.0, 12.0, 43.0, 25.0, 24.0, 60.0, 1.5)

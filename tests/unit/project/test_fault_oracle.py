@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import CASES, QUICK
-from tests.faults.phases import PHASES, span
-from tests.faults.report import figures, write
-from tests.faults.spy import Interval, Spy, Watch, overlaps
-from tests.faults.trial import Result
+from tests.faults.cases.catalogue import CASES, QUICK
+from tests.faults.cases.phases import PHASES, span
+from tests.faults.cases.trial import Result
+from tests.faults.execution.report import figures, write
+from tests.faults.lab.spy import Interval, Spy, Watch, overlaps
 
 
 def watch(source: list[tuple[float, float]], destination: list[tuple[float, float]]) -> Watch:

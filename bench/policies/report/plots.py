@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench.policies import svg as policies_svg
-from bench.policies.samples import Outcome, Sample
+from bench.policies.measure.samples import Outcome, Sample
+from bench.policies.report import svg as policies_svg
+from bench.policies.report.summary import Row
+from bench.policies.report.svg import INK, MUTED, Scale, cross, dot, line, path, rect, svg, text
 from bench.policies.scenarios import CONTENDERS, OURS, Scenario
-from bench.policies.summary import Row
-from bench.policies.svg import INK, MUTED, Scale, cross, dot, line, path, rect, svg, text
 from bench.report.summary import Spread
 
 COLOURS: Final[dict[Outcome, str]] = {

@@ -7,9 +7,9 @@ from typing import Final
 from qmp_migrate.rig.guest.disk_journal import check_journal
 from qmp_migrate.rig.guest.oracle import Verdict
 from qmp_migrate.rig.guest.oracle import judge as judge_logs
-from tests.faults.spy import Spy
-from tests.faults.stand import qemus
-from tests.faults.trial import HOSTS, Result, Trial
+from tests.faults.cases.trial import HOSTS, Result, Trial
+from tests.faults.lab.spy import Spy
+from tests.faults.lab.stand import qemus
 from tests.support.real.lab import wait_for
 
 GUARDED_S: Final = 4.0

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.phases import PHASES
-from tests.faults.trial import PROVEN_S, RECOVERY_S, Result
+from tests.faults.cases.phases import PHASES
+from tests.faults.cases.trial import PROVEN_S, RECOVERY_S, Result
 
 
 def tell(result: Result, number: int, of: int) -> None:

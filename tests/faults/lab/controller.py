@@ -1,6 +1,6 @@
 """The real command line, which stops at a named point and tells the harness, so that a fault comes exactly there.
 
-Started as ``python -m tests.faults.controller FD TRAP[,TRAP…] BUG[,BUG…] WORD…``. At each trap a line ``NAME`` with the
+Started as ``python -m tests.faults.lab.controller FD TRAP[,TRAP…] BUG[,BUG…] WORD…``. At each trap a line ``NAME`` with the
 migration's id goes to the socket FD, and the one coroutine that is there waits for a line back; everything else of the
 controller lives on. Traps:
 
@@ -95,7 +95,7 @@ def main() -> None:
     descriptor, traps, bugs, *words = sys.argv[1:]
     set_traps(Traps(socket.socket(fileno=int(descriptor)), set(filter(None, traps.split(",")))))
     for bug in filter(None, bugs.split(",")):
-        from tests.faults.bugs import BUGS
+        from tests.faults.seeded_bugs.bugs import BUGS
 
         BUGS[bug].seed()
     sys.argv = ["qmp-migrate", *words]

@@ -15,7 +15,7 @@ class Phase:
 
     Attributes:
         name: For case names.
-        traps: Traps of `tests.faults.controller`, in their order; the fault comes while it stands in the last one.
+        traps: Traps of `tests.faults.lab.controller`, in their order; the fault comes while it stands in the last one.
         words: More words for ``migrate``.
         append: The guest's workload.
         states: ``query-status`` of source and destination while the fault comes; ``""``: not asked.

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.faults.faults import ANYTIME
-from tests.faults.phases import BY_NAME, span
-from tests.faults.static import STATIC
-from tests.faults.trial import Case
+from tests.faults.cases.anytime import ANYTIME
+from tests.faults.cases.phases import BY_NAME, span
+from tests.faults.cases.static import STATIC
+from tests.faults.cases.trial import Case
 
 _SOURCE, _DESTINATION, _NONE = frozenset({"source"}), frozenset({"destination"}), frozenset({"none"})
 _EITHER: Final = _SOURCE | _DESTINATION

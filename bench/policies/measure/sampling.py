@@ -19,10 +19,10 @@ from bench.contenders.base import MoveFailed
 from bench.guest import SERIAL_LOGS, SOCKET, Guest, Machine, read_verdict
 from bench.measure.qmp import QmpFailed
 from bench.measure.samples import Numbers
-from bench.policies import event_recorder, guest_log
-from bench.policies.environment import DESTINATION, SOURCE, Arena
-from bench.policies.event_recorder import Watch
-from bench.policies.samples import Sample
+from bench.policies.measure import event_recorder, guest_log
+from bench.policies.measure.environment import DESTINATION, SOURCE, Arena
+from bench.policies.measure.event_recorder import Watch
+from bench.policies.measure.samples import Sample
 from bench.policies.scenarios import BOUND_S, Contender, Scenario
 from qmp_migrate import (
     MigrationCancelled,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
+from bench.policies.report.summary import Row, Summary
 from bench.policies.scenarios import OTHERS, POLICIES
-from bench.policies.summary import Row, Summary
 
 NOISE: Final = 0.05
 """Two times that differ by less, or whose ranges overlap, are a tie."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from bench.policies.guest_log import Inside
+from bench.policies.measure.guest_log import Inside
 
 Outcome: TypeAlias = Literal["completed", "gave up", "still going", "failed", "not available"]
 """``still going``: at the bound, where it was cancelled. ``not available``: it was refused before anything was touched."""

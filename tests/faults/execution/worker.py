@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from tests.faults.cases import CASES
-from tests.faults.running import run
-from tests.faults.stand import stand
+from tests.faults.cases.catalogue import CASES
+from tests.faults.execution.running import run
+from tests.faults.lab.stand import stand
 
 
 def work(job: int, todo: Any, done: Any) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.policies.samples import Outcome, Sample
-from bench.report.summary import Spread
+from bench.policies.measure.samples import Outcome, Sample
+from bench.report.summary import Spread, Table, spreads
 
 METRICS: Final[dict[str, Callable[[Sample], float | None]]] = {
     "total_ms": lambda sample: sample.total_ms,
@@ -69,39 +69,22 @@ class Row:
         return spread.median if spread else None
 
 
-class Summary:
-    """All rows, in the order in which they were measured first."""
+class Summary(Table[Row]):
+    """The rows of the shoot-out."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        groups: dict[tuple[str, str], list[Sample]] = {}
-        for sample in samples:
-            groups.setdefault((sample.scenario, sample.contender), []).append(sample)
-        self.rows = {key: _row(*key, group) for key, group in groups.items()}
-
-    def row(self, scenario: str, contender: str) -> Row | None:
-        """Return one row, or None."""
-        return self.rows.get((scenario, contender))
-
-    def median(self, scenario: str, contender: str, metric: str) -> float | None:
-        """Return one median, or None."""
-        row = self.row(scenario, contender)
-        return row.median(metric) if row else None
-
-    def of(self, scenario: str) -> list[Row]:
-        """Return a scenario's rows."""
-        return [row for row in self.rows.values() if row.scenario == scenario]
+        super().__init__(samples, _row)
 
 
 def _row(scenario: str, contender: str, samples: Sequence[Sample]) -> Row:
     bare = Row(scenario, contender, tuple(s.outcome for s in samples), "", {}, (), 0)
     meant = tuple(sample for sample in samples if sample.outcome == bare.outcome)
-    spreads = {name: Spread.of(metric(sample) for sample in meant) for name, metric in METRICS.items()}
     return Row(
         scenario,
         contender,
         bare.outcomes,
         next((sample.reason for sample in reversed(samples) if sample.reason), ""),
-        {name: spread for name, spread in spreads.items() if spread is not None},
+        spreads(METRICS, meant),
         meant,
         sum(sample.survived is False for sample in samples),
     )

@@ -199,7 +199,7 @@ class Stand:
             self.restart(part)
 
     def controller(self, settings: Path, *words: str, traps: list[str], bug: str = "") -> ControllerProcess:
-        """Start the real command line with traps; see `tests.faults.controller`."""
+        """Start the real command line with traps; see `tests.faults.lab.controller`."""
         return ControllerProcess.start(settings, list(words), traps, bug)
 
 
@@ -217,7 +217,7 @@ class ControllerProcess:
         """See `Stand.controller`."""
         ours, theirs = socket.socketpair()
         log = settings.with_suffix(".log")
-        argv = [sys.executable, "-m", "tests.faults.controller", str(theirs.fileno()), ",".join(traps), bug]
+        argv = [sys.executable, "-m", "tests.faults.lab.controller", str(theirs.fileno()), ",".join(traps), bug]
         with theirs, log.open("w") as err:
             process = subprocess.Popen(
                 [*argv, "--config", str(settings), "-v", *words],

@@ -7,8 +7,8 @@ import socket
 import time
 from typing import Final
 
-from tests.faults.spy import OPEN_S
-from tests.faults.trial import HOSTS, Fault, Trial
+from tests.faults.cases.trial import HOSTS, Fault, Trial
+from tests.faults.lab.spy import OPEN_S
 from tests.support.real.lab import wait_for
 
 AWAY_S: Final = 4.0

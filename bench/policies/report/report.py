@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure.environment import QUIET_LOAD
-from bench.policies import html_report
-from bench.policies.markdown import markdown
-from bench.policies.samples import Sample
+from bench.policies.measure.samples import Sample
+from bench.policies.report import html_report
+from bench.policies.report.markdown import markdown
+from bench.policies.report.summary import Row, Summary
+from bench.policies.report.targets import Goal, judge
 from bench.policies.scenarios import ALL, BOUND_S, LINK_MIB_S, Scenario
-from bench.policies.summary import Row, Summary
-from bench.policies.targets import Goal, judge
 from bench.report.summary import Spread
 
 COLOURS: Final = {

@@ -13,7 +13,7 @@ from typing import Any, Final
 from bench.contenders.base import MoveFailed
 from bench.contenders.raw import Raw
 from bench.guest import SOCKET, Guest
-from bench.policies.samples import Point
+from bench.policies.measure.samples import Point
 from qmp_migrate import Controller, GuestUnknown, MigrationView, Progress, QmpMigrateError, parse_spec
 from qmp_migrate.rig import RigState, down, up
 from qmp_migrate.settings import load

@@ -14,10 +14,10 @@ import psutil
 
 from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.migration.model.phases import ENDS
-from tests.faults import judging
-from tests.faults.spy import NoAnswer, Spy, Watch
-from tests.faults.stand import Stand
-from tests.faults.trial import COMMAND_S, HOSTS, PROVEN_S, Case, Result, Skipped, Trial, Unreached
+from tests.faults.cases.trial import COMMAND_S, HOSTS, PROVEN_S, Case, Result, Skipped, Trial, Unreached
+from tests.faults.execution import judging
+from tests.faults.lab.spy import NoAnswer, Spy, Watch
+from tests.faults.lab.stand import Stand
 from tests.support.real.lab import wait_for
 
 REACH_S: Final = 90.0
@@ -43,7 +43,7 @@ def run(stand: Stand, case: Case, seed: int, logs: Path, *, bug: str = "") -> Re
         case: Which.
         seed: For the guest's memory pattern and the moment of the fault within a phase that goes on by itself.
         logs: Directory for everything that the run leaves to read.
-        bug: A seeded bug of `tests.faults.bugs`.
+        bug: A seeded bug of `tests.faults.seeded_bugs.bugs`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()

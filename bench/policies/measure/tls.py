@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.contenders.base import MoveFailed
-from bench.policies.link import ADDRESS
+from bench.policies.measure.link import ADDRESS
 from qmp_migrate.qemu import encryption
 
 SIZE_MIB: Final = 1024

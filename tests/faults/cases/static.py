@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from paho.mqtt import publish
 
 from qmp_migrate.rig import state as rig_state
-from tests.faults.phases import BY_NAME, Phase
-from tests.faults.trial import Case, Fault, Skipped, Trial
+from tests.faults.cases.phases import BY_NAME, Phase
+from tests.faults.cases.trial import Case, Fault, Skipped, Trial
 
 # It logs, as an error, that the client it has just disconnected is not connected.
 logging.getLogger("paho.mqtt.client").setLevel(logging.CRITICAL)

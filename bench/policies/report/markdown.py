@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bench.policies.samples import Sample
+from bench.policies.measure.samples import Sample
+from bench.policies.report.summary import Row, Summary
 from bench.policies.scenarios import ALL, RAW
-from bench.policies.summary import Row, Summary
 
 COLUMNS: Final = (
     ("total, s", "total_ms", 1000, 1),

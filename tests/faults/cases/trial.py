@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import psutil
 
-from tests.faults.phases import Phase
-from tests.faults.spy import Watch
-from tests.faults.stand import ControllerProcess, Stand, qemus
+from tests.faults.cases.phases import Phase
+from tests.faults.lab.spy import Watch
+from tests.faults.lab.stand import ControllerProcess, Stand, qemus
 from tests.support.real.lab import Guest, wait_for
 
 PROVEN_S: Final = 60.0

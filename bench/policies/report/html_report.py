@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from bench.policies import plots
-from bench.policies.samples import Sample
+from bench.policies.measure.samples import Sample
+from bench.policies.report import plots
+from bench.policies.report.summary import Row, Summary
 from bench.policies.scenarios import MODES, POLICIES, RAW
-from bench.policies.summary import Row, Summary
 from bench.report.summary import Spread
 
 COLUMNS: Final = (

@@ -1,0 +1,1 @@
+"""One sample of the shoot-out: the link, the guest, what it says and what QEMU says."""

@@ -1,0 +1,1 @@
+"""What can go wrong: phases, faults, and all cases as data."""

@@ -1,0 +1,1 @@
+"""Bugs that would lose a guest, seeded at run time."""
