@@ -16,7 +16,7 @@ import structlog
 
 from hostagent.discovery.guests import Guest, discover
 from hostagent.discovery.unmanaged import ForeignQemus, ForeignWatch
-from hostagent.failover.agent import Handovers
+from hostagent.failover.service import Handovers
 from hostagent.guardian.guardian import Guardian
 from hostagent.publisher import Publisher
 from hostagent.qmp_state.exit_reason import ending
