@@ -1,4 +1,4 @@
-"""The destination's agent takes a guest over when the controller is gone: it is ready, waits for the token, and continues it."""
+"""The destination's agent takes a guest over when the controller is gone: ready, token, cont."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What both sides of a hand-over without a controller have in common.
 
 They hear the other agent, look, take the guest's lock, write down what cannot be undone, and do the one thing that
-`hostagent.failover.decision` says, again and again. Nothing here believes the broker: what counts is what is signed, what this
-host's kernel says of its own processes, and who holds the guest's lock here.
+`hostagent.failover.decision` says, again and again. Nothing here believes the broker. What counts is what is signed, what
+this host's kernel says of its own processes, and who holds the guest's lock here.
 """
 
 from __future__ import annotations
