@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from qmp_migrate.qemu.monitor import Monitor
 from tests.support.data.recorded_replies import V7_2, Release
 
 CRLF = b"\r\n"
@@ -261,3 +262,8 @@ class FakeQemu:
 
 def _as_list(capabilities: dict[str, bool]) -> list[dict[str, Any]]:
     return [{"state": state, "capability": name} for name, state in capabilities.items()]
+
+
+async def connect(qemu: FakeQemu, *, timeout: float = 5.0) -> Monitor:
+    """Connect a monitor to it."""
+    return await Monitor.connect(await qemu.client(), label="web1@a", host="a", timeout=timeout)
