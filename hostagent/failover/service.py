@@ -24,7 +24,7 @@ class Handovers:
     Args:
         host: Name of this host on the bus.
         run_dir: Where the guests' directories are.
-        publisher: What is said goes out there.
+        publisher: Sends events and tokens.
         topics: The topics in use.
         limit_s: Seconds without a sign of life after which a controller counts as gone.
         watch_of: Finds the watch of a guest by its name.

@@ -4,20 +4,17 @@ The three of our own are one function (`ladder.next_step`) with different number
 (`reference_policies`), for comparison: they keep to their own limits and not to the user's.
 """
 
-# ruff: noqa: D102  (PolicyRequest repeats what MigrationRequest documents)
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from qmp_migrate.errors import UsageError
 from qmp_migrate.migration.convergence import ladder, reference_policies
-from qmp_migrate.migration.convergence.ladder import START_MS, first_limit_ms
+from qmp_migrate.migration.convergence.ladder import START_MS
 from qmp_migrate.migration.convergence.types import Allowed, Sample, Step
-from qmp_migrate.migration.convergence.vcpu_dirty_limit import RING_ENTRY_BYTES
 
 MIB: Final = 1 << 20
 
@@ -40,31 +37,6 @@ that can be felt. The bulk pass then counts as the first, and a throttle that is
 
 Decide: TypeAlias = Callable[[Sequence[Sample], Allowed], Step]
 Interval: TypeAlias = Callable[[Sequence[Sample]], int]
-
-
-class PolicyRequest(Protocol):
-    """What a policy reads of a `migration.model.request.MigrationRequest`; see there."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def allow_postcopy(self) -> bool | None: ...
-    @property
-    def allow_stop(self) -> bool | None: ...
-    @property
-    def max_throttle_percent(self) -> int | None: ...
-    @property
-    def bandwidth_bytes_per_s(self) -> int: ...
-    @property
-    def max_bandwidth_bytes_per_s(self) -> int | None: ...
-    @property
-    def switchover_bandwidth_bytes_per_s(self) -> int: ...
-    @property
-    def downtime_limit_ms(self) -> int: ...
-    @property
-    def timeout_ms(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,77 +181,3 @@ def find(name: str) -> Policy:
             hint=(f"did you mean {near[0]}? " if near else "") + f"it is one of: {', '.join(POLICIES)}",
         )
     return policy
-
-
-def wants_postcopy(request: PolicyRequest) -> bool:
-    """Tell whether post-copy is to be made possible, so that the policy can turn to it; before anything is wired."""
-    if request.mode != "live":
-        return request.mode == "postcopy"
-    return find(request.policy).postcopy if request.allow_postcopy is None else request.allow_postcopy
-
-
-def wants_throttle(request: PolicyRequest) -> bool:
-    """Tell whether the guest may be slowed down: then QEMU's ``auto-converge`` is set at the source."""
-    policy = find(request.policy)
-    if policy.of is not None:
-        return policy.auto_converge is not None
-    return _throttle(policy, request) > 0
-
-
-def wants_dirty_limit(request: PolicyRequest) -> bool:
-    """Tell whether a guest with a dirty ring is slowed down by limiting its vCPUs' dirty rate; other programs do not."""
-    return find(request.policy).of is None and wants_throttle(request)
-
-
-def _throttle(policy: Policy, request: PolicyRequest) -> int:
-    return policy.throttle_percent if request.max_throttle_percent is None else request.max_throttle_percent
-
-
-def allowed(request: PolicyRequest, *, postcopy: bool, stop: bool, throttle: bool, dirty_ring: int = 0) -> Allowed:
-    """Return how far the policy of a migration may go.
-
-    Args:
-        request: What is wanted.
-        postcopy: Both ends were wired so that they can turn to post-copy.
-        stop: The guest can be stopped on the way.
-        throttle: The source was wired so that it can be slowed down.
-        dirty_ring: Entries of the dirty ring of each vCPU, where QEMU can limit their dirty rate; 0: it cannot.
-    """
-    policy = find(request.policy)
-    may_stop = policy.stop if request.allow_stop is None else request.allow_stop
-    most = (
-        request.bandwidth_bytes_per_s
-        if request.max_bandwidth_bytes_per_s is None
-        else request.max_bandwidth_bytes_per_s
-    )
-    return Allowed(
-        downtime_ms=request.downtime_limit_ms,
-        bandwidth_bytes_per_s=most,
-        throttle_percent=_throttle(policy, request) if throttle and policy.of is None else 0,
-        postcopy=postcopy and wants_postcopy(request),
-        stop=stop and may_stop,
-        copies=policy.copies,
-        hurry_copies=policy.hurry_copies,
-        switchover_bandwidth_bytes_per_s=request.switchover_bandwidth_bytes_per_s,
-        timeout_ms=request.timeout_ms,
-        dirty_ring_bytes=dirty_ring * RING_ENTRY_BYTES if throttle and policy.of is None else 0,
-    )
-
-
-def start_ms(request: PolicyRequest, *, one_pass: bool = False) -> int:
-    """Return the ``downtime-limit`` that a migration starts with."""
-    policy = find(request.policy)
-    if policy.of is not None:
-        return policy.start_ms
-    return first_limit_ms(request.downtime_limit_ms, one_pass=one_pass, start_ms=policy.start_ms)
-
-
-def parameters(request: PolicyRequest, *, one_pass: bool = False) -> dict[str, int]:
-    """Return the source's parameters that the policy decides, as QEMU spells them."""
-    policy = find(request.policy)
-    throttle = dict(policy.auto_converge or ARMED_THROTTLE) if wants_throttle(request) else {}
-    return {
-        "max-bandwidth": request.bandwidth_bytes_per_s or policy.bandwidth_bytes_per_s,
-        "downtime-limit": start_ms(request, one_pass=one_pass),
-        **throttle,
-    }

@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """How far up the ladder a policy may go in one migration: made by `policies.allowed`.
+    """How far up the ladder a policy may go in one migration: made by `model.policy_terms.allowed`.
 
     Attributes:
         downtime_ms: The longest blackout.

@@ -16,6 +16,7 @@ from typing import Any
 
 from qmp_migrate.migration.convergence import policies
 from qmp_migrate.migration.forecast.simulation import Forecast, Link, Rules, Workload, play
+from qmp_migrate.migration.model import policy_terms
 from qmp_migrate.migration.model.request import MAX_DOWNTIME_MS, MigrationRequest, MigrationResult
 from qmp_migrate.vm.units import about_size
 
@@ -45,9 +46,9 @@ def rules_of(request: MigrationRequest, *, one_pass: bool, postcopy: bool = Fals
         postcopy: Both ends can turn to post-copy.
         dirty_ring: See `Workload`.
     """
-    policy, start = policies.find(request.policy), policies.parameters(request, one_pass=one_pass)
-    throttle = policies.wants_throttle(request)
-    allowed = policies.allowed(request, postcopy=postcopy, stop=True, throttle=throttle, dirty_ring=dirty_ring)
+    policy, start = policies.find(request.policy), policy_terms.parameters(request, one_pass=one_pass)
+    throttle = policy_terms.wants_throttle(request)
+    allowed = policy_terms.allowed(request, postcopy=postcopy, stop=True, throttle=throttle, dirty_ring=dirty_ring)
     return Rules(
         start_ms=start["downtime-limit"],
         bandwidth_bytes_per_s=start["max-bandwidth"],

@@ -16,6 +16,7 @@ from qmp_migrate.errors import MonitorError, NotConverging, QmpCommandFailed, Qm
 from qmp_migrate.migration.convergence import policies
 from qmp_migrate.migration.convergence.ladder import LAST_KINDS, Allowed, Sample, Step
 from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.model import policy_terms
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.qemu import dirty_limit, dirty_rate
 from qmp_migrate.qemu import migration as qmp
@@ -74,7 +75,7 @@ class Steering:
 
     def start(self, *, one_pass: bool = False) -> None:
         """Know what the source was wired with."""
-        parameters = policies.parameters(self.request, one_pass=one_pass)
+        parameters = policy_terms.parameters(self.request, one_pass=one_pass)
         self.limit_ms, self.bandwidth_bytes_per_s = parameters["downtime-limit"], parameters["max-bandwidth"]
 
     async def read_back(self) -> None:
@@ -131,7 +132,7 @@ class Steering:
     @property
     def allowed(self) -> Allowed:
         """How far the policy may go here and now."""
-        return policies.allowed(
+        return policy_terms.allowed(
             self.request,
             postcopy=self.to_postcopy is not None,
             stop=self.stop_guest is not None,

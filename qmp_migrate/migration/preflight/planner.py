@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from qmp_migrate.aio import gather_all
 from qmp_migrate.errors import CommandFailed, ConfigError, GuestUnknown, QmpMigrateError
 from qmp_migrate.hosts.process import ProcessId, identify
-from qmp_migrate.migration.convergence import policies
 from qmp_migrate.migration.devices.query import devices_now
 from qmp_migrate.migration.endpoint.endpoint import Side
 from qmp_migrate.migration.journal.store import Journal
+from qmp_migrate.migration.model import policy_terms
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.preflight import rules
 from qmp_migrate.migration.preflight.host_facts import (
@@ -101,9 +101,9 @@ async def make_plan(request: MigrationRequest, source: Side, destination: Side, 
             replace(destination_binary.abilities, dirty_ring=command.dirty_ring),  # it was asked with that ring
             memory_bytes=command.memory_bytes,
             source_free_bytes=here.mem_available,
-            may_throttle=policies.wants_throttle(request),
-            may_limit=policies.wants_dirty_limit(request),
-            may_turn=policies.wants_postcopy(request),
+            may_throttle=policy_terms.wants_throttle(request),
+            may_limit=policy_terms.wants_dirty_limit(request),
+            may_turn=policy_terms.wants_postcopy(request),
         )
     flash = () if derived.refusals else await _flash(command, derived.command, source, destination)
     storage = Judgement()

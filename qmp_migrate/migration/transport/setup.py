@@ -15,6 +15,7 @@ from qmp_migrate.errors import QmpMigrateError
 from qmp_migrate.hosts.scripts import script
 from qmp_migrate.migration.convergence import policies
 from qmp_migrate.migration.endpoint.endpoint import Side
+from qmp_migrate.migration.model import policy_terms
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.transport.negotiation import Profile
 from qmp_migrate.qemu import dirty_limit, encryption, features
@@ -186,7 +187,7 @@ async def _wire_source(
     wires.dirty_limit = profile.dirty_ring > 0
     await qmp.set_capabilities(monitor, known, dict.fromkeys(profile.source.capabilities, True))
     parameters: dict[str, Any] = {
-        **policies.parameters(request, one_pass=one_pass),
+        **policy_terms.parameters(request, one_pass=one_pass),
         "tls-creds": "",
         "tls-hostname": "",
         **profile.source.parameters,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from qmp_migrate.migration.convergence import policies, vcpu_dirty_limit
 from qmp_migrate.migration.convergence.ladder import LAST_KINDS, Sample, Step
+from qmp_migrate.migration.model import policy_terms
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.precopy.policy_runner import throttle
 
@@ -90,11 +91,11 @@ class Simulation:
     def __init__(self, guest: Guest, request: MigrationRequest, *, postcopy: bool = False, stop: bool = True) -> None:
         self.guest, self.request = guest, request
         self.policy = policies.find(request.policy)
-        self.can_throttle = policies.wants_throttle(request)
-        self.allowed = policies.allowed(
+        self.can_throttle = policy_terms.wants_throttle(request)
+        self.allowed = policy_terms.allowed(
             request, postcopy=postcopy, stop=stop, throttle=self.can_throttle, dirty_ring=guest.ring
         )
-        self.parameters = policies.parameters(request)
+        self.parameters = policy_terms.parameters(request)
         self.now = 0.0
         self.remaining = float(guest.ram)
         self.transferred = 0.0

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from qmp_migrate.errors import InvalidQuantity, MigrationUnknown, MonitorError, NotConverging, UsageError
-from qmp_migrate.migration.convergence.policies import ARMED_THROTTLE, QEMU_THROTTLE, parameters
+from qmp_migrate.migration.convergence.policies import ARMED_THROTTLE, QEMU_THROTTLE
 from qmp_migrate.migration.journal.store import Journal
 from qmp_migrate.migration.lifecycle import tuning
 from qmp_migrate.migration.lifecycle.tuning import Tune, Tuner, in_words
 from qmp_migrate.migration.model.phases import Phase
+from qmp_migrate.migration.model.policy_terms import parameters
 from qmp_migrate.migration.model.request import MigrationRequest
 from qmp_migrate.migration.precopy import policy_runner
 from qmp_migrate.migration.precopy.runner import Copying
