@@ -356,7 +356,8 @@ class World(NamedTuple):
     def _act(self, act: Action | Literal["postcopy"]) -> World:
         """Return the world after something was done to whatever is there by now."""
         forbidden = {Action.CANCEL_SOURCE, Action.YANK_SOURCE, Action.RESUME_SOURCE, Action.KILL_DESTINATION}
-        if self.dst not in {"running", "halted"}:
+        # A paused guest is the destination's once it has loaded: in post-copy that means the last page, too.
+        if self.dst not in {"running", "halted", *(["loaded"] if self.variant.paused else [])}:
             forbidden.add(Action.RELEASE_SOURCE)
         if self.src in FROM_AFAR and act in forbidden:
             return self._replace(wrong=(*self.wrong, f"`{act}` in post-copy"))

@@ -81,44 +81,45 @@ class History:
 
     def starts(self, number: int, pick: int) -> None:
         """A controller is started."""
-        self._first(controller_model.comes_and_goes(self.world, number), " is started", pick=pick)
+        self.only(controller_model.comes_and_goes(self.world, number), " is started", pick=pick)
 
     def dies(self, number: int, pick: int) -> None:
         """A controller dies, and mostly the hosts notice."""
-        self._first(controller_model.comes_and_goes(self.world, number), " dies")
+        self.only(controller_model.comes_and_goes(self.world, number), " dies")
         for _ in range(pick % 3):
-            self._first(self.world.leases(), f"of controller {number} ")
+            self.only(self.world.leases(), f"of controller {number} ")
 
     def takes_over(self, number: int, pick: int) -> None:
         """A controller, started anew if need be, takes all locks that it can reach."""
         if not self.world.controllers[number].alive:
             self.happens(controller_model.comes_and_goes(self.world, number), pick)
         for what in (" takes the lock on a", " takes the lock on b", " raises the epoch", " claims "):
-            self._first(controller_model.comes_and_goes(self.world, number), what)
+            self.only(controller_model.comes_and_goes(self.world, number), what)
 
     def comes_back(self, number: int, _pick: int) -> None:
         """A controller connects again where it may."""
-        self._first(controller_model.comes_and_goes(self.world, number), " is back on a")
-        self._first(controller_model.comes_and_goes(self.world, number), " is back on b")
+        self.only(controller_model.comes_and_goes(self.world, number), " is back on a")
+        self.only(controller_model.comes_and_goes(self.world, number), " is back on b")
 
     def looks(self, number: int, pick: int) -> None:
         """A controller looks at both QEMUs, which answer, and decides; it has not acted yet."""
         for _ in range(4):
-            self._first(controller_model.goes_on(self.world, number), " looks at ", " sees ", pick=pick)
+            self.only(controller_model.goes_on(self.world, number), " looks at ", " sees ", pick=pick)
 
     def acts(self, number: int, _pick: int) -> None:
         """A controller does what it has decided; it has not arrived yet."""
-        self._first(controller_model.goes_on(self.world, number), " does ")
+        self.only(controller_model.goes_on(self.world, number), " does ")
 
     def works(self, number: int, pick: int) -> None:
         """A controller looks, decides and acts, and what it sends mostly arrives; the QEMUs go on meanwhile."""
         self.looks(number, pick)
         self.acts(number, pick)
-        self._first(self.world.flying(), " arrives" if pick % 5 else " is lost")
+        self.only(self.world.flying(), " arrives" if pick % 5 else " is lost")
         if pick % 3:
             self.qemus(number, 0)
 
-    def _first(self, steps: Iterator[tuple[str, World]], *words: str, pick: int = 0) -> None:
+    def only(self, steps: Iterator[tuple[str, World]], *words: str, pick: int = 0) -> None:
+        """Let one of the steps happen whose name has one of the words in it."""
         self.happens(iter([step for step in steps if any(word in step[0] for word in words)]), pick)
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -242,11 +243,17 @@ def post_copy_was_asked_for_and_nothing_moves(end: World) -> bool:
     return asked and end.src == "copying" and end.stream == "silent"
 
 
+def post_copy_has_begun_and_the_devices_do_not_arrive(end: World) -> bool:
+    """Neither can run the guest, and a cancel would destroy it; when the stream goes on, all goes on by itself."""
+    return end.src == "postcopy" and end.dst == "incoming" and end.stream == "silent"
+
+
 REASONS: Final[list[Callable[[World], bool]]] = [
     nobody_heard_it_complete,
     destination_lost_after_it_may_have_run,
     source_stuck_and_destination_may_have_run,
     source_gave_up_in_post_copy_and_destination_may_have_run,
     post_copy_was_asked_for_and_nothing_moves,
+    post_copy_has_begun_and_the_devices_do_not_arrive,
 ]
 """Why a person may be asked; everything else must end with an owner."""
