@@ -24,7 +24,9 @@ def what_would_work(outlook: Outlook | None, now: Sample, allowed: Allowed) -> s
     """
     if outlook is None:
         return "one full copy takes longer than that: give it more time (--timeout), or more --bandwidth"
-    ways = [f"--downtime-limit {_time(outlook.least_ms * HEADROOM)}", *_bandwidth(outlook, now, allowed)]
+    # One pass may have ended within the limit, and what came after it did not: then that one is no measure.
+    blackout_ms = outlook.least_ms if outlook.least_ms > allowed.downtime_ms else outlook.need_ms
+    ways = [f"--downtime-limit {_time(blackout_ms * HEADROOM)}", *_bandwidth(outlook, now, allowed, blackout_ms)]
     throttle = _throttle(outlook, now)
     if throttle is not None and throttle > allowed.throttle_percent:
         ways.append(f"--max-throttle {throttle}%")
@@ -33,12 +35,14 @@ def what_would_work(outlook: Outlook | None, now: Sample, allowed: Allowed) -> s
     return "what would work: " + ", or ".join(ways)
 
 
-def _bandwidth(outlook: Outlook, now: Sample, allowed: Allowed) -> list[str]:
-    """Return the bandwidth at which it would converge; nothing where that is out of reach."""
+def _bandwidth(outlook: Outlook, now: Sample, allowed: Allowed, blackout_ms: float) -> list[str]:
+    """Return the bandwidth at which it would converge; nothing where that is out of reach, or less than there was."""
     # Either all that it dirties again and again fits into the pause, or what it dirties is carried.
-    enough = outlook.least_ms * outlook.in_blackout / allowed.downtime_ms
+    enough = blackout_ms * outlook.in_blackout / allowed.downtime_ms
     if not outlook.saturated:
         enough = min(enough, outlook.dirty / COMFORT)
+    if enough <= outlook.bandwidth:
+        return []
     rate = f"{math.ceil(enough / 2**20)}MiB"
     if now.max_bandwidth_bytes_per_s > 0 and outlook.bandwidth > 0.8 * now.max_bandwidth_bytes_per_s:
         return [f"--bandwidth {rate} (if the link carries it)"]  # the user's own limit: however much less it was
