@@ -74,6 +74,8 @@ def test_a_subscriber_follows_a_migration_from_both_hosts_and_the_controller(lab
 
 
 def test_a_late_subscriber_sees_how_things_are(lab: Lab, guest: Guest) -> None:
+    with following(lab, "--vm", guest.name) as heard:  # the agent has told of it: who comes now is late
+        wait_for(lambda: state_of(heard, f"host/a/vm/{guest.name}"), 20)
     with following(lab, "--vm", guest.name) as heard:
         told = wait_for(lambda: state_of(heard, f"host/a/vm/{guest.name}"), 20)
         assert told["runstate"] == "running"
