@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import pwd
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -17,7 +18,10 @@ from tests.support.real.brokers import PATIENCE_S
 
 USER: Final = "qmp-migrate"
 # It refuses to run as root. In a user namespace it is somebody else, to itself, and still reads its files.
-NOT_ROOT: Final = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+NOBODY: Final = pwd.getpwnam("nobody")  # it must be a user that the machine knows
+NOT_ROOT: Final = (
+    ("unshare", "--user", f"--map-user={NOBODY.pw_uid}", f"--map-group={NOBODY.pw_gid}") if os.geteuid() == 0 else ()
+)
 
 
 def program(name: str) -> str:
