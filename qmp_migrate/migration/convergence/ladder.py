@@ -354,7 +354,8 @@ def _last_rung(samples: Sequence[Sample], outlook: Outlook | None, allowed: Allo
     if allowed.stop:
         pause = f" for about {_time(outlook.need_ms)}" if outlook else ""
         return Step("stop", reason=f"{why}: the guest is stopped{pause}, and the rest is copied")
-    return Step("give-up", reason=why, hint=suggestions.what_would_work(outlook, samples[-1], allowed))
+    now = samples[-1]
+    return Step("give-up", reason=why, hint=suggestions.what_would_work(outlook, now, allowed, _stall_ms(now, allowed)))
 
 
 def _why(now: Sample, outlook: Outlook) -> str:

@@ -14,19 +14,23 @@ OUT_OF_REACH: Final = 20.0
 MOST_PERCENT: Final = 99
 
 
-def what_would_work(outlook: Outlook | None, now: Sample, allowed: Allowed) -> str:
+def what_would_work(outlook: Outlook | None, now: Sample, allowed: Allowed, stall_ms: int = 0) -> str:
     """Return the ways that are left, mildest first, each with its figure.
 
     Args:
         outlook: What the passes told; None where not even one has ended.
         now: The last sample.
-        allowed: What the user had allowed, and the policy has done.
+        allowed: What the user had allowed, and the policy has done; of the blackout, what is left for sending.
+        stall_ms: The part of the blackout in which vCPUs over their dirty limit still sleep, milliseconds.
     """
     if outlook is None:
         return "one full copy takes longer than that: give it more time (--timeout), or more --bandwidth"
     # One pass may have ended within the limit, and what came after it did not: then that one is no measure.
     blackout_ms = outlook.least_ms if outlook.least_ms > allowed.downtime_ms else outlook.need_ms
-    ways = [f"--downtime-limit {_time(blackout_ms * HEADROOM)}", *_bandwidth(outlook, now, allowed, blackout_ms)]
+    ways = [
+        f"--downtime-limit {_time(blackout_ms * HEADROOM + stall_ms)}",
+        *_bandwidth(outlook, now, allowed, blackout_ms),
+    ]
     throttle = _throttle(outlook, now)
     if throttle is not None and throttle > allowed.throttle_percent:
         ways.append(f"--max-throttle {throttle}%")

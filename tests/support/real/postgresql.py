@@ -66,7 +66,9 @@ class Postgresql:
             "--no-locale",
             "--no-sync",
         ]
-        subprocess.run([*NOT_ROOT, program("initdb"), *words], check=True, capture_output=True, timeout=PATIENCE_S)
+        argv = [*NOT_ROOT, program("initdb"), *words]
+        made = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        assert made.returncode == 0, made.stderr
 
     async def start(self) -> None:
         """Start it; return when it answers."""

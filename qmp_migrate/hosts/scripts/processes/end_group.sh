@@ -1,4 +1,4 @@
-#: $1 process group, $2 start time of its leader: ends what a command line of :func:`behind_login_shell` started.
+#: $1 process group, $2 start time of its leader: ends what a command line that was begun behind a login shell started.
 #: relay: command's process, number
 IFS= read -r stat <"/proc/$1/stat" || exit 0
 fields=${stat##*) }

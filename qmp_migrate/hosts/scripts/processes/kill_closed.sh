@@ -1,4 +1,4 @@
-#: As `KILL`, but only where the process holds nothing open any more to which a guest's data may still be on its way; else
+#: As kill, but only where the process holds nothing open any more to which a guest's data may still be on its way; else
 #: "holds" and what it is. Images are open for reading and writing (logs for writing only), or reached through a socket that
 #: the process has connected itself: of its own ones the listening ones, and what has come to them, may stay.
 #: relay: guest's process, number, boot id, number, signal

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qmp_migrate.migration.convergence.estimate import Outlook
+from qmp_migrate.migration.convergence.ladder import _last_rung
 from qmp_migrate.migration.convergence.suggestions import what_would_work
 from qmp_migrate.migration.convergence.types import Allowed, Sample
 
@@ -36,3 +37,15 @@ def test_the_best_pass_is_one_where_none_ended_within_the_limit() -> None:
     said = what_would_work(replace(OUTLOOK, least_ms=400.0), NOW, ALLOWED)
     assert "--downtime-limit 500ms" in said
     assert "a link that carries 36MiB/s (this one: 26.3 MiB/s)" in said
+
+
+def test_a_link_that_is_slower_than_this_one_is_no_advice() -> None:
+    # All that is dirtied again fits into the pause at half of this rate: it was not the link.
+    said = what_would_work(replace(OUTLOOK, need_ms=150.0), NOW, ALLOWED)
+    assert "a link that carries" not in said
+
+
+def test_where_vcpus_are_slowed_down_the_time_in_which_they_still_sleep_is_part_of_the_blackout() -> None:
+    now = replace(NOW, vcpu_dirty_bytes_per_s=(160.0 * MIB, 0.0), dirty_limit_bytes_per_s=40 * MIB)
+    step = _last_rung([now], OUTLOOK, replace(ALLOWED, dirty_ring_bytes=16 * MIB), "it does not converge")
+    assert "--downtime-limit 850ms" in step.hint  # 300 ms of sleep
